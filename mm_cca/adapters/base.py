@@ -1,0 +1,152 @@
+"""What the rest of the code knows of a model family: one protocol and three small tables.
+
+Shapes: B rows, P prompt tokens, L tokens, S slots of the image span, N free codes, h x w grid of
+codes, H x W pixels, D hidden size, R rows of the image head, K image codes, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import Cache
+
+Grid: TypeAlias = tuple[int, int]
+"""Rows and columns of codes."""
+
+FREE = -1
+"""Marks a slot that holds an image code."""
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """The image span after the prompt as a sequence of slots, up to the last free code.
+
+    Attributes:
+        tokens: [S] int64, the vocabulary id where the token is forced (row ends, size tokens) and
+            ``FREE`` where an image code stands.
+    """
+
+    tokens: np.ndarray
+
+    @cached_property
+    def free_slots(self) -> np.ndarray:
+        """[N] int64 positions of the free codes within the span."""
+        return np.flatnonzero(self.tokens == FREE)
+
+    @property
+    def num_codes(self) -> int:
+        return len(self.free_slots)
+
+
+@dataclass(frozen=True)
+class ImageHead:
+    """The rows of the output head that image codes are scored with.
+
+    Attributes:
+        weight: [R, D]; a view into the model's own parameter, never a copy.
+        bias: [R] or None.
+        row_of_code: [K] int64, the row of ``weight`` for every image code.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    row_of_code: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How the family's authors sample."""
+
+    guidance_scale: float
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+
+
+class UnifiedModel(Protocol):
+    """A text-and-image decoder with its image tokenizer.
+
+    Built by ``mm_cca.load_adapter(name, path)``; a class is free to keep whatever it needs.
+    """
+
+    name: str
+    module: nn.Module
+    num_codes: int
+    pad_id: int
+    defaults: Defaults
+
+    @property
+    def pixels_per_code(self) -> int:
+        """Side of the square of pixels that one code stands for."""
+        ...
+
+    def layout(self, grid: Grid) -> ImageLayout:
+        """The slots of an image of that grid."""
+        ...
+
+    def prompt_ids(self, prompts: Sequence[str], grid: Grid) -> list[list[int]]:
+        """Token ids of each prompt, up to and including the last token before the first slot."""
+        ...
+
+    def unconditional_ids(self, grid: Grid, negative_prompt: str = "") -> list[int]:
+        """The family's exact form of a prompt that says nothing."""
+        ...
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] uint8 -> [B, N] int64 codes in row order."""
+        ...
+
+    def decode(self, codes: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """[B, N] codes -> [B, 3, H, W] uint8."""
+        ...
+
+    def embed_text(self, ids: torch.Tensor) -> torch.Tensor:
+        """[...] vocabulary ids -> [..., D]."""
+        ...
+
+    def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """[...] image codes -> [..., D]."""
+        ...
+
+    def hidden_states(
+        self,
+        embeds: torch.Tensor,
+        mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        cache: Cache | None = None,
+    ) -> torch.Tensor:
+        """[B, L, D] embeddings -> [B, L, D] last hidden states, after the final norm.
+
+        ``mask`` is [B, L] bool, or covers cached tokens too when ``cache`` is given.
+        """
+        ...
+
+    def new_cache(self, max_length: int) -> Cache:
+        """An empty key-value cache for ``max_length`` tokens."""
+        ...
+
+    def image_head(self, *, whole_vocabulary: bool = False) -> ImageHead:
+        """The head's image rows, or all its rows."""
+        ...
+
+    def frozen(self) -> list[nn.Module]:
+        """Parts that never train and always stay in eval mode (image tokenizer, vision tower)."""
+        ...
+
+    def lora_targets(self) -> list[str]:
+        """Names of the linear layers a LoRA attaches to."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write a plain ``save_pretrained`` folder with the processor's files."""
+        ...
+
+
+def grid_of(model: UnifiedModel, image_size: Sequence[int]) -> Grid:
+    """The grid of codes of images of ``image_size`` (height, width) pixels."""
+    return (image_size[0] // model.pixels_per_code, image_size[1] // model.pixels_per_code)

@@ -1,0 +1,175 @@
+"""What makes a recipe's values wrong, found without reading data or weights."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mm_cca.config import STAGES, AnyRecipe, DataConfig, Recipe, ScorerRecipe, TokenizerRecipe
+from mm_cca.negatives import KINDS
+
+PRECISIONS = ("no", "bf16", "fp16")
+DTYPES = ("float32", "bfloat16", "float16")
+TRACKERS = ("tensorboard", "wandb", "trackio")
+SCHEDULES = ("cosine", "constant")
+
+Check = tuple[str, Any, bool, str]
+"""Key, value, whether it is right, what is allowed."""
+
+
+def problems(recipe: AnyRecipe) -> list[str]:
+    """One sentence for every wrong value; empty when the recipe is sound."""
+    checks: list[Check] = [
+        *(_one_of("run.stages", stage, STAGES) for stage in recipe.run.stages),
+        *_data(recipe.data),
+    ]
+    if isinstance(recipe, Recipe):
+        checks += [*_model(recipe), *_loss(recipe), *_train(recipe), *_sample(recipe)]
+    elif isinstance(recipe, TokenizerRecipe):
+        checks += _tokenizer(recipe)
+    elif isinstance(recipe, ScorerRecipe):
+        checks += _scorer(recipe)
+    return [f"{key} is {value!r}; allowed: {allowed}" for key, value, ok, allowed in checks if not ok]
+
+
+def _one_of(key: str, value: str, allowed: Iterable[str]) -> Check:
+    return key, value, value in tuple(allowed), ", ".join(allowed)
+
+
+def _at_least(key: str, value: float, low: float) -> Check:
+    return key, value, value >= low, f"{low} or more"
+
+
+def _above(key: str, value: float, low: float) -> Check:
+    return key, value, value > low, f"more than {low}"
+
+
+def _fraction(key: str, value: float) -> Check:
+    return key, value, 0 <= value < 1, "0 up to, but not, 1"
+
+
+def _when(condition: bool, check: Callable[[], Check]) -> list[Check]:
+    return [check()] if condition else []
+
+
+def _data(data: DataConfig) -> list[Check]:
+    size = data.image_size
+    return [
+        ("data.image_size", size, len(size) == 2 and min(size, default=0) > 0, "[height, width]"),
+        _at_least("data.variants", data.variants, 1),
+        _at_least("data.max_zoom", data.max_zoom, 1),
+        _fraction("data.max_shift", data.max_shift),
+        _at_least("data.max_bad", data.max_bad, 0),
+        _at_least("data.encode_batch_size", data.encode_batch_size, 1),
+        _at_least("data.rows_per_shard", data.rows_per_shard, 1),
+    ]
+
+
+def _model(recipe: Recipe) -> list[Check]:
+    from mm_cca.adapters import ADAPTERS
+
+    adapter = recipe.model.adapter
+    known = adapter in ADAPTERS or ":" in adapter
+    return [
+        ("model.adapter", adapter, known, f"{', '.join(ADAPTERS)}, or package.module:Class"),
+        _one_of("model.dtype", recipe.model.dtype, DTYPES),
+    ]
+
+
+def _loss(recipe: Recipe) -> list[Check]:
+    loss = recipe.loss
+    return [
+        _one_of("loss.objective", loss.objective, ("cca", "nll")),
+        _above("loss.beta", loss.beta, 0),
+        *_when(
+            loss.beta_codes is not None,
+            lambda: _at_least("loss.beta_codes", loss.beta_codes or 0, 1),
+        ),
+        _at_least("loss.lambda_", loss.lambda_, 0),
+        _fraction("loss.uncond_ratio", loss.uncond_ratio),
+        _one_of("loss.negatives", loss.negatives, KINDS),
+    ]
+
+
+def _train(recipe: Recipe) -> list[Check]:
+    train = recipe.train
+    best_needs = train.keep != "best" or (train.eval_every > 0 and bool(recipe.data.heldout_split))
+    return [
+        _at_least("train.seed", train.seed, 0),
+        _at_least("train.max_steps", train.max_steps, 1),
+        _at_least("train.micro_batch_size", train.micro_batch_size, 1),
+        (
+            "train.batch_size",
+            train.batch_size,
+            train.batch_size > 0 and train.batch_size % max(1, train.micro_batch_size) == 0,
+            f"a multiple of train.micro_batch_size ({train.micro_batch_size}) and of the ranks",
+        ),
+        _above("train.learning_rate", train.learning_rate, 0),
+        _one_of("train.schedule", train.schedule, SCHEDULES),
+        _at_least("train.warmup_steps", train.warmup_steps, 0),
+        _at_least("train.weight_decay", train.weight_decay, 0),
+        _above("train.max_grad_norm", train.max_grad_norm, 0),
+        _one_of("train.mixed_precision", train.mixed_precision, PRECISIONS),
+        _one_of("train.tuning", train.tuning, ("full", "lora")),
+        (
+            "train.reference",
+            train.reference,
+            train.reference == "copy" or (train.reference == "lora" and train.tuning == "lora"),
+            "copy, or lora when train.tuning is lora (the same weights, adapter switched off)",
+        ),
+        _at_least("train.lora_rank", train.lora_rank, 1),
+        _at_least("train.save_every", train.save_every, 1),
+        _at_least("train.keep_checkpoints", train.keep_checkpoints, 1),
+        _at_least("train.eval_every", train.eval_every, 0),
+        _one_of("train.keep", train.keep, ("last", "best")),
+        (
+            "train.keep",
+            train.keep,
+            best_needs,
+            "last, or best with train.eval_every > 0 and a data.heldout_split",
+        ),
+        *(_one_of("train.trackers", name, TRACKERS) for name in train.trackers),
+    ]
+
+
+def _sample(recipe: Recipe) -> list[Check]:
+    sample = recipe.sample
+    return [
+        _at_least("sample.num_images", sample.num_images, 1),
+        *(_above("sample.guidance_scales", s, 1) for s in sample.guidance_scales),
+        *(_above("sample.control_scales", s, 1) for s in sample.control_scales),
+        _above("sample.temperature", sample.temperature, 0),
+        *_when(sample.top_k is not None, lambda: _at_least("sample.top_k", sample.top_k or 0, 1)),
+        (
+            "sample.top_p",
+            sample.top_p,
+            sample.top_p is None or 0 < sample.top_p <= 1,
+            "null, or more than 0 and at most 1",
+        ),
+        _at_least("sample.batch_size", sample.batch_size, 1),
+        _at_least("eval.bootstrap_samples", recipe.eval.bootstrap_samples, 100),
+        _at_least("eval.grid_prompts", recipe.eval.grid_prompts, 1),
+    ]
+
+
+def _tokenizer(recipe: TokenizerRecipe) -> list[Check]:
+    settings = recipe.tokenizer
+    side = 2 ** (len(settings.channel_multiplier) - 1)
+    return [
+        _at_least("tokenizer.num_codes", settings.num_codes, 2),
+        _at_least("tokenizer.steps", settings.steps, 1),
+        (
+            "data.image_size",
+            recipe.data.image_size,
+            all(pixels % side == 0 for pixels in recipe.data.image_size),
+            f"multiples of {side}, the pixels per code of this tokenizer.channel_multiplier",
+        ),
+        _one_of("tokenizer.mixed_precision", settings.mixed_precision, PRECISIONS),
+    ]
+
+
+def _scorer(recipe: ScorerRecipe) -> list[Check]:
+    settings = recipe.scorer
+    return [
+        _at_least("scorer.steps", settings.steps, 1),
+        _at_least("scorer.batch_size", settings.batch_size, 2),
+        _one_of("scorer.mixed_precision", settings.mixed_precision, PRECISIONS),
+    ]

@@ -1,0 +1,334 @@
+"""The recipe: typed dataclasses, and how a YAML file and ``key=value`` overrides become one.
+
+Precedence: defaults below < the YAML file < overrides. All mistakes are reported together, before
+any weight is read.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeAlias, get_type_hints
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mm_cca.errors import UserError
+
+STAGES = ("prepare", "train", "sample", "eval", "report")
+
+
+@dataclass
+class RunConfig:
+    """Where the run lives and what ``mm-cca run`` does."""
+
+    dir: str = MISSING
+    stages: list[str] = field(default_factory=lambda: list(STAGES))
+
+
+@dataclass
+class ModelConfig:
+    """Which checkpoint, read by which adapter."""
+
+    adapter: str = MISSING
+    path: str = MISSING
+    dtype: str = "bfloat16"
+
+
+@dataclass
+class DataConfig:
+    """Captioned images: ``emoji``, a folder with metadata.jsonl, a Parquet file, a hub name."""
+
+    path: str = MISSING
+    image_column: str = "image"
+    caption_column: str = "caption"
+    split_column: str | None = None
+    train_split: str = "train"
+    heldout_split: str | None = None
+    image_size: list[int] = MISSING  # height, width in pixels
+    variants: int = 1
+    max_zoom: float = 1.0
+    max_shift: float = 0.0
+    max_bad: int = 0
+    encode_batch_size: int = 64
+    rows_per_shard: int = 1024
+
+
+@dataclass
+class LossConfig:
+    """The objective and its constants; ``lambda_`` and ``beta`` as in the paper."""
+
+    objective: str = "cca"
+    beta: float = 0.02
+    beta_codes: int | None = 576
+    lambda_: float = 1.0
+    uncond_ratio: float = 0.1
+    negatives: str = "shuffle"
+    whole_vocabulary: bool = False
+
+
+@dataclass
+class TrainConfig:
+    """The training loop."""
+
+    seed: int = 0
+    max_steps: int = MISSING
+    batch_size: int = MISSING  # pairs per optimizer step, over all ranks
+    micro_batch_size: int = MISSING  # pairs per forward pass on one rank
+    learning_rate: float = MISSING
+    schedule: str = "cosine"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    max_grad_norm: float = 1.0
+    mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    tuning: str = "full"
+    reference: str = "copy"
+    lora_rank: int = 16
+    lora_alpha: float = 32.0
+    control: bool = False  # also train the base with nll on the same batches, for comparison
+    save_every: int = 500
+    keep_checkpoints: int = 2
+    eval_every: int = 0  # held-out loss every so many steps; 0 is never
+    keep: str = "last"  # or "best": the weights with the lowest held-out loss
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+
+
+@dataclass
+class SampleConfig:
+    """The arms and how they are sampled; None means the adapter's default."""
+
+    num_images: int = 256  # per split
+    guidance_scales: list[float] = field(default_factory=lambda: [1.5, 2.0, 3.0, 5.0, 7.5])
+    control_scales: list[float] = field(default_factory=list)
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    negative_prompt: str = ""
+    batch_size: int = 64
+    seed: int = 0
+
+
+@dataclass
+class EvalConfig:
+    """Scores. ``scorer`` is any open_clip name, ``local-dir:FOLDER``, or ``emoji-clip``."""
+
+    scorer: str = MISSING
+    scorer_pretrained: str | None = None
+    batch_size: int = 256
+    bootstrap_samples: int = 1000
+    grid_prompts: int = 12
+
+
+@dataclass
+class Recipe:
+    """Fine-tune a unified model and measure it (job: finetune)."""
+
+    job: str = "finetune"
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+@dataclass
+class TokenizerConfig:
+    """A stock Emu3VQVAE, the tokenizer's text vocabulary and the untrained decoder around it."""
+
+    num_codes: int = 512
+    code_dim: int = 8
+    base_channels: int = 32
+    channel_multiplier: list[int] = field(default_factory=lambda: [1, 2, 2])
+    text_vocab_size: int = 2000
+    decoder_hidden_size: int = 256
+    decoder_intermediate_size: int = 640
+    decoder_layers: int = 6
+    decoder_heads: int = 8
+    steps: int = MISSING
+    batch_size: int = 64
+    learning_rate: float = 1.5e-3
+    warmup_steps: int = 50
+    commitment: float = 0.25
+    reseed_every: int = 50
+    mixed_precision: str = "no"
+    seed: int = 0
+
+
+@dataclass
+class TokenizerRecipe:
+    """Train the demo's image tokenizer and assemble an untrained Emu3 (job: tokenizer)."""
+
+    job: str = "tokenizer"
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+
+
+@dataclass
+class ScorerConfig:
+    """The two towers of the demo's scorer."""
+
+    patch_size: int = 4
+    vision_width: int = 160
+    vision_layers: int = 4
+    text_width: int = 128
+    text_layers: int = 2
+    embed_dim: int = 96
+    text_vocab_size: int = 2000
+    steps: int = MISSING
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.2
+    warmup_steps: int = 100
+    mixed_precision: str = "no"
+    seed: int = 0
+
+
+@dataclass
+class ScorerRecipe:
+    """Train the demo's open_clip scorer (job: scorer)."""
+
+    job: str = "scorer"
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    scorer: ScorerConfig = field(default_factory=ScorerConfig)
+
+
+AnyRecipe: TypeAlias = Recipe | TokenizerRecipe | ScorerRecipe
+JOBS: dict[str, type] = {
+    "finetune": Recipe,
+    "tokenizer": TokenizerRecipe,
+    "scorer": ScorerRecipe,
+}
+
+
+def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
+    """Read, merge and validate a recipe.
+
+    Args:
+        path_or_name: a YAML file, or the name of a shipped recipe (``mm-cca ls``).
+        overrides: ``key=value`` with dotted keys; the value is parsed as YAML.
+
+    Raises:
+        UserError: every mistake in one message.
+    """
+    from mm_cca.checks import problems
+
+    path = find_recipe(path_or_name)
+    raw = _read_yaml(path)
+    for override in overrides:
+        _apply_override(raw, override)
+    job = raw.get("job", "finetune")
+    if job not in JOBS:
+        raise UserError(f"{path}: job is {job!r}; allowed: {', '.join(JOBS)}.")
+    schema = JOBS[job]
+    recipe = OmegaConf.structured(schema)
+    found: list[str] = []
+    for key, value in _leaves(raw, schema):
+        if (unknown := _unknown_key(key, schema)) is not None:
+            found.append(unknown)
+            continue
+        try:
+            OmegaConf.update(recipe, key, value)
+        except OmegaConfBaseException as error:
+            found.append(f"{key} is {value!r}: {str(error).splitlines()[0]}")
+    found += [f"{key} is missing; set it in the YAML file" for key in OmegaConf.missing_keys(recipe)]
+    if not found:
+        typed: AnyRecipe = OmegaConf.to_object(recipe)  # type: ignore[assignment]
+        found = problems(typed)
+    if found:
+        listed = "\n".join(f"  - {problem}" for problem in sorted(found))
+        raise UserError(f"{path} has {len(found)} mistake(s):\n{listed}")
+    return typed
+
+
+def dump(recipe: AnyRecipe) -> str:
+    """The resolved recipe as YAML; loading it gives the same recipe."""
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Names and files of the recipes inside the package."""
+    folder = Path(str(resources.files("mm_cca.recipes")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(path_or_name: str) -> Path:
+    """A file if it exists, else the shipped recipe of that name. Raises UserError."""
+    path = Path(path_or_name)
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if path_or_name in shipped:
+        return shipped[path_or_name]
+    near = get_close_matches(path_or_name, shipped, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UserError(
+        f"no recipe {path_or_name!r}: not a file, and not one of the shipped recipes "
+        f"({', '.join(shipped)}).{hint}"
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} can't be read as YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} holds {type(raw).__name__}, not a mapping of keys to values.")
+    return raw
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"{override!r} is no override; write key=value, as in train.seed=1.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{override!r}: the value can't be read as YAML: {error}") from error
+    *parents, last = key.split(".")
+    node = raw
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"{override!r}: {parent} is a value, not a group of keys.")
+        node = child
+    node[last] = value
+
+
+def _leaves(node: dict[str, Any], schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; descends only where the schema has a group of that name."""
+    hints = get_type_hints(schema)
+    for name, value in node.items():
+        inner = hints.get(str(name))
+        if isinstance(value, dict) and inner is not None and is_dataclass(inner):
+            yield from _leaves(value, inner, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _unknown_key(key: str, schema: type) -> str | None:
+    known = list(_known_keys(schema))
+    if key in known:
+        return None
+    near = get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{key} is no key of this recipe{hint}"
+
+
+def _known_keys(schema: type, prefix: str = "") -> Iterator[str]:
+    hints = get_type_hints(schema)
+    for entry in fields(schema):
+        inner = hints[entry.name]
+        if is_dataclass(inner):
+            yield from _known_keys(inner, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
+        else:
+            yield f"{prefix}{entry.name}"

@@ -1,0 +1,153 @@
+"""The token cache: every image becomes codes once, in shards that survive an interruption.
+
+Shapes: B images, V variants, N codes per image.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset, Features, Sequence, Value, concatenate_datasets, load_from_disk
+from tqdm import tqdm
+
+from mm_cca.adapters.base import UnifiedModel
+from mm_cca.augment import variant_parameters, zoom_and_shift
+from mm_cca.config import DataConfig
+from mm_cca.data import BadRow, Split, decode_image, load_split, refuse_too_many
+from mm_cca.errors import UserError
+
+FEATURES = Features(
+    {
+        "row": Value("int64"),
+        "caption": Value("string"),
+        "codes": Sequence(Value("int32")),
+        "problem": Value("string"),
+    }
+)
+
+
+class TokenCache:
+    """The codes and captions of one split, memory-mapped."""
+
+    def __init__(self, table: Dataset, num_variants: int) -> None:
+        self._table = table.with_format("torch", columns=["codes"])
+        self.captions: list[str] = list(table["caption"])
+        self.num_variants = num_variants
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def codes(self, rows: torch.Tensor, variants: torch.Tensor) -> torch.Tensor:
+        """[B] rows and [B] variants -> [B, N] int64 codes."""
+        stored = self._table[rows.tolist()]["codes"].view(len(rows), self.num_variants, -1)
+        return stored[torch.arange(len(rows)), variants].long()
+
+
+def prepare_split(
+    load_model: Callable[[], UnifiedModel], config: DataConfig, split: str, folder: Path, seed: int
+) -> None:
+    """Encode every usable image of a split; shards already there are kept.
+
+    Ranks take turns at the shards; each shard is written beside and renamed.
+
+    Args:
+        load_model: called only if a shard is missing.
+        folder: where the shards go.
+        seed: of the augmented variants.
+
+    Raises:
+        UserError: bad rows beyond ``data.max_bad``; the shards made so far stay.
+    """
+    state = PartialState()
+    source = load_split(config, split)
+    shards = range(0, len(source.rows), config.rows_per_shard)
+    missing = [start for start in shards if not _shard(folder, start).exists()]
+    model = load_model() if missing else None
+    mine = missing[state.process_index :: state.num_processes]
+    rows = sum(min(config.rows_per_shard, len(source.rows) - start) for start in mine)
+    with tqdm(
+        total=rows * config.variants,
+        desc=f"tokenising {split}",
+        unit="img",
+        disable=not state.is_main_process or not missing,
+    ) as bar:
+        for start in mine:
+            assert model is not None
+            stop = min(start + config.rows_per_shard, len(source.rows))
+            table = _encode_rows(model, source, range(start, stop), config, seed, bar)
+            _write(table, _shard(folder, start))
+    state.wait_for_everyone()
+    if state.is_main_process:
+        table = _all_shards(folder)
+        problems = zip(table["row"], table["problem"], strict=True)
+        bad = source.bad + [BadRow(row, problem) for row, problem in problems if problem]
+        refuse_too_many(bad, config, folder.parent / f"bad_rows_{split}.jsonl")
+    state.wait_for_everyone()
+
+
+def open_cache(folder: Path, num_variants: int) -> TokenCache:
+    """The cache that ``prepare_split`` wrote. Raises UserError if there is none."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: run `mm-cca prepare RECIPE` first.")
+    table = _all_shards(folder)
+    good = [i for i, problem in enumerate(table["problem"]) if not problem]
+    return TokenCache(table if len(good) == len(table) else table.select(good), num_variants)
+
+
+def _encode_rows(
+    model: UnifiedModel, source: Split, rows: range, config: DataConfig, seed: int, bar: tqdm
+) -> Dataset:
+    """One shard: a row whose image can't be read keeps its place, with ``problem`` set."""
+    height, width = config.image_size
+    device = next(model.module.parameters()).device
+    table = source.table.select([source.rows[i] for i in rows])
+    pixels, problems = [], []
+    for cell in table[config.image_column]:
+        try:
+            pixels.append(decode_image(cell, height, width))
+            problems.append("")
+        except ValueError as error:
+            pixels.append(torch.zeros(3, height, width, dtype=torch.uint8))
+            problems.append(str(error))
+    indices = torch.tensor([source.rows[i] for i in rows]).repeat_interleave(config.variants)
+    variants = torch.arange(config.variants).repeat(len(rows))
+    encoded = []
+    for part in torch.arange(len(indices)).split(config.encode_batch_size):
+        parameters = variant_parameters(
+            indices[part],
+            variants[part],
+            seed=seed,
+            max_zoom=config.max_zoom,
+            max_shift=config.max_shift,
+        )
+        images = torch.stack([pixels[i // config.variants] for i in part.tolist()])
+        encoded.append(model.encode(zoom_and_shift(images, parameters).to(device)).cpu())
+        bar.update(len(part))
+    codes = torch.cat(encoded).int().view(len(rows), -1)
+    return Dataset.from_dict(
+        {
+            "row": [source.rows[i] for i in rows],
+            "caption": [source.captions[i] for i in rows],
+            "codes": list(codes.numpy()),
+            "problem": problems,
+        },
+        features=FEATURES,
+    )
+
+
+def _shard(folder: Path, start: int) -> Path:
+    return folder / f"{start:09d}"
+
+
+def _write(table: Dataset, path: Path) -> None:
+    beside = path.with_name(path.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    table.save_to_disk(str(beside), num_shards=1)
+    beside.rename(path)
+
+
+def _all_shards(folder: Path) -> Dataset:
+    paths = sorted(path for path in folder.iterdir() if path.suffix != ".partial")
+    return concatenate_datasets([load_from_disk(str(path)) for path in paths])
