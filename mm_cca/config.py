@@ -86,6 +86,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
+    compile: bool = False  # torch.compile of the decoder; needs a C++ compiler on a CPU
     tuning: str = "full"
     reference: str = "copy"
     lora_rank: int = 16
@@ -239,10 +240,12 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
             OmegaConf.update(recipe, key, value)
         except OmegaConfBaseException as error:
             found.append(f"{key} is {value!r}: {str(error).splitlines()[0]}")
-    found += [f"{key} is missing; set it in the YAML file" for key in OmegaConf.missing_keys(recipe)]
-    if not found:
+    given = {key for key, _ in _leaves(raw, schema)}
+    missing = OmegaConf.missing_keys(recipe)
+    found += [f"{key} is missing; set it in the YAML file" for key in missing - given]
+    if not missing:
         typed: AnyRecipe = OmegaConf.to_object(recipe)  # type: ignore[assignment]
-        found = problems(typed)
+        found += problems(typed)
     if found:
         listed = "\n".join(f"  - {problem}" for problem in sorted(found))
         raise UserError(f"{path} has {len(found)} mistake(s):\n{listed}")
@@ -305,12 +308,12 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def _leaves(node: dict[str, Any], schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; descends only where the schema has a group of that name."""
-    hints = get_type_hints(schema)
+    """Dotted keys and values; a group that the schema lacks is walked too, to name its keys."""
+    hints = get_type_hints(schema) if is_dataclass(schema) else {}
     for name, value in node.items():
-        inner = hints.get(str(name))
-        if isinstance(value, dict) and inner is not None and is_dataclass(inner):
-            yield from _leaves(value, inner, f"{prefix}{name}.")  # type: ignore[arg-type]
+        inner = hints.get(str(name), object)
+        if isinstance(value, dict):
+            yield from _leaves(value, inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -107,9 +107,14 @@ def chunked_logps(
     return logps
 
 
-def left_pad(ids: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token lists -> [B, P] ids and [B, P] bool mask, padded on the left to the longest."""
-    longest = max(len(row) for row in ids)
+def left_pad(
+    ids: list[list[int]], pad_id: int, multiple: int = 8
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token lists -> [B, P] ids and [B, P] bool mask, padded on the left.
+
+    P is the longest length rounded up to a ``multiple``, so that few shapes occur.
+    """
+    longest = -(-max(len(row) for row in ids) // multiple) * multiple
     padded = [[pad_id] * (longest - len(row)) + row for row in ids]
     mask = [[False] * (longest - len(row)) + [True] * len(row) for row in ids]
     return torch.tensor(padded), torch.tensor(mask)

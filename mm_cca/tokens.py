@@ -83,15 +83,16 @@ def prepare_split(
         table = _all_shards(folder)
         problems = zip(table["row"], table["problem"], strict=True)
         bad = source.bad + [BadRow(row, problem) for row, problem in problems if problem]
-        refuse_too_many(bad, config, folder.parent / f"bad_rows_{split}.jsonl")
+        refuse_too_many(bad, config, folder.parent / "bad_rows.jsonl")
     state.wait_for_everyone()
 
 
 def open_cache(folder: Path, num_variants: int) -> TokenCache:
-    """The cache that ``prepare_split`` wrote. Raises UserError if there is none."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} does not exist: run `mm-cca prepare RECIPE` first.")
-    table = _all_shards(folder)
+    """The cache below the folder of a split. Raises UserError if there is none."""
+    shards = folder / "shards"
+    if not shards.is_dir():
+        raise UserError(f"{shards} does not exist: run `mm-cca prepare RECIPE` first.")
+    table = _all_shards(shards)
     good = [i for i, problem in enumerate(table["problem"]) if not problem]
     return TokenCache(table if len(good) == len(table) else table.select(good), num_variants)
 

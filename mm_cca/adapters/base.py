@@ -142,6 +142,14 @@ class UnifiedModel(Protocol):
         """Names of the linear layers a LoRA attaches to."""
         ...
 
+    def compile(self) -> None:
+        """torch.compile what ``hidden_states`` runs, in place."""
+        ...
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Trade a second forward pass for the memory of activations."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write a plain ``save_pretrained`` folder with the processor's files."""
         ...

@@ -144,6 +144,13 @@ class Emu3:
     def lora_targets(self) -> list[str]:
         return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
+    def compile(self) -> None:
+        self._emu3.model.text_model.compile()
+
+    def enable_gradient_checkpointing(self) -> None:
+        self._emu3.gradient_checkpointing_enable({"use_reentrant": False})
+
     def save(self, folder: Path) -> None:
-        self._emu3.save_pretrained(folder)
+        # With a LoRA attached ``module`` is the PeftModel, which writes its adapter only.
+        self.module.save_pretrained(folder)  # type: ignore[operator]
         self._processor.save_pretrained(folder)

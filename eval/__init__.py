@@ -1,0 +1,1 @@
+"""Scores, their protocol and the report; installed as ``mm_cca.eval``."""

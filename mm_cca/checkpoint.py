@@ -1,0 +1,108 @@
+"""Save, find and load the state of training. Everything is written beside and renamed."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mm_cca.errors import UserError
+from mm_cca.run import write_json
+
+STATE = "mm_cca.json"
+
+
+def skip_frozen_weights(accelerator: Accelerator) -> None:
+    """Keep weights that never change (image tokenizer, LoRA's base) out of every checkpoint."""
+
+    def drop(models: list[nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
+        for model, state in zip(models, weights, strict=True):
+            for name in frozen_names(accelerator.unwrap_model(model)):
+                state.pop(name, None)
+
+    accelerator.register_save_state_pre_hook(drop)
+
+
+def frozen_names(model: nn.Module) -> set[str]:
+    """Names in the state dict of parameters without a gradient, and of buffers."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return set(model.state_dict()) - trained
+
+
+def save(accelerator: Accelerator, folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
+    """Write checkpoint ``step`` (steps done) and delete all but the newest ``keep``.
+
+    Raises:
+        UserError: the disk is full or not writable; older checkpoints stay.
+    """
+    final = folder / f"step-{step:08d}"
+    beside = folder / f"{final.name}.partial"
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(beside, ignore_errors=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(beside))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_json(beside / STATE, {"step": step, **state})
+            shutil.rmtree(final, ignore_errors=True)
+            beside.rename(final)
+            for old in checkpoints(folder)[:-keep]:
+                shutil.rmtree(old)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise UserError(
+            f"the checkpoint of step {step} could not be written to {folder}: {error}\nEarlier "
+            "checkpoints are untouched. Free some space and run the same command again."
+        ) from error
+    accelerator.wait_for_everyone()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.suffix != ".partial")
+
+
+def load_newest(accelerator: Accelerator, folder: Path) -> dict[str, Any] | None:
+    """Load the newest checkpoint into what ``accelerator`` prepared; its state, or None.
+
+    Raises:
+        UserError: a weight that trains is missing from the checkpoint.
+    """
+    found = checkpoints(folder)
+    if not found:
+        return None
+    newest = found[-1]
+    try:
+        accelerator.load_state(str(newest), strict=False)
+        state: dict[str, Any] = json.loads((newest / STATE).read_text())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{newest} can't be loaded: {error}\nDelete that folder to go on from the one before."
+        ) from error
+    return state
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a folder beside, then rename it to ``folder``.
+
+    Raises:
+        UserError: the disk is full or not writable; the old folder stays.
+    """
+    beside = folder.with_name(folder.name + ".partial")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        write(beside)
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.rename(folder)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise UserError(
+            f"{folder} could not be written: {error}\nFree some space and run the same command "
+            "again."
+        ) from error

@@ -1,0 +1,132 @@
+"""The command line: ``mm-cca VERB``. Heavy imports wait until a verb needs them."""
+
+import argparse
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mm_cca.errors import UserError
+
+EPILOG = textwrap.dedent(
+    """\
+    examples:
+      mm-cca run emoji                          the whole demo: train, sample, score, report
+      mm-cca ls                                 the shipped recipes
+      mm-cca cp emu3-gen-lora my.yaml           take one as a start
+      mm-cca validate my.yaml loss.lambda_=100  check it without reading data or weights
+      mm-cca run my.yaml run.dir=runs/second    run it, with one value changed
+      accelerate launch -m mm_cca.cli train my.yaml
+                                                one stage, on as many GPUs as accelerate knows of
+
+    A stage that is done is skipped; one that was interrupted goes on where it stopped.
+    """
+)
+STAGE_HELP = {
+    "run": "all stages of the recipe, those already done skipped",
+    "prepare": "turn images into codes once (the token cache)",
+    "train": "fine-tune, resuming from the newest checkpoint",
+    "sample": "draw the images of every arm",
+    "eval": "score every arm",
+    "report": "write report.html and report.json",
+    "validate": "check a recipe without reading data or weights",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser of ``mm-cca``."""
+    top = argparse.ArgumentParser(
+        prog="mm-cca",
+        description="Condition Contrastive Alignment: text-to-image generation without guidance.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, text in STAGE_HELP.items():
+        stage = verbs.add_parser(verb, help=text, description=text)
+        stage.add_argument("recipe", help="a YAML file or the name of a shipped recipe")
+        stage.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="such as train.seed=1 loss.beta=0.1"
+        )
+    verbs.add_parser("ls", help="list the shipped recipes")
+    copy = verbs.add_parser("cp", help="copy a shipped recipe to a file of yours")
+    copy.add_argument("recipe", help="the name of a shipped recipe")
+    copy.add_argument("target", type=Path, help="the file to write; must not exist")
+    verbs.add_parser("env", help="print versions and devices, for bug reports")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status (2 for a user's mistake, 130 when interrupted)."""
+    args = parser().parse_args(argv)
+    verbs: dict[str, Callable[[argparse.Namespace], int]] = {
+        "ls": _ls,
+        "cp": _cp,
+        "env": _env,
+        "validate": _validate,
+    }
+    try:
+        return verbs.get(args.verb, _stages)(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _stages(args: argparse.Namespace) -> int:
+    from mm_cca.config import load_config
+
+    recipe = load_config(args.recipe, args.overrides)  # before torch is imported
+    from mm_cca.jobs import run_job
+
+    run_job(recipe, recipe.run.stages if args.verb == "run" else [args.verb])
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from mm_cca.config import load_config
+
+    load_config(args.recipe, args.overrides)
+    print(f"{args.recipe} is well-formed.")
+    return 0
+
+
+def _ls(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mm_cca.config import shipped_recipes
+
+    table = Table("recipe", "what it does", box=None)
+    for name, path in shipped_recipes().items():
+        table.add_row(name, path.read_text().splitlines()[0].lstrip("# "))
+    Console().print(table)
+    return 0
+
+
+def _cp(args: argparse.Namespace) -> int:
+    from mm_cca.config import find_recipe
+
+    source = find_recipe(args.recipe)
+    if args.target.exists():
+        raise UserError(f"{args.target} exists already; choose another name or delete it.")
+    try:
+        args.target.write_text(source.read_text())
+    except OSError as error:
+        raise UserError(f"{args.target} can't be written: {error}") from error
+    print(f"{args.recipe} copied to {args.target}")
+    return 0
+
+
+def _env(args: argparse.Namespace) -> int:
+    from mm_cca.run import environment
+
+    for name, value in environment().items():
+        print(f"{name}: {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""The held-out loss: nats per code of images that no training step saw, un-augmented."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from mm_cca.batches import Pairs
+from mm_cca.collate import Collator
+from mm_cca.config import Recipe
+from mm_cca.tokens import TokenCache
+
+
+@torch.no_grad()
+def heldout_nll(
+    accelerator: Accelerator,
+    policy: torch.nn.Module,
+    collate: Collator,
+    cache: TokenCache,
+    recipe: Recipe,
+) -> float:
+    """Mean negative log-likelihood in nats per code over the whole split, same on every rank."""
+    policy.eval()
+    collate = collate.of(cache)
+    size = 2 * recipe.train.micro_batch_size
+    total = torch.zeros(2, device=accelerator.device, dtype=torch.float64)
+    starts = range(0, len(cache), size)[accelerator.process_index :: accelerator.num_processes]
+    for start in starts:
+        rows = np.arange(start, min(start + size, len(cache)))
+        none = np.zeros(len(rows), dtype=bool)
+        batch = collate(Pairs(rows, rows, np.zeros_like(rows), none), with_negatives=False)
+        logps = policy(batch.prompt_ids, batch.prompt_mask, batch.codes)
+        total[0] -= logps.double().sum()
+        total[1] += batch.codes.numel()
+    summed = accelerator.reduce(total, reduction="sum")
+    return float(summed[0] / summed[1])

@@ -1,0 +1,107 @@
+"""What ``mm-cca run`` does with a recipe: its stages, one after the other, in a locked folder."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from accelerate import PartialState
+
+from mm_cca.adapters import load_adapter
+from mm_cca.adapters.base import UnifiedModel
+from mm_cca.config import STAGES, AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
+from mm_cca.errors import UserError
+from mm_cca.run import RunFolder, Stage
+from mm_cca.tokens import prepare_split
+
+
+def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
+    """Do the named stages in their order.
+
+    Raises:
+        UserError: a user's mistake, in words.
+    """
+    for noisy in ("transformers", "datasets", "accelerate", "open_clip", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    run = RunFolder(Path(recipe.run.dir))
+    state = PartialState()
+    if not state.is_main_process:
+        _dispatch(recipe, run, stages)
+        return
+    with run.locked():
+        run.describe(recipe)
+        _dispatch(recipe, run, stages)
+
+
+def _dispatch(recipe: AnyRecipe, run: RunFolder, stages: Sequence[str]) -> None:
+    if isinstance(recipe, TokenizerRecipe | ScorerRecipe):
+        from mm_cca.demo.jobs import train_demo_part
+
+        if "train" not in stages:
+            raise UserError(f"a {recipe.job} recipe has one stage, train.")
+        train_demo_part(recipe, run)
+        return
+    todo: dict[str, Callable[[Recipe, RunFolder], None]] = {
+        "prepare": prepare,
+        "train": _train,
+        "sample": _sample,
+        "eval": _evaluate,
+        "report": _report,
+    }
+    for stage in STAGES:
+        if stage in stages:
+            todo[stage](recipe, run)
+
+
+def prepare(recipe: Recipe, run: RunFolder) -> None:
+    """Fill the token cache of every split the recipe names."""
+    for split in (recipe.data.train_split, recipe.data.heldout_split):
+        if split is None:
+            continue
+        data = asdict(recipe.data)
+        for free in ("max_bad", "encode_batch_size", "train_split", "heldout_split"):
+            del data[free]
+        settings = {f"data.{key}": value for key, value in data.items()}
+        settings |= {"split": split, "model.path": recipe.model.path}
+        stage = Stage(run.tokens / split, settings)
+        if not stage.is_done():
+            stage.begin()
+            prepare_split(
+                lambda: frozen_model(recipe), recipe.data, split, run.tokens / split / "shards", 0
+            )
+            stage.finish()
+
+
+def frozen_model(recipe: Recipe) -> UnifiedModel:
+    """The recipe's checkpoint for encoding and sampling, on this rank's device."""
+    model = load_adapter(recipe.model.adapter, recipe.model.path, dtype=recipe.model.dtype)
+    model.module.eval().requires_grad_(False).to(PartialState().device)
+    return model
+
+
+def _train(recipe: Recipe, run: RunFolder) -> None:
+    from mm_cca.train import train
+
+    train(recipe, run)
+    if recipe.train.control:
+        train(recipe, run, control=True)
+
+
+def _sample(recipe: Recipe, run: RunFolder) -> None:
+    from mm_cca.sample import sample_arms
+
+    sample_arms(recipe, run)
+
+
+def _evaluate(recipe: Recipe, run: RunFolder) -> None:
+    from mm_cca.eval.protocol import evaluate_arms
+
+    evaluate_arms(recipe, run)
+
+
+def _report(recipe: Recipe, run: RunFolder) -> None:
+    from mm_cca.eval.report import write_report
+
+    write_report(recipe, run)
+
+

@@ -1,0 +1,162 @@
+"""The run folder: where everything lies, who may write, and which stages are done."""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mm_cca.config import AnyRecipe, dump
+from mm_cca.errors import UserError
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "open-clip-torch", "peft", "torchmetrics")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside ``run.dir``."""
+
+    root: Path
+
+    @property
+    def tokens(self) -> Path:
+        return self.root / "tokens"
+
+    @property
+    def train(self) -> Path:
+        return self.root / "train"
+
+    @property
+    def control(self) -> Path:
+        return self.root / "control"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples"
+
+    @property
+    def eval(self) -> Path:
+        return self.root / "eval"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one process at a time; the lock ends with the process.
+
+        Raises:
+            UserError: another run holds it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                raise UserError(
+                    f"{self.root} is in use by process {file.read().strip() or '?'}. Wait for it, "
+                    "stop it, or choose another run.dir."
+                ) from error
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def describe(self, recipe: AnyRecipe) -> None:
+        """Write ``recipe.yaml`` and ``environment.json``."""
+        write_text(self.root / "recipe.yaml", dump(recipe))
+        write_json(self.root / "environment.json", environment())
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and git commit of this process."""
+    import torch
+
+    versions = {name: metadata.version(name) for name in PACKAGES}
+    cuda = torch.cuda.is_available()
+    return {
+        "mm_cca": metadata.version("mm-cca"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **versions,
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "num_devices": torch.cuda.device_count() if cuda else 0,
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A folder made by one stage, with the settings it was made with in ``stage.json``."""
+
+    folder: Path
+    settings: dict[str, Any]
+
+    @property
+    def _file(self) -> Path:
+        return self.folder / "stage.json"
+
+    def is_done(self) -> bool:
+        """Whether the stage ended with these very settings.
+
+        Raises:
+            UserError: the folder was made, wholly or in part, with other settings.
+        """
+        if not self._file.exists():
+            return False
+        stored = json.loads(self._file.read_text())
+        wanted = json.loads(json.dumps(self.settings))
+        changed = [
+            f"  - {key}: was {stored['settings'].get(key)!r}, is now {wanted.get(key)!r}"
+            for key in sorted(set(stored["settings"]) | set(wanted))
+            if stored["settings"].get(key) != wanted.get(key)
+        ]
+        if changed:
+            listed = "\n".join(changed)
+            raise UserError(
+                f"{self.folder} was made with another recipe:\n{listed}\nNothing was changed. Set "
+                f"the recipe back, choose another run.dir, or delete {self.folder} to make it anew."
+            )
+        return bool(stored["done"])
+
+    def begin(self) -> None:
+        """Note the settings before any work."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._file, {"done": False, "settings": self.settings})
+
+    def finish(self) -> None:
+        """Note that the work is complete."""
+        write_json(self._file, {"done": True, "settings": self.settings})
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside and rename, so that a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".partial")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``write_text`` of indented JSON."""
+    write_text(path, json.dumps(value, indent=2) + "\n")

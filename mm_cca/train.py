@@ -1,0 +1,351 @@
+"""Fine-tune a unified model with CCA (or nll) on its token cache. Read this file first.
+
+Launch through the CLI (``mm-cca train RECIPE``), alone or under ``accelerate launch``. One step:
+the schedule names the pairs, one forward of 2B rows gives log-probabilities under the own and the
+other prompt, the reference gives the same, the objective turns four numbers per pair into a loss.
+
+Shapes: B pairs of a micro-batch, N codes per image.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from tqdm import tqdm
+
+from mm_cca import checkpoint, objectives
+from mm_cca.adapters import load_adapter
+from mm_cca.adapters.base import UnifiedModel, grid_of
+from mm_cca.attention import training_attention
+from mm_cca.batches import Pairs, Schedule
+from mm_cca.collate import Collator, MicroBatch
+from mm_cca.config import LossConfig, Recipe, TrainConfig
+from mm_cca.errors import UserError
+from mm_cca.heldout import heldout_nll
+from mm_cca.logprobs import CodeLogProbs
+from mm_cca.metrics import MetricsFile, StepMetrics
+from mm_cca.reference import CopyReference, LoraReference, Reference, attach_lora
+from mm_cca.run import RunFolder, Stage
+from mm_cca.tokens import open_cache
+
+MAX_GAP_AT_START = 1e-3
+"""Nats per image; the reference is the same model, so the truth is 0."""
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C: the state is saved, the same command goes on from there."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What the steps work with, once everything is loaded and prepared."""
+
+    accelerator: Accelerator
+    policy: torch.nn.Module
+    model: UnifiedModel
+    reference: Reference | None
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    collate: Collator
+    loss: LossConfig
+    train: TrainConfig
+
+
+def train(recipe: Recipe, run: RunFolder, *, control: bool = False) -> None:
+    """Train to ``train.max_steps`` and write ``model/``; resumes from the newest checkpoint.
+
+    Args:
+        recipe: a validated recipe.
+        run: holds the token cache; gets ``train/`` (or ``control/``).
+        control: train with nll instead of the recipe's objective, on the same images in the same
+            order with the same schedule: what the extra steps alone would have given.
+
+    Raises:
+        UserError: changed recipe, NaN, full disk, a reference that is not the model at step 0.
+        Interrupted: after saving.
+    """
+    folder = run.control if control else run.train
+    loss = LossConfig(**{**asdict(recipe.loss), "objective": "nll"}) if control else recipe.loss
+    stage = Stage(folder, _settings(recipe, loss))
+    if stage.is_done():
+        return
+    stage.begin()
+    loop = _set_up(recipe, run, folder, loss)
+    heldout = None
+    if recipe.data.heldout_split and recipe.train.eval_every:
+        heldout = open_cache(run.tokens / recipe.data.heldout_split, recipe.data.variants)
+
+    def evaluate() -> float | None:
+        if heldout is None:
+            return None
+        return heldout_nll(loop.accelerator, loop.policy, loop.collate, heldout, recipe)
+
+    _run_steps(loop, folder, evaluate)
+    if loop.accelerator.is_main_process:
+        _write_model(loop, folder)
+        stage.finish()
+    loop.accelerator.wait_for_everyone()
+    loop.accelerator.end_training()
+
+
+def _settings(recipe: Recipe, loss: LossConfig) -> dict[str, Any]:
+    """The keys that decide the result; saving and logging may change between two calls."""
+    free = {"save_every", "keep_checkpoints", "trackers", "control"}
+    groups = {
+        "model": asdict(recipe.model),
+        "data": asdict(recipe.data),
+        "loss": asdict(loss),
+        "train": {k: v for k, v in asdict(recipe.train).items() if k not in free},
+    }
+    return {f"{group}.{key}": v for group, keys in groups.items() for key, v in keys.items()}
+
+
+def _set_up(recipe: Recipe, run: RunFolder, folder: Path, loss: LossConfig) -> Loop:
+    config = recipe.train
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        log_with=config.trackers or None,
+        project_dir=str(folder),
+    )
+    set_seed(config.seed)
+    model = load_adapter(recipe.model.adapter, recipe.model.path, dtype=recipe.model.dtype)
+    if config.tuning == "lora":
+        attach_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
+    if config.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    if config.compile:
+        model.compile()
+    layout = model.layout(grid_of(model, recipe.data.image_size))
+    policy = CodeLogProbs(model, layout, whole_vocabulary=loss.whole_vocabulary)
+    policy.to(accelerator.device)
+    reference: Reference | None = None
+    if loss.objective == "cca":
+        kinds: dict[str, Callable[[CodeLogProbs], Reference]] = {
+            "copy": CopyReference,
+            "lora": LoraReference,
+        }
+        reference = kinds[config.reference](policy)
+    optimizer = _optimizer(policy, config)
+    cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
+    schedule = Schedule(
+        cache.captions,
+        batch_size=config.batch_size,
+        num_variants=cache.num_variants,
+        uncond_ratio=loss.uncond_ratio,
+        kind=loss.negatives if recipe.loss.objective == "cca" else None,
+        seed=config.seed,
+    )
+    prepared, prepared_optimizer = accelerator.prepare(policy, optimizer)
+    checkpoint.skip_frozen_weights(accelerator)
+    if config.trackers:
+        accelerator.init_trackers("mm_cca", config={})
+    collate = Collator(model, cache, recipe.data.image_size, accelerator.device)
+    return Loop(
+        accelerator, prepared, model, reference, prepared_optimizer, schedule, collate, loss, config
+    )
+
+
+def _optimizer(policy: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+    )
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Rate of step 0, 1, ...: linear warm-up, then constant or a cosine that ends at zero."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    done = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -> None:
+    config, accelerator = loop.train, loop.accelerator
+    state = checkpoint.load_newest(accelerator, folder / "checkpoints") or {"step": 0, "best": None}
+    best: float | None = state["best"]
+    first = int(state["step"])
+    bar = tqdm(
+        total=config.max_steps,
+        initial=first,
+        desc=f"training ({loop.loss.objective})",
+        unit="step",
+        disable=not accelerator.is_main_process,
+    )
+    with (
+        MetricsFile(folder / "metrics.jsonl", first, accelerator.is_main_process) as metrics,
+        _stop_signal() as stopped,
+        bar,
+    ):
+        for step in range(first, config.max_steps):
+            numbers = _step(loop, step, folder)
+            done = step + 1
+            if config.eval_every and (done % config.eval_every == 0 or done == config.max_steps):
+                heldout = evaluate()
+                numbers["heldout_nll"] = heldout
+                if config.keep == "best" and heldout is not None and (best is None or heldout < best):
+                    best = heldout
+                    _save_model(loop, folder / "best")
+            metrics.write(step, numbers)
+            accelerator.log({k: v for k, v in numbers.items() if v is not None}, step=step)
+            bar.update()
+            bar.set_postfix(loss=f"{numbers['loss']:.4f}", refresh=False)
+            if stopped() or done % config.save_every == 0 or done == config.max_steps:
+                metrics.flush()
+                checkpoint.save(
+                    accelerator, folder / "checkpoints", done, {"best": best}, config.keep_checkpoints
+                )
+            if stopped() and done < config.max_steps:
+                raise Interrupted(f"stopped after step {done}, saved in {folder}")
+
+
+def _step(loop: Loop, step: int, folder: Path) -> dict[str, float | None]:
+    """One optimizer step over all micro-batches of this rank; its metrics."""
+    config, accelerator = loop.train, loop.accelerator
+    started = time.perf_counter()
+    rate = learning_rate(step, config)
+    for group in loop.optimizer.param_groups:
+        group["lr"] = rate
+    loop.policy.train()
+    collected = StepMetrics()
+    parts = list(_micro_batches(loop, loop.schedule.step(step)))
+    for number, pairs in enumerate(parts):
+        last = number == len(parts) - 1
+        batch = loop.collate(pairs, with_negatives=loop.loss.objective == "cca")
+        with nullcontext() if last else accelerator.no_sync(loop.policy):
+            with training_attention(accelerator.device):
+                loss, stats = _loss(loop, batch, check_start=step == 0 and number == 0)
+            accelerator.backward(loss / len(parts))
+        collected.add(loss, stats, batch)
+    norm = accelerator.clip_grad_norm_(loop.policy.parameters(), config.max_grad_norm)
+    numbers = collected.reduce(accelerator)
+    _stop_on_nan(loop, step, numbers["loss"], float(norm), folder)
+    loop.optimizer.step()
+    loop.optimizer.zero_grad()
+    seconds = time.perf_counter() - started
+    return {
+        **numbers,
+        "grad_norm": float(norm),
+        "learning_rate": rate,
+        "tokens_per_second": collected.tokens * accelerator.num_processes / seconds,
+    }
+
+
+def _micro_batches(loop: Loop, pairs: Pairs) -> Iterator[Pairs]:
+    """This rank's share of a step, in parts of ``micro_batch_size``."""
+    world, rank = loop.accelerator.num_processes, loop.accelerator.process_index
+    size = loop.train.micro_batch_size
+    if loop.train.batch_size % (size * world):
+        raise UserError(
+            f"train.batch_size is {loop.train.batch_size}; with {world} process(es) and "
+            f"train.micro_batch_size {size} it must be a multiple of {size * world}."
+        )
+    for start in range(rank * size, len(pairs.rows), world * size):
+        yield pairs.part(slice(start, start + size))
+
+
+def _loss(
+    loop: Loop, batch: MicroBatch, check_start: bool
+) -> tuple[torch.Tensor, objectives.Stats]:
+    num_codes = batch.codes.shape[1]
+    logps = loop.policy(batch.prompt_ids, batch.prompt_mask, batch.codes)
+    if loop.reference is None:
+        return objectives.nll(logps, num_codes)
+    with loop.accelerator.autocast():
+        ref_logps = loop.reference(batch.prompt_ids, batch.prompt_mask, batch.codes)
+    if check_start:
+        _check_start(logps.detach() - ref_logps)
+    positive, negative = logps.chunk(2)
+    ref_positive, ref_negative = ref_logps.chunk(2)
+    return objectives.cca(
+        positive,
+        negative,
+        ref_positive,
+        ref_negative,
+        counts_as_positive=batch.counts_as_positive,
+        beta=objectives.length_aware_beta(loop.loss.beta, loop.loss.beta_codes, num_codes),
+        lambda_=loop.loss.lambda_,
+    )
+
+
+def _check_start(gaps: torch.Tensor) -> None:
+    largest = float(gaps.abs().max())
+    if not largest <= MAX_GAP_AT_START:
+        raise UserError(
+            f"before the first step the model and its reference differ by up to {largest:.3g} nats "
+            "per image; they are the same model, so every gap must be 0. Likely causes: dropout "
+            "that is not switched off, another dtype or attention kernel in one of the two, or a "
+            "LoRA that does not start at zero."
+        )
+
+
+def _stop_on_nan(loop: Loop, step: int, loss: float | None, norm: float, folder: Path) -> None:
+    if loss is not None and math.isfinite(loss) and math.isfinite(norm):
+        return
+    rows = loop.schedule.step(step).rows.tolist()
+    loop.optimizer.zero_grad()
+    checkpoint.save(
+        loop.accelerator,
+        folder / "checkpoints",
+        step,
+        {"best": None, "nan_rows": rows},
+        loop.train.keep_checkpoints,
+    )
+    raise UserError(
+        f"step {step}: the loss is {loss} and the gradient norm {norm}. The weights before this "
+        f"step are saved in {folder / 'checkpoints'}. Rows of the batch: {rows}. Lower "
+        "train.learning_rate or loss.lambda_, or use train.mixed_precision=bf16."
+    )
+
+
+def _save_model(loop: Loop, folder: Path) -> None:
+    if loop.accelerator.is_main_process:
+        checkpoint.replace_folder(folder, loop.model.save)
+    loop.accelerator.wait_for_everyone()
+
+
+def _write_model(loop: Loop, folder: Path) -> None:
+    best = folder / "best"
+    if loop.train.keep == "best" and best.is_dir():
+        checkpoint.replace_folder(folder / "model", lambda beside: _move_into(best, beside))
+        best.rmdir()
+        return
+    checkpoint.replace_folder(folder / "model", loop.model.save)
+
+
+def _move_into(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        path.rename(target / path.name)
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Callable[[], bool]]:
+    """Turn SIGTERM and Ctrl-C into a flag that is looked at between two steps."""
+    received: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""Recipes: one complete YAML per run."""
