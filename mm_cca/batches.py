@@ -68,9 +68,7 @@ class Schedule:
         if self._kind is None:
             planned = np.arange(n)
         else:
-            planned = negatives.plan(
-                self._captions, kind=self._kind, seed=self._seed, epoch=epoch
-            )
+            planned = negatives.plan(self._captions, kind=self._kind, seed=self._seed, epoch=epoch)
         return Pairs(order, planned[order], variants[order], dropped[order])
 
     def step(self, step: int) -> Pairs:

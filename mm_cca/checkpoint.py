@@ -33,7 +33,9 @@ def frozen_names(model: nn.Module) -> set[str]:
     return set(model.state_dict()) - trained
 
 
-def save(accelerator: Accelerator, folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
+def save(
+    accelerator: Accelerator, folder: Path, step: int, state: dict[str, Any], keep: int
+) -> None:
     """Write checkpoint ``step`` (steps done) and delete all but the newest ``keep``.
 
     Raises:

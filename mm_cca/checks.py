@@ -27,7 +27,9 @@ def problems(recipe: AnyRecipe) -> list[str]:
         checks += _tokenizer(recipe)
     elif isinstance(recipe, ScorerRecipe):
         checks += _scorer(recipe)
-    return [f"{key} is {value!r}; allowed: {allowed}" for key, value, ok, allowed in checks if not ok]
+    return [
+        f"{key} is {value!r}; allowed: {allowed}" for key, value, ok, allowed in checks if not ok
+    ]
 
 
 def _one_of(key: str, value: str, allowed: Iterable[str]) -> Check:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mm_cca.errors import UserError
+from mm_cca.errors import Interrupted, UserError
 
 EPILOG = textwrap.dedent(
     """\
@@ -70,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stop:
+        print(f"{stop}; the same command goes on from here", file=sys.stderr)
+        return 130
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130

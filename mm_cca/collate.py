@@ -62,7 +62,10 @@ class Collator:
         own = [captions[i] for i in pairs.rows.tolist()]
         other = [captions[i] for i in pairs.negatives.tolist()]
         same = np.array(
-            [negatives.normalise(a) == negatives.normalise(b) for a, b in zip(own, other, strict=True)]
+            [
+                negatives.normalise(a) == negatives.normalise(b)
+                for a, b in zip(own, other, strict=True)
+            ]
         )
         ids = self._ids(own, pairs.dropped)
         if with_negatives:

@@ -1,5 +1,9 @@
-"""The one exception that is shown to the user without a traceback."""
+"""The two exceptions that are shown to the user without a traceback."""
 
 
 class UserError(Exception):
-    """Something the user can put right: what is wrong, the value, what is allowed, how to fix it."""
+    """Something the user can put right: what is wrong, the value, what is allowed, the fix."""
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C while training: the state is saved, the same command goes on from it."""

@@ -103,5 +103,3 @@ def _report(recipe: Recipe, run: RunFolder) -> None:
     from mm_cca.eval.report import write_report
 
     write_report(recipe, run)
-
-

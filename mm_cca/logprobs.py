@@ -75,9 +75,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         )
 
 
-def _logits(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     logits = (hidden.to(weight.dtype) @ weight.T).float()
     return logits if bias is None else logits + bias.float()
 
@@ -175,5 +173,3 @@ class CodeLogProbs(nn.Module):
         targets = head.row_of_code.to(codes.device)[codes]
         flat = chunked_logps(hidden.flatten(0, 1), head.weight, head.bias, targets.flatten())
         return flat.view_as(codes)
-
-

@@ -15,7 +15,15 @@ from typing import Any
 from mm_cca.config import AnyRecipe, dump
 from mm_cca.errors import UserError
 
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "open-clip-torch", "peft", "torchmetrics")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "open-clip-torch",
+    "peft",
+    "torchmetrics",
+)
 
 
 @dataclass(frozen=True)
@@ -98,9 +106,7 @@ def _git_commit() -> str | None:
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "rev-parse", "HEAD"]
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -61,8 +61,10 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
     # The last sum can fall short of 1 by rounding; scaling keeps every draw inside.
     wanted = uniforms.double()[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, wanted, right=True).squeeze(1).clamp(
-        max=logits.shape[-1] - 1
+    return (
+        torch.searchsorted(cumulative, wanted, right=True)
+        .squeeze(1)
+        .clamp(max=logits.shape[-1] - 1)
     )
 
 

@@ -34,6 +34,7 @@ class TokenCache:
     def __init__(self, table: Dataset, num_variants: int) -> None:
         self._table = table.with_format("torch", columns=["codes"])
         self.captions: list[str] = list(table["caption"])
+        self.source_rows: list[int] = list(table["row"])
         self.num_variants = num_variants
 
     def __len__(self) -> int:

@@ -29,7 +29,7 @@ from mm_cca.attention import training_attention
 from mm_cca.batches import Pairs, Schedule
 from mm_cca.collate import Collator, MicroBatch
 from mm_cca.config import LossConfig, Recipe, TrainConfig
-from mm_cca.errors import UserError
+from mm_cca.errors import Interrupted, UserError
 from mm_cca.heldout import heldout_nll
 from mm_cca.logprobs import CodeLogProbs
 from mm_cca.metrics import MetricsFile, StepMetrics
@@ -39,10 +39,6 @@ from mm_cca.tokens import open_cache
 
 MAX_GAP_AT_START = 1e-3
 """Nats per image; the reference is the same model, so the truth is 0."""
-
-
-class Interrupted(Exception):
-    """SIGTERM or Ctrl-C: the state is saved, the same command goes on from there."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +196,11 @@ def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -
             if config.eval_every and (done % config.eval_every == 0 or done == config.max_steps):
                 heldout = evaluate()
                 numbers["heldout_nll"] = heldout
-                if config.keep == "best" and heldout is not None and (best is None or heldout < best):
+                if (
+                    config.keep == "best"
+                    and heldout is not None
+                    and (best is None or heldout < best)
+                ):
                     best = heldout
                     _save_model(loop, folder / "best")
             metrics.write(step, numbers)
@@ -210,7 +210,11 @@ def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -
             if stopped() or done % config.save_every == 0 or done == config.max_steps:
                 metrics.flush()
                 checkpoint.save(
-                    accelerator, folder / "checkpoints", done, {"best": best}, config.keep_checkpoints
+                    accelerator,
+                    folder / "checkpoints",
+                    done,
+                    {"best": best},
+                    config.keep_checkpoints,
                 )
             if stopped() and done < config.max_steps:
                 raise Interrupted(f"stopped after step {done}, saved in {folder}")

@@ -1,0 +1,147 @@
+"""The demo's own recipes: train the image tokenizer, and train the scorer."""
+
+import functools
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import Emu3VQVAE, Emu3VQVAEConfig
+
+from mm_cca import checkpoint
+from mm_cca.config import DataConfig, ScorerRecipe, TokenizerRecipe
+from mm_cca.data import images_of, load_split
+from mm_cca.demo import scorer, tiny, tokenizer
+from mm_cca.run import RunFolder, Stage, write_json
+
+
+def train_demo_part(recipe: TokenizerRecipe | ScorerRecipe, run: RunFolder) -> None:
+    """Train and write ``model/`` and ``metrics.json``; done already: nothing happens.
+
+    These two jobs take minutes and start anew when interrupted.
+    """
+    settings = {k: v for k, v in _flat(recipe).items() if not k.startswith("run.")}
+    stage = Stage(run.root / "stage", settings)
+    if stage.is_done():
+        print(f"{run.root / 'model'} is done already.")
+        return
+    stage.begin()
+    if isinstance(recipe, TokenizerRecipe):
+        _train_tokenizer(recipe, run)
+    else:
+        _train_scorer(recipe, run)
+    stage.finish()
+
+
+def _flat(recipe: TokenizerRecipe | ScorerRecipe) -> dict[str, object]:
+    own = recipe.tokenizer if isinstance(recipe, TokenizerRecipe) else recipe.scorer
+    return {f"{recipe.job}.{k}": v for k, v in vars(own).items()} | {
+        f"data.{k}": v for k, v in vars(recipe.data).items()
+    }
+
+
+def _pixels(data: DataConfig, split: str) -> tuple[torch.Tensor, list[str]]:
+    return images_of(load_split(data, split), data)
+
+
+def _autocast(mixed_precision: str) -> functools.partial[torch.autocast]:
+    dtype = torch.float16 if mixed_precision == "fp16" else torch.bfloat16
+    return functools.partial(torch.autocast, "cpu", dtype, enabled=mixed_precision != "no")
+
+
+def _train_tokenizer(recipe: TokenizerRecipe, run: RunFolder) -> None:
+    config = recipe.tokenizer
+    pixels, captions = _pixels(recipe.data, recipe.data.train_split)
+    torch.manual_seed(config.seed)
+    vq = Emu3VQVAE(
+        Emu3VQVAEConfig(
+            codebook_size=config.num_codes,
+            embed_dim=config.code_dim,
+            latent_channels=config.code_dim,
+            temporal_downsample_factor=1,
+            base_channels=config.base_channels,
+            channel_multiplier=list(config.channel_multiplier),
+            num_res_blocks=1,
+            attn_resolutions=[],
+            hidden_size=config.base_channels * config.channel_multiplier[-1],
+        )
+    )
+    settings = tokenizer.VqSettings(
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        commitment=config.commitment,
+        reseed_every=config.reseed_every,
+        max_zoom=recipe.data.max_zoom,
+        max_shift=recipe.data.max_shift,
+        seed=config.seed,
+    )
+    with tqdm(total=settings.steps, desc="training the tokenizer", unit="step") as bar:
+        for step in tokenizer.train_vq(vq, pixels, settings, _autocast(config.mixed_precision)):
+            bar.update()
+            bar.set_postfix(l1=f"{step.l1:.4f}", codes=step.codes_in_use, refresh=False)
+    numbers = {"train": tokenizer.measure(vq, pixels[:2000])}
+    if recipe.data.heldout_split is not None:
+        numbers["heldout"] = tokenizer.measure(
+            vq, _pixels(recipe.data, recipe.data.heldout_split)[0]
+        )
+    write_json(run.root / "metrics.json", numbers)
+    print(numbers)
+    words = tiny.build_tokenizer(captions, config.text_vocab_size, config.num_codes)
+    shape = tiny.DecoderShape(
+        hidden_size=config.decoder_hidden_size,
+        intermediate_size=config.decoder_intermediate_size,
+        num_layers=config.decoder_layers,
+        num_heads=config.decoder_heads,
+    )
+    model = tiny.assemble(vq, words, shape, config.seed)
+    processor = tiny.build_processor(words, recipe.data.image_size[0], vq.spatial_scale_factor)
+
+    def write(folder: Path) -> None:
+        tiny.save(model, processor, folder, torch.float32)
+
+    checkpoint.replace_folder(run.root / "model", write)
+
+
+def _train_scorer(recipe: ScorerRecipe, run: RunFolder) -> None:
+    config = recipe.scorer
+    pixels, captions = _pixels(recipe.data, recipe.data.train_split)
+    words = scorer.scorer_tokenizer(captions, config.text_vocab_size)
+    shape = scorer.ScorerShape(
+        image_size=recipe.data.image_size[0],
+        patch_size=config.patch_size,
+        vision_width=config.vision_width,
+        vision_layers=config.vision_layers,
+        text_width=config.text_width,
+        text_layers=config.text_layers,
+        embed_dim=config.embed_dim,
+        vocab_size=config.text_vocab_size,
+    )
+    model = scorer.build(shape, words, config.seed)
+    tokens = words(
+        captions,
+        truncation=True,
+        max_length=scorer.CONTEXT_LENGTH,
+        padding="max_length",
+        return_tensors="pt",
+    )["input_ids"]
+    settings = scorer.ScorerSettings(
+        steps=config.steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_steps,
+        max_zoom=recipe.data.max_zoom,
+        max_shift=recipe.data.max_shift,
+        seed=config.seed,
+    )
+    autocast = _autocast(config.mixed_precision)
+    with tqdm(total=settings.steps, desc="training the scorer", unit="step") as bar:
+        for step in scorer.train_scorer(model, pixels, tokens, settings, autocast):
+            bar.update()
+            bar.set_postfix(loss=f"{step.loss:.3f}", refresh=False)
+
+    def write(folder: Path) -> None:
+        scorer.save(model, words, shape, folder, torch.bfloat16)
+
+    checkpoint.replace_folder(run.root / "model", write)

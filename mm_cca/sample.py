@@ -1,0 +1,173 @@
+"""Draw every arm: PNG files and a manifest, resumable, spread over ranks."""
+
+import hashlib
+import io
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from peft import PeftModel
+from PIL import Image
+from tqdm import tqdm
+
+from mm_cca.adapters import load_adapter
+from mm_cca.adapters.base import Grid, UnifiedModel, grid_of
+from mm_cca.arms import Arm, Prompt, arms_of, prompts_of
+from mm_cca.config import Recipe
+from mm_cca.errors import UserError
+from mm_cca.run import RunFolder, Stage, write_text
+from mm_cca.sampling import SamplingSettings, image_stream, sample_codes
+
+MANIFEST = "manifest.jsonl"
+
+
+def sample_arms(recipe: Recipe, run: RunFolder) -> None:
+    """Draw what is missing of every arm.
+
+    Raises:
+        UserError: no trained model yet, a changed recipe, a full disk (what was drawn stays).
+    """
+    prompts = prompts_of(recipe, run)
+    loaded: tuple[str, UnifiedModel] | None = None
+    for arm in arms_of(recipe):
+        folder = run.samples / arm.name
+        stage = Stage(folder, _settings(recipe, run, arm))
+        if stage.is_done():
+            continue
+        if PartialState().is_main_process:
+            stage.begin()
+        if loaded is None or loaded[0] != arm.source:
+            loaded = (arm.source, load_source(recipe, run, arm.source))
+        try:
+            _draw_arm(loaded[1], recipe, arm, prompts, folder)
+        except OSError as error:
+            raise UserError(
+                f"{folder} can't be written: {error}\nWhat was drawn stays. Free some space and "
+                "run the same command again."
+            ) from error
+        PartialState().wait_for_everyone()
+        if PartialState().is_main_process:
+            _merge(folder)
+            stage.finish()
+        PartialState().wait_for_everyone()
+
+
+def load_source(recipe: Recipe, run: RunFolder, source: str) -> UnifiedModel:
+    """The weights of an arm: the base, or what training wrote. Raises UserError if untrained."""
+    model_config = recipe.model
+    trained = {"cca": run.train / "model", "control": run.control / "model"}.get(source)
+    if trained is not None and not trained.is_dir():
+        raise UserError(f"{trained} does not exist: run `mm-cca train RECIPE` first.")
+    lora = trained is not None and recipe.train.tuning == "lora"
+    path = model_config.path if trained is None or lora else str(trained)
+    model = load_adapter(model_config.adapter, path, dtype=model_config.dtype)
+    if lora:
+        model.module = PeftModel.from_pretrained(model.module, str(trained))  # type: ignore[arg-type]
+    model.module.eval().requires_grad_(False).to(PartialState().device)
+    return model
+
+
+def sampling_settings(recipe: Recipe, arm: Arm) -> SamplingSettings:
+    """The recipe's sampling keys for one arm."""
+    s = recipe.sample
+    return SamplingSettings(arm.guidance_scale, s.temperature, s.top_k, s.top_p, s.negative_prompt)
+
+
+def _settings(recipe: Recipe, run: RunFolder, arm: Arm) -> dict[str, Any]:
+    free = ("batch_size", "guidance_scales", "control_scales")
+    sample = {k: v for k, v in asdict(recipe.sample).items() if k not in free}
+    settings = {f"sample.{key}": value for key, value in sample.items()}
+    settings |= {"model.path": recipe.model.path, "guidance_scale": arm.guidance_scale}
+    trained = {"cca": run.train, "control": run.control}.get(arm.source)
+    if trained is not None and (trained / "stage.json").exists():
+        settings["train"] = json.loads((trained / "stage.json").read_text())["settings"]
+    return settings
+
+
+def _draw_arm(
+    model: UnifiedModel, recipe: Recipe, arm: Arm, prompts: list[Prompt], folder: Path
+) -> None:
+    state = PartialState()
+    done = {line["index"] for line in read_manifest(folder)}
+    todo = [p for p in prompts if p.index not in done][state.process_index :: state.num_processes]
+    grid = grid_of(model, recipe.data.image_size)
+    part = folder / f"{MANIFEST}.{state.process_index}"
+    with (
+        part.open("a") as manifest,
+        tqdm(
+            total=len(todo),
+            desc=f"drawing {arm.name}",
+            unit="img",
+            disable=not state.is_main_process or not todo,
+        ) as bar,
+    ):
+        for start in range(0, len(todo), recipe.sample.batch_size):
+            batch = todo[start : start + recipe.sample.batch_size]
+            for line in _draw_batch(model, recipe, arm, batch, grid, folder):
+                manifest.write(json.dumps(line) + "\n")
+            manifest.flush()
+            bar.update(len(batch))
+
+
+@torch.no_grad()
+def _draw_batch(
+    model: UnifiedModel,
+    recipe: Recipe,
+    arm: Arm,
+    batch: list[Prompt],
+    grid: Grid,
+    folder: Path,
+) -> list[dict[str, Any]]:
+    num_codes = model.layout(grid).num_codes
+    uniforms = np.stack([image_stream(recipe.sample.seed, p.index, num_codes) for p in batch])
+    started = time.perf_counter()
+    codes, forwards = sample_codes(
+        model, [p.caption for p in batch], grid, uniforms, sampling_settings(recipe, arm)
+    )
+    pixels = model.decode(codes, grid).cpu()
+    seconds = (time.perf_counter() - started) / len(batch)
+    lines = []
+    for prompt, picture in zip(batch, pixels, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+        (folder / f"{prompt.index:06d}.png").write_bytes(buffer.getvalue())
+        lines.append(
+            {
+                "index": prompt.index,
+                "split": prompt.split,
+                "row": prompt.row,
+                "prompt": prompt.caption,
+                "seed": [recipe.sample.seed, prompt.index],
+                "guidance_scale": arm.guidance_scale,
+                "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+                "forward_passes": forwards,
+                "seconds": round(seconds, 5),
+            }
+        )
+    return lines
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """All complete lines whose picture exists, in order of index; a torn last line is left out."""
+    lines: dict[int, dict[str, Any]] = {}
+    for path in sorted(folder.glob(f"{MANIFEST}*")):
+        for text in path.read_text().splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if (folder / f"{line['index']:06d}.png").exists():
+                lines[line["index"]] = line
+    return [lines[index] for index in sorted(lines)]
+
+
+def _merge(folder: Path) -> None:
+    lines = read_manifest(folder)
+    write_text(folder / MANIFEST, "".join(json.dumps(line) + "\n" for line in lines))
+    for part in folder.glob(f"{MANIFEST}.*"):
+        part.unlink()
