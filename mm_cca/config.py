@@ -90,7 +90,7 @@ class TrainConfig:
     tuning: str = "full"
     reference: str = "copy"
     lora_rank: int = 16
-    lora_alpha: float = 32.0
+    lora_alpha: int = 32
     control: bool = False  # also train the base with nll on the same batches, for comparison
     save_every: int = 500
     keep_checkpoints: int = 2

@@ -24,7 +24,7 @@ class Reference(Protocol):
         ...
 
 
-def attach_lora(model: UnifiedModel, *, rank: int, alpha: float) -> None:
+def attach_lora(model: UnifiedModel, *, rank: int, alpha: int) -> None:
     """Put a fresh LoRA on the layers that the adapter names; everything else is frozen."""
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=model.lora_targets()

@@ -129,7 +129,8 @@ class Emu3:
         return hidden
 
     def new_cache(self, max_length: int) -> Cache:
-        return StaticCache(config=self._emu3.config.text_config, max_cache_len=max_length)
+        config = self._emu3.model.text_model.config
+        return StaticCache(config=config, max_cache_len=max_length)
 
     def image_head(self, *, whole_vocabulary: bool = False) -> ImageHead:
         head = self._emu3.lm_head

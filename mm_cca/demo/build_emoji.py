@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             """\
             examples:
               python -m mm_cca.demo.build_emoji
-                  fetch 160 MB of archives once, then rewrite the file inside the package (5 minutes)
+                  fetch 160 MB of archives once, rewrite the file inside the package (5 minutes)
               python -m mm_cca.demo.build_emoji --archives ~/npm --out my.parquet
                   use archives that are already there, and write elsewhere
             """

@@ -49,7 +49,7 @@ _GROUP_PORTRAIT = (0x1F46A,)
 
 @dataclass(frozen=True)
 class Emoji:
-    """One drawable emoji: ``codepoint`` is upper-case hex, hyphen-joined, as emojibase spells it."""
+    """One drawable emoji; ``codepoint`` is upper-case hex, hyphen-joined, as in emojibase."""
 
     codepoint: str
     name: str
