@@ -7,7 +7,7 @@ Shapes: n images, m captions, F feature size.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ class Scorer:
     sha256: str
     model: nn.Module
     preprocess: Compose
-    tokenize: open_clip.HFTokenizer | open_clip.SimpleTokenizer
+    tokenize: Callable[[list[str]], torch.Tensor]
     batch_size: int
     device: torch.device
 

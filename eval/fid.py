@@ -4,6 +4,8 @@ They are FID and KID only on Inception features; on a scorer's features they are
 kernel distance. Shapes: n and m images, F feature size.
 """
 
+import warnings
+
 import torch
 from torch import nn
 from torch_fidelity.metric_prc import prc_features_to_metric
@@ -34,7 +36,12 @@ def frechet_distance(generated: torch.Tensor, real: torch.Tensor) -> float:
 def kernel_distance(generated: torch.Tensor, real: torch.Tensor, *, seed: int) -> float:
     """Mean kernel distance (cubic kernel) over 50 subsets of at most 1,000 rows."""
     size = min(1000, len(generated) // 2, len(real) // 2)
-    metric = KernelInceptionDistance(feature=_Features(real.shape[1]), subset_size=size, subsets=50)
+    with warnings.catch_warnings():
+        # That it keeps all features is what the caller did already.
+        warnings.simplefilter("ignore", UserWarning)
+        metric = KernelInceptionDistance(
+            feature=_Features(real.shape[1]), subset_size=size, subsets=50
+        )
     metric.update(real, real=True)
     metric.update(generated, real=False)
     with torch.random.fork_rng(devices=[]):

@@ -147,14 +147,15 @@ def print_table(summary: dict[str, Any], report: Path) -> None:
     console = Console()
     for split, count in summary["protocol"]["num_prompts"].items():
         table = Table(title=f"{split}: {count} prompts, scored by {summary['protocol']['scorer']}")
-        table.add_column("arm")
-        for heading in ("alignment", "R@5", "FD", "recall", "forwards/image", "images/s"):
+        table.caption = "* best CFG; in brackets: real images, and what the tokenizer makes of them"
+        table.add_column("arm", no_wrap=True)
+        for heading in ("alignment", "R@5", "FD", "recall", "forwards", "img/s"):
             table.add_column(heading, justify="right")
         best = best_guided(summary, split)
         for arm in summary["arms"]:
             s = {name: score["value"] for name, score in arm["scores"][split].items()}
             table.add_row(
-                arm["name"] + (" (best CFG)" if arm["name"] == best else ""),
+                arm["name"] + (" *" if arm["name"] == best else ""),
                 f"{s['alignment']:.1f}",
                 f"{s['r_at_5']:.3f}",
                 f"{s['frechet_distance']:.2f}",

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import datasets
+import transformers
 from accelerate import PartialState
 
 from mm_cca.adapters import load_adapter
@@ -23,6 +25,9 @@ def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
     """
     for noisy in ("transformers", "datasets", "accelerate", "open_clip", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    # Their bars for reading and writing files would hide ours for the work itself.
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
     run = RunFolder(Path(recipe.run.dir))
     state = PartialState()
     if not state.is_main_process:
