@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import safe_open
 from torch import nn
 
 from mm_cca.errors import UserError
@@ -80,6 +81,7 @@ def load_newest(accelerator: Accelerator, folder: Path) -> dict[str, Any] | None
         return None
     newest = found[-1]
     try:
+        _refuse_incomplete(accelerator, newest)
         accelerator.load_state(str(newest), strict=False)
         state: dict[str, Any] = json.loads((newest / STATE).read_text())
     except (OSError, RuntimeError, ValueError) as error:
@@ -87,6 +89,21 @@ def load_newest(accelerator: Accelerator, folder: Path) -> dict[str, Any] | None
             f"{newest} can't be loaded: {error}\nDelete that folder to go on from the one before."
         ) from error
     return state
+
+
+def _refuse_incomplete(accelerator: Accelerator, folder: Path) -> None:
+    """``strict=False`` would pass over a trained weight that is missing. Raises ValueError."""
+    for number, model in enumerate(accelerator._models):
+        weights = folder / (f"model_{number}.safetensors" if number else "model.safetensors")
+        if not weights.exists():
+            continue  # sharded by FSDP or DeepSpeed, which check it themselves
+        unwrapped = accelerator.unwrap_model(model)
+        wanted = set(unwrapped.state_dict()) - frozen_names(unwrapped)
+        with safe_open(str(weights), framework="pt") as file:
+            if missing := sorted(wanted - set(file.keys())):
+                raise ValueError(
+                    f"it lacks {len(missing)} weights that train, such as {missing[0]}"
+                )
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:

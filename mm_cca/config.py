@@ -25,6 +25,7 @@ class RunConfig:
     """Where the run lives and what ``mm-cca run`` does."""
 
     dir: str = MISSING
+    tokens_dir: str | None = None  # share one token cache between runs; None is DIR/tokens
     stages: list[str] = field(default_factory=lambda: list(STAGES))
 
 

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
 
 import datasets
 import transformers
@@ -13,7 +13,7 @@ from mm_cca.adapters import load_adapter
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.config import STAGES, AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
 from mm_cca.errors import UserError
-from mm_cca.run import RunFolder, Stage
+from mm_cca.run import RunFolder, Stage, locked
 from mm_cca.tokens import prepare_split
 
 
@@ -28,12 +28,12 @@ def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
     # Their bars for reading and writing files would hide ours for the work itself.
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    run = RunFolder(Path(recipe.run.dir))
+    run = RunFolder.of(recipe)
     state = PartialState()
     if not state.is_main_process:
         _dispatch(recipe, run, stages)
         return
-    with run.locked():
+    with locked(run.root):
         run.describe(recipe)
         _dispatch(recipe, run, stages)
 
@@ -69,12 +69,18 @@ def prepare(recipe: Recipe, run: RunFolder) -> None:
         settings = {f"data.{key}": value for key, value in data.items()}
         settings |= {"split": split, "model.path": recipe.model.path}
         stage = Stage(run.tokens / split, settings)
-        if not stage.is_done():
-            stage.begin()
+        if stage.is_done():
+            continue
+        # Only the main rank writes; the others find the same answer and follow it.
+        with locked(stage.folder) if PartialState().is_main_process else nullcontext():
+            if PartialState().is_main_process:
+                stage.begin()
             prepare_split(
-                lambda: frozen_model(recipe), recipe.data, split, run.tokens / split / "shards", 0
+                lambda: frozen_model(recipe), recipe.data, split, stage.folder / "shards", 0
             )
-            stage.finish()
+            if PartialState().is_main_process:
+                stage.finish()
+        PartialState().wait_for_everyone()
 
 
 def frozen_model(recipe: Recipe) -> UnifiedModel:

@@ -28,13 +28,10 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside ``run.dir``."""
+    """Paths inside ``run.dir``, and the token cache, which several runs may share."""
 
     root: Path
-
-    @property
-    def tokens(self) -> Path:
-        return self.root / "tokens"
+    tokens: Path
 
     @property
     def train(self) -> Path:
@@ -56,27 +53,12 @@ class RunFolder:
     def report(self) -> Path:
         return self.root / "report.html"
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for one process at a time; the lock ends with the process.
-
-        Raises:
-            UserError: another run holds it.
-        """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                file.seek(0)
-                raise UserError(
-                    f"{self.root} is in use by process {file.read().strip() or '?'}. Wait for it, "
-                    "stop it, or choose another run.dir."
-                ) from error
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
+    @classmethod
+    def of(cls, recipe: AnyRecipe) -> "RunFolder":
+        """The folder that a recipe names."""
+        root = Path(recipe.run.dir)
+        shared = recipe.run.tokens_dir
+        return cls(root, root / "tokens" if shared is None else Path(shared))
 
     def describe(self, recipe: AnyRecipe) -> None:
         """Write ``recipe.yaml`` and ``environment.json``."""
@@ -109,6 +91,33 @@ def _git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for one process at a time; the lock ends with the process.
+
+    Raises:
+        UserError: another process holds it, or the folder can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"{folder} can't be written: {error}. Choose another folder.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise UserError(
+                f"{folder} is in use by process {file.read().strip() or '?'}. Wait for it, stop "
+                "it, or choose another run.dir."
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,10 @@ def train(recipe: Recipe, run: RunFolder, *, control: bool = False) -> None:
     stage = Stage(folder, _settings(recipe, loss))
     if stage.is_done():
         return
-    stage.begin()
-    loop = _set_up(recipe, run, folder, loss)
+    accelerator = _accelerator(recipe.train, folder)
+    if accelerator.is_main_process:
+        stage.begin()
+    loop = _set_up(recipe, run, accelerator, loss)
     heldout = None
     if recipe.data.heldout_split and recipe.train.eval_every:
         heldout = open_cache(run.tokens / recipe.data.heldout_split, recipe.data.variants)
@@ -105,13 +107,16 @@ def _settings(recipe: Recipe, loss: LossConfig) -> dict[str, Any]:
     return {f"{group}.{key}": v for group, keys in groups.items() for key, v in keys.items()}
 
 
-def _set_up(recipe: Recipe, run: RunFolder, folder: Path, loss: LossConfig) -> Loop:
-    config = recipe.train
-    accelerator = Accelerator(
+def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
+    return Accelerator(
         mixed_precision=config.mixed_precision,
         log_with=config.trackers or None,
         project_dir=str(folder),
     )
+
+
+def _set_up(recipe: Recipe, run: RunFolder, accelerator: Accelerator, loss: LossConfig) -> Loop:
+    config = recipe.train
     set_seed(config.seed)
     model = load_adapter(recipe.model.adapter, recipe.model.path, dtype=recipe.model.dtype)
     if config.tuning == "lora":
