@@ -1,0 +1,72 @@
+"""Tiny random Emu3 checkpoints in the real on-disk layout."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Emu3VQVAE, Emu3VQVAEConfig
+
+from mm_cca import load_adapter
+from mm_cca.adapters.base import UnifiedModel
+from mm_cca.demo import tiny
+
+CAPTIONS = [
+    f"{adjective} {thing}, {style} style"
+    for adjective in ("red", "green", "small", "smiling")
+    for thing in ("owl", "waving hand", "grinning face with big eyes")
+    for style in ("noto", "twemoji")
+]
+
+
+def write_checkpoint(folder: Path, channel_multiplier: list[int], image_size: int) -> Path:
+    """A random model whose codebook is spread out enough for many codes to be used."""
+    torch.manual_seed(0)
+    vq = Emu3VQVAE(
+        Emu3VQVAEConfig(
+            codebook_size=32,
+            embed_dim=4,
+            latent_channels=4,
+            temporal_downsample_factor=1,
+            base_channels=32,
+            channel_multiplier=channel_multiplier,
+            num_res_blocks=1,
+            attn_resolutions=[],
+            hidden_size=32 * channel_multiplier[-1],
+        )
+    )
+    words = tiny.build_tokenizer(CAPTIONS, 320, 32)
+    model = tiny.assemble(vq, words, tiny.DecoderShape(32, 64, 2, 2), seed=0)
+    # Stock initialisation is so small that every distribution is nearly uniform.
+    for parameter in model.model.text_model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.3)
+    torch.nn.init.normal_(model.lm_head.weight, std=0.3)
+    processor = tiny.build_processor(words, image_size, 2 ** (len(channel_multiplier) - 1))
+    tiny.save(model, processor, folder, torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16x16 pixels, 4 to a code: 4x4 codes out of 32."""
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "emu3", [1, 2, 2], 16)
+
+
+@pytest.fixture(scope="session")
+def tiny8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16x24 pixels, 8 to a code, because ``Emu3Processor.downsample_ratio`` is a constant 8."""
+    return write_checkpoint(tmp_path_factory.mktemp("tiny8") / "emu3", [1, 1, 2, 2], 24)
+
+
+@pytest.fixture
+def tiny_model(tiny_folder: Path) -> UnifiedModel:
+    model = load_adapter("emu3", str(tiny_folder))
+    model.module.eval()
+    return model
+
+
+@pytest.fixture
+def tiny8_model(tiny8_folder: Path) -> UnifiedModel:
+    model = load_adapter("emu3", str(tiny8_folder))
+    model.module.eval()
+    return model
