@@ -7,7 +7,7 @@ Shapes: B rows, P prompt tokens (left-padded), S slots of the image span, N free
 size, R rows of the head, K image codes.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -148,6 +148,13 @@ class CodeLogProbs(nn.Module):
     @property
     def model(self) -> UnifiedModel:
         return self._model[0]
+
+    def train(self, mode: bool = True) -> Self:
+        """As ``nn.Module.train``, but the frozen parts stay in eval mode."""
+        super().train(mode)
+        for part in self.model.frozen():
+            part.eval()
+        return self
 
     def forward(
         self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, codes: torch.Tensor

@@ -109,7 +109,7 @@ def test_an_image_does_not_depend_on_its_neighbours(tiny_model: UnifiedModel):
 
 
 def test_memory_does_not_grow_with_the_vocabulary():
-    """200 positions, 50 image rows: the only thing of vocabulary size is the head's own gradient."""
+    """200 positions, 50 image rows: no tensor knows how large the vocabulary is."""
     largest = {}
     for vocabulary in (1_000, 20_000):
         full = torch.randn(vocabulary, 4, requires_grad=True)

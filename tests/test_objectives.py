@@ -50,7 +50,7 @@ def test_at_the_start_every_term_is_log_two():
 @pytest.mark.parametrize("lambda_", [0.0, 0.5, 1.0, 30.0, 1000.0])
 @pytest.mark.parametrize("dropped", [[], [0, 3], list(range(7))])
 def test_equals_the_naive_loop(lambda_: float, dropped: list[int]):
-    """No dropped row is the published code's uncond_ratio 0, where its loss lost its log-sigmoid."""
+    """Without dropped rows the published LlamaGen code lost its log-sigmoid; ours does not."""
     values = _random(1)
     as_positive = torch.zeros(7, dtype=torch.bool)
     as_positive[dropped] = True

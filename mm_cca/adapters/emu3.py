@@ -46,9 +46,6 @@ class Emu3:
                 f"(ids {first}..{last}). The checkpoint's vocabulary_map is not Emu3's."
             )
         self._rows = slice(first, last + 1)
-        # Emu3's configs ship attention dropout 0.1, which would move the reference log-probs.
-        for layer in module.model.text_model.layers:
-            layer.self_attn.attention_dropout = 0.0
         for part in self.frozen():
             part.eval().requires_grad_(False)
 
@@ -56,6 +53,8 @@ class Emu3:
     def load(cls, path: str, dtype: torch.dtype) -> "Emu3":
         """Read a checkpoint folder or hub name. Raises what transformers raises."""
         config = Emu3Config.from_pretrained(path)
+        # Emu3's configs ship 0.1, which would move log-probs between the model and its reference.
+        config.text_config.attention_dropout = 0.0
         module = Emu3ForConditionalGeneration.from_pretrained(path, config=config, dtype=dtype)
         return cls(module, Emu3Processor.from_pretrained(path))
 

@@ -1,0 +1,59 @@
+"""The reference is the model before training, and stays it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mm_cca.adapters.base import UnifiedModel
+from mm_cca.logprobs import CodeLogProbs, left_pad
+from mm_cca.reference import CopyReference, LoraReference, Reference, attach_lora
+from tests.helpers import assert_close
+
+GRID = (4, 4)
+
+
+def _batch(model: UnifiedModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ids = model.prompt_ids(["red owl, noto style", "small waving hand"], GRID)
+    codes = torch.randint(32, (2, 16), generator=torch.Generator().manual_seed(0))
+    return (*left_pad(ids, model.pad_id), codes)
+
+
+@pytest.mark.parametrize("kind", [CopyReference, LoraReference])
+def test_gap_is_zero_at_the_start_and_the_reference_never_moves(
+    tiny_model: UnifiedModel, kind: Callable[[CodeLogProbs], Reference]
+):
+    if kind is LoraReference:
+        attach_lora(tiny_model, rank=4, alpha=8)
+    policy = CodeLogProbs(tiny_model, tiny_model.layout(GRID), whole_vocabulary=False)
+    policy.train()
+    reference = kind(policy)
+    batch = _batch(tiny_model)
+    before = reference(*batch)
+    assert_close(policy(*batch).detach(), before, 0)
+    assert not before.requires_grad
+
+    optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.05)
+    for _ in range(2):
+        policy(*batch).sum().neg().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert (policy(*batch).detach() - before).abs().max() > 1e-3
+    assert_close(reference(*batch), before, 0)
+
+
+def test_only_the_lora_trains_and_it_leaves_the_tokenizer_alone(tiny_model: UnifiedModel):
+    attach_lora(tiny_model, rank=4, alpha=8)
+    trained = [n for n, p in tiny_model.module.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert not any("vqmodel" in name for name in trained)
+    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained} == set(
+        tiny_model.lora_targets()
+    )
+
+
+def test_full_tuning_trains_everything_but_the_tokenizer(tiny_model: UnifiedModel):
+    frozen = {n for n, p in tiny_model.module.named_parameters() if not p.requires_grad}
+    assert frozen
+    assert all("vqmodel" in name for name in frozen)
