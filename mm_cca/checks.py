@@ -97,6 +97,12 @@ def _train(recipe: Recipe) -> list[Check]:
     return [
         _at_least("train.seed", train.seed, 0),
         _at_least("train.max_steps", train.max_steps, 1),
+        (
+            "train.stop_after",
+            train.stop_after,
+            train.stop_after is None or 1 <= train.stop_after <= train.max_steps,
+            f"null, or 1 to train.max_steps ({train.max_steps})",
+        ),
         _at_least("train.micro_batch_size", train.micro_batch_size, 1),
         (
             "train.batch_size",

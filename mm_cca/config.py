@@ -76,6 +76,7 @@ class TrainConfig:
 
     seed: int = 0
     max_steps: int = MISSING
+    stop_after: int | None = None  # end early; the learning rate still follows max_steps
     batch_size: int = MISSING  # pairs per optimizer step, over all ranks
     micro_batch_size: int = MISSING  # pairs per forward pass on one rank
     learning_rate: float = MISSING

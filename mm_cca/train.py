@@ -183,8 +183,9 @@ def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -
     state = checkpoint.load_newest(accelerator, folder / "checkpoints") or {"step": 0, "best": None}
     best: float | None = state["best"]
     first = int(state["step"])
+    last = config.stop_after or config.max_steps
     bar = tqdm(
-        total=config.max_steps,
+        total=last,
         initial=first,
         desc=f"training ({loop.loss.objective})",
         unit="step",
@@ -195,10 +196,10 @@ def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -
         _stop_signal() as stopped,
         bar,
     ):
-        for step in range(first, config.max_steps):
+        for step in range(first, last):
             numbers = _step(loop, step, folder)
             done = step + 1
-            if config.eval_every and (done % config.eval_every == 0 or done == config.max_steps):
+            if config.eval_every and (done % config.eval_every == 0 or done == last):
                 heldout = evaluate()
                 numbers["heldout_nll"] = heldout
                 if (
@@ -212,7 +213,7 @@ def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -
             accelerator.log({k: v for k, v in numbers.items() if v is not None}, step=step)
             bar.update()
             bar.set_postfix(loss=f"{numbers['loss']:.4f}", refresh=False)
-            if stopped() or done % config.save_every == 0 or done == config.max_steps:
+            if stopped() or done % config.save_every == 0 or done == last:
                 metrics.flush()
                 checkpoint.save(
                     accelerator,
@@ -221,7 +222,7 @@ def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -
                     {"best": best},
                     config.keep_checkpoints,
                 )
-            if stopped() and done < config.max_steps:
+            if stopped() and done < last:
                 raise Interrupted(f"stopped after step {done}, saved in {folder}")
 
 
