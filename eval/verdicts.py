@@ -11,7 +11,7 @@ from mm_cca.eval.intervals import mean_interval, statistic_interval
 from mm_cca.arms import Arm
 from mm_cca.config import Recipe
 
-FRECHET_RESAMPLES = 100
+FRECHET_RESAMPLES = 50
 
 
 class HasScores(Protocol):

@@ -213,7 +213,8 @@ def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -
             accelerator.log({k: v for k, v in numbers.items() if v is not None}, step=step)
             bar.update()
             bar.set_postfix(loss=f"{numbers['loss']:.4f}", refresh=False)
-            if stopped() or done % config.save_every == 0 or done == last:
+            stop = _on_any_rank(accelerator, stopped())
+            if stop or done % config.save_every == 0 or done == last:
                 metrics.flush()
                 checkpoint.save(
                     accelerator,
@@ -222,7 +223,7 @@ def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -
                     {"best": best},
                     config.keep_checkpoints,
                 )
-            if stopped() and done < last:
+            if stop and done < last:
                 raise Interrupted(f"stopped after step {done}, saved in {folder}")
 
 
@@ -256,6 +257,14 @@ def _step(loop: Loop, step: int, folder: Path) -> dict[str, float | None]:
         "learning_rate": rate,
         "tokens_per_second": collected.tokens * accelerator.num_processes / seconds,
     }
+
+
+def _on_any_rank(accelerator: Accelerator, flag: bool) -> bool:
+    """A signal may reach one rank only, but all must save together."""
+    if accelerator.num_processes == 1:
+        return flag
+    seen = torch.tensor(int(flag), device=accelerator.device)
+    return bool(accelerator.reduce(seen, reduction="sum"))
 
 
 def _micro_batches(loop: Loop, pairs: Pairs) -> Iterator[Pairs]:
