@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+import mm_cca.recipes
 import pytest
 import yaml
 
-import mm_cca.recipes
 from mm_cca.config import Recipe, ScorerRecipe, TokenizerRecipe, dump, find_recipe, load_config
 from mm_cca.errors import UserError
 from tests import runs
@@ -126,7 +126,7 @@ def test_override_below_a_value_of_the_file(path: Path):
 )
 def test_unknown_key_gets_a_suggestion(path: Path, override: str, suggestion: str):
     message = message_of(path, override)
-    key = override.split("=")[0]
+    key = override.split("=", maxsplit=1)[0]
     assert f"{key} is no key of this recipe; did you mean {suggestion}" in message
 
 
@@ -171,7 +171,7 @@ def test_all_mistakes_at_once(path: Path):
     ],
 )
 def test_wrong_type(path: Path, override: str):
-    key = override.split("=")[0]
+    key = override.split("=", maxsplit=1)[0]
     message = message_of(path, override)
     assert "has 1 mistake(s)" in message
     assert f"  - {key} is " in message
@@ -251,25 +251,25 @@ def test_all_missing_keys_at_once(tmp_path: Path):
         ("train.keep_checkpoints=0", "1 or more"),
         ("train.eval_every=-1", "0 or more"),
         ("train.keep=first", "last, best"),
-        ("train.keep=best", "best with train.eval_every > 0 and a data.heldout_split"),
+        ("train.keep=best", "last, or best with train.eval_every > 0 and a data.heldout_split"),
         ("train.trackers=[mlflow]", "tensorboard, wandb, trackio"),
         ("sample.num_images=0", "1 or more"),
         ("sample.guidance_scales=[1.0]", "more than 1"),
         ("sample.control_scales=[0.5]", "more than 1"),
         ("sample.temperature=0", "more than 0"),
         ("sample.top_k=0", "1 or more"),
-        ("sample.top_p=0", "more than 0 and at most 1"),
-        ("sample.top_p=1.1", "more than 0 and at most 1"),
+        ("sample.top_p=0", "null, or more than 0 and at most 1"),
+        ("sample.top_p=1.1", "null, or more than 0 and at most 1"),
         ("sample.batch_size=0", "1 or more"),
         ("eval.bootstrap_samples=99", "100 or more"),
         ("eval.grid_prompts=0", "1 or more"),
     ],
 )
 def test_value_out_of_range(path: Path, override: str, allowed: str):
-    key = override.split("=")[0]
+    key = override.split("=", maxsplit=1)[0]
     message = message_of(path, override)
     assert f"  - {key} is " in message
-    assert f"allowed: {allowed}" in message or f"allowed: last, or {allowed}" in message
+    assert f"allowed: {allowed}" in message
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_keys_that_allow_each_other(path: Path):
     ],
 )
 def test_mistake_in_a_demo_job(name: str, override: str):
-    assert f"  - {override.split('=')[0]} is " in message_of(name, override)
+    assert f"  - {override.split('=', maxsplit=1)[0]} is " in message_of(name, override)
 
 
 def test_unknown_job(path: Path):
