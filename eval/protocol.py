@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from mm_cca.adapters.base import grid_of
 from mm_cca.arms import Arm, Prompt, arms_of, prompts_of, reference_rows
-from mm_cca.config import Recipe
 from mm_cca.data import decode_image, load_split
 from mm_cca.errors import UserError
 from mm_cca.run import RunFolder, Stage, write_json
 from mm_cca.sample import load_source, read_manifest
+from mm_cca.schema import Recipe
 from mm_cca.tokens import open_cache
 
 FLOORS = ("real", "reconstruction")

@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mm_cca.arms import Prompt, prompts_of
-from mm_cca.config import Recipe, dump
+from mm_cca.config import dump
 from mm_cca.errors import UserError
 from mm_cca.run import RunFolder, write_json, write_text
+from mm_cca.schema import Recipe
 
 SCORES = {
     "alignment": ("alignment ×100", "higher is better", 1),

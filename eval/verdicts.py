@@ -9,7 +9,7 @@ from mm_cca.eval.fid import frechet_distance
 from mm_cca.eval.intervals import mean_interval, statistic_interval
 
 from mm_cca.arms import Arm
-from mm_cca.config import Recipe
+from mm_cca.schema import Recipe
 
 FRECHET_RESAMPLES = 50
 

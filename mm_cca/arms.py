@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mm_cca.config import Recipe
 from mm_cca.run import RunFolder
+from mm_cca.schema import Recipe
 from mm_cca.tokens import open_cache
 
 SOURCES = ("base", "cca", "control")

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from mm_cca.config import STAGES, AnyRecipe, DataConfig, Recipe, ScorerRecipe, TokenizerRecipe
 from mm_cca.negatives import KINDS
+from mm_cca.schema import STAGES, AnyRecipe, DataConfig, Recipe, ScorerRecipe, TokenizerRecipe
 
 PRECISIONS = ("no", "bf16", "fp16")
 DTYPES = ("float32", "bfloat16", "float16")

@@ -1,215 +1,22 @@
-"""The recipe: typed dataclasses, and how a YAML file and ``key=value`` overrides become one.
+"""How a YAML file and ``key=value`` overrides become a typed recipe.
 
-Precedence: defaults below < the YAML file < overrides. All mistakes are reported together, before
+Precedence: defaults in ``schema.py`` < the YAML file < overrides. All mistakes are reported together, before
 any weight is read.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeAlias, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mm_cca.errors import UserError
-
-STAGES = ("prepare", "train", "sample", "eval", "report")
-
-
-@dataclass
-class RunConfig:
-    """Where the run lives and what ``mm-cca run`` does."""
-
-    dir: str = MISSING
-    tokens_dir: str | None = None  # share one token cache between runs; None is DIR/tokens
-    stages: list[str] = field(default_factory=lambda: list(STAGES))
-
-
-@dataclass
-class ModelConfig:
-    """Which checkpoint, read by which adapter."""
-
-    adapter: str = MISSING
-    path: str = MISSING
-    dtype: str = "bfloat16"
-
-
-@dataclass
-class DataConfig:
-    """Captioned images: ``emoji``, a folder with metadata.jsonl, a Parquet file, a hub name."""
-
-    path: str = MISSING
-    image_column: str = "image"
-    caption_column: str = "caption"
-    split_column: str | None = None
-    train_split: str = "train"
-    heldout_split: str | None = None
-    image_size: list[int] = MISSING  # height, width in pixels
-    variants: int = 1
-    max_zoom: float = 1.0
-    max_shift: float = 0.0
-    max_bad: int = 0
-    encode_batch_size: int = 64
-    rows_per_shard: int = 1024
-
-
-@dataclass
-class LossConfig:
-    """The objective and its constants; ``lambda_`` and ``beta`` as in the paper."""
-
-    objective: str = "cca"
-    beta: float = 0.02
-    beta_codes: int | None = 576
-    lambda_: float = 1.0
-    uncond_ratio: float = 0.1
-    negatives: str = "shuffle"
-    whole_vocabulary: bool = False
-
-
-@dataclass
-class TrainConfig:
-    """The training loop."""
-
-    seed: int = 0
-    max_steps: int = MISSING
-    stop_after: int | None = None  # end early; the learning rate still follows max_steps
-    batch_size: int = MISSING  # pairs per optimizer step, over all ranks
-    micro_batch_size: int = MISSING  # pairs per forward pass on one rank
-    learning_rate: float = MISSING
-    schedule: str = "cosine"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    max_grad_norm: float = 1.0
-    mixed_precision: str = "no"
-    gradient_checkpointing: bool = False
-    compile: bool = False  # torch.compile of the decoder; needs a C++ compiler on a CPU
-    tuning: str = "full"
-    reference: str = "copy"
-    lora_rank: int = 16
-    lora_alpha: int = 32
-    control: bool = False  # also train the base with nll on the same batches, for comparison
-    save_every: int = 500
-    keep_checkpoints: int = 2
-    eval_every: int = 0  # held-out loss every so many steps; 0 is never
-    keep: str = "last"  # or "best": the weights with the lowest held-out loss
-    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
-
-
-@dataclass
-class SampleConfig:
-    """The arms and how they are sampled; None means the adapter's default."""
-
-    num_images: int = 256  # per split
-    guidance_scales: list[float] = field(default_factory=lambda: [1.5, 2.0, 3.0, 5.0, 7.5])
-    control_scales: list[float] = field(default_factory=list)
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    negative_prompt: str = ""
-    batch_size: int = 64
-    seed: int = 0
-
-
-@dataclass
-class EvalConfig:
-    """Scores. ``scorer`` is any open_clip name, ``local-dir:FOLDER``, or ``emoji-clip``."""
-
-    scorer: str = MISSING
-    scorer_pretrained: str | None = None
-    batch_size: int = 256
-    bootstrap_samples: int = 1000
-    grid_prompts: int = 12
-
-
-@dataclass
-class Recipe:
-    """Fine-tune a unified model and measure it (job: finetune)."""
-
-    job: str = "finetune"
-    run: RunConfig = field(default_factory=RunConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    sample: SampleConfig = field(default_factory=SampleConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-
-
-@dataclass
-class TokenizerConfig:
-    """A stock Emu3VQVAE, the tokenizer's text vocabulary and the untrained decoder around it."""
-
-    num_codes: int = 512
-    code_dim: int = 8
-    base_channels: int = 32
-    channel_multiplier: list[int] = field(default_factory=lambda: [1, 2, 2])
-    text_vocab_size: int = 2000
-    decoder_hidden_size: int = 256
-    decoder_intermediate_size: int = 640
-    decoder_layers: int = 6
-    decoder_heads: int = 8
-    steps: int = MISSING
-    batch_size: int = 64
-    learning_rate: float = 1.5e-3
-    warmup_steps: int = 50
-    commitment: float = 0.25
-    reseed_every: int = 50
-    mixed_precision: str = "no"
-    seed: int = 0
-
-
-@dataclass
-class TokenizerRecipe:
-    """Train the demo's image tokenizer and assemble an untrained Emu3 (job: tokenizer)."""
-
-    job: str = "tokenizer"
-    run: RunConfig = field(default_factory=RunConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-
-
-@dataclass
-class ScorerConfig:
-    """The two towers of the demo's scorer."""
-
-    patch_size: int = 4
-    vision_width: int = 160
-    vision_layers: int = 4
-    text_width: int = 128
-    text_layers: int = 2
-    embed_dim: int = 96
-    text_vocab_size: int = 2000
-    steps: int = MISSING
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.2
-    warmup_steps: int = 100
-    mixed_precision: str = "no"
-    seed: int = 0
-
-
-@dataclass
-class ScorerRecipe:
-    """Train the demo's open_clip scorer (job: scorer)."""
-
-    job: str = "scorer"
-    run: RunConfig = field(default_factory=RunConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    scorer: ScorerConfig = field(default_factory=ScorerConfig)
-
-
-AnyRecipe: TypeAlias = Recipe | TokenizerRecipe | ScorerRecipe
-JOBS: dict[str, type] = {
-    "finetune": Recipe,
-    "tokenizer": TokenizerRecipe,
-    "scorer": ScorerRecipe,
-}
+from mm_cca.schema import JOBS, AnyRecipe
 
 
 def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:

@@ -11,9 +11,9 @@ from accelerate import PartialState
 
 from mm_cca.adapters import load_adapter
 from mm_cca.adapters.base import UnifiedModel
-from mm_cca.config import STAGES, AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
 from mm_cca.errors import UserError
 from mm_cca.run import RunFolder, Stage, locked
+from mm_cca.schema import STAGES, AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
 from mm_cca.tokens import prepare_split
 
 

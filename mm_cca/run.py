@@ -12,8 +12,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mm_cca.config import AnyRecipe, dump
+from mm_cca.config import dump
 from mm_cca.errors import UserError
+from mm_cca.schema import AnyRecipe
 
 PACKAGES = (
     "torch",

@@ -18,10 +18,10 @@ from tqdm import tqdm
 from mm_cca.adapters import load_adapter
 from mm_cca.adapters.base import Grid, UnifiedModel, grid_of
 from mm_cca.arms import Arm, Prompt, arms_of, prompts_of
-from mm_cca.config import Recipe
 from mm_cca.errors import UserError
 from mm_cca.run import RunFolder, Stage, write_text
 from mm_cca.sampling import SamplingSettings, image_stream, sample_codes
+from mm_cca.schema import Recipe
 
 MANIFEST = "manifest.jsonl"
 

@@ -12,48 +12,29 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from tqdm import tqdm
 
 from mm_cca import checkpoint, objectives
-from mm_cca.adapters import load_adapter
-from mm_cca.adapters.base import UnifiedModel, grid_of
+from mm_cca.assembly import Loop, learning_rate, new_accelerator, set_up
 from mm_cca.attention import training_attention
-from mm_cca.batches import Pairs, Schedule
-from mm_cca.collate import Collator, MicroBatch
-from mm_cca.config import LossConfig, Recipe, TrainConfig
+from mm_cca.batches import Pairs
+from mm_cca.collate import MicroBatch
 from mm_cca.errors import Interrupted, UserError
 from mm_cca.heldout import heldout_nll
-from mm_cca.logprobs import CodeLogProbs
 from mm_cca.metrics import MetricsFile, StepMetrics
-from mm_cca.reference import CopyReference, LoraReference, Reference, attach_lora
 from mm_cca.run import RunFolder, Stage
+from mm_cca.schema import LossConfig, Recipe
 from mm_cca.tokens import open_cache
 
 MAX_GAP_AT_START = 1e-3
 """Nats per image; the reference is the same model, so the truth is 0."""
-
-
-@dataclass(frozen=True)
-class Loop:
-    """What the steps work with, once everything is loaded and prepared."""
-
-    accelerator: Accelerator
-    policy: torch.nn.Module
-    model: UnifiedModel
-    reference: Reference | None
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
-    collate: Collator
-    loss: LossConfig
-    train: TrainConfig
 
 
 def train(recipe: Recipe, run: RunFolder, *, control: bool = False) -> None:
@@ -74,10 +55,10 @@ def train(recipe: Recipe, run: RunFolder, *, control: bool = False) -> None:
     stage = Stage(folder, _settings(recipe, loss))
     if stage.is_done():
         return
-    accelerator = _accelerator(recipe.train, folder)
+    accelerator = new_accelerator(recipe.train, folder)
     if accelerator.is_main_process:
         stage.begin()
-    loop = _set_up(recipe, run, accelerator, loss)
+    loop = set_up(recipe, run, accelerator, loss)
     heldout = None
     if recipe.data.heldout_split and recipe.train.eval_every:
         heldout = open_cache(run.tokens / recipe.data.heldout_split, recipe.data.variants)
@@ -105,77 +86,6 @@ def _settings(recipe: Recipe, loss: LossConfig) -> dict[str, Any]:
         "train": {k: v for k, v in asdict(recipe.train).items() if k not in free},
     }
     return {f"{group}.{key}": v for group, keys in groups.items() for key, v in keys.items()}
-
-
-def _accelerator(config: TrainConfig, folder: Path) -> Accelerator:
-    return Accelerator(
-        mixed_precision=config.mixed_precision,
-        log_with=config.trackers or None,
-        project_dir=str(folder),
-    )
-
-
-def _set_up(recipe: Recipe, run: RunFolder, accelerator: Accelerator, loss: LossConfig) -> Loop:
-    config = recipe.train
-    set_seed(config.seed)
-    model = load_adapter(recipe.model.adapter, recipe.model.path, dtype=recipe.model.dtype)
-    if config.tuning == "lora":
-        attach_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
-    if config.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    if config.compile:
-        model.compile()
-    layout = model.layout(grid_of(model, recipe.data.image_size))
-    policy = CodeLogProbs(model, layout, whole_vocabulary=loss.whole_vocabulary)
-    policy.to(accelerator.device)
-    reference: Reference | None = None
-    if loss.objective == "cca":
-        kinds: dict[str, Callable[[CodeLogProbs], Reference]] = {
-            "copy": CopyReference,
-            "lora": LoraReference,
-        }
-        reference = kinds[config.reference](policy)
-    optimizer = _optimizer(policy, config)
-    cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
-    schedule = Schedule(
-        cache.captions,
-        batch_size=config.batch_size,
-        num_variants=cache.num_variants,
-        uncond_ratio=loss.uncond_ratio,
-        kind=loss.negatives if recipe.loss.objective == "cca" else None,
-        seed=config.seed,
-    )
-    prepared, prepared_optimizer = accelerator.prepare(policy, optimizer)
-    checkpoint.skip_frozen_weights(accelerator)
-    if config.trackers:
-        accelerator.init_trackers("mm_cca", config={})
-    collate = Collator(model, cache, recipe.data.image_size, accelerator.device)
-    return Loop(
-        accelerator, prepared, model, reference, prepared_optimizer, schedule, collate, loss, config
-    )
-
-
-def _optimizer(policy: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    trained = [p for p in policy.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-    )
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of step 0, 1, ...: linear warm-up, then constant or a cosine that ends at zero."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.learning_rate
-    done = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -> None:

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from mm_cca.config import Recipe, load_config
+from mm_cca.config import load_config
 from mm_cca.jobs import run_job
+from mm_cca.schema import Recipe
 
 COLOURS = ("red", "green", "blue", "pink", "grey", "black")
 THINGS = ("owl", "hand", "face", "cat", "house", "tree", "car", "leaf")

@@ -6,8 +6,9 @@ import mm_cca.recipes
 import pytest
 import yaml
 
-from mm_cca.config import Recipe, ScorerRecipe, TokenizerRecipe, dump, find_recipe, load_config
+from mm_cca.config import dump, find_recipe, load_config
 from mm_cca.errors import UserError
+from mm_cca.schema import Recipe, ScorerRecipe, TokenizerRecipe
 from tests import runs
 
 SHIPPED = sorted(Path(mm_cca.recipes.__file__).parent.glob("*.yaml"))

@@ -54,7 +54,7 @@ class Emu3:
         """Read a checkpoint folder or hub name. Raises what transformers raises."""
         config = Emu3Config.from_pretrained(path)
         # Emu3's configs ship 0.1, which would move log-probs between the model and its reference.
-        config.text_config.attention_dropout = 0.0
+        config.text_config.attention_dropout = 0.0  # type: ignore[union-attr]
         module = Emu3ForConditionalGeneration.from_pretrained(path, config=config, dtype=dtype)
         return cls(module, Emu3Processor.from_pretrained(path))
 
