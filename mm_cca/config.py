@@ -1,7 +1,7 @@
 """How a YAML file and ``key=value`` overrides become a typed recipe.
 
-Precedence: defaults in ``schema.py`` < the YAML file < overrides. All mistakes are reported together, before
-any weight is read.
+Precedence: defaults in ``schema.py`` < the YAML file < overrides. All mistakes are reported
+together, before any weight is read.
 """
 
 from collections.abc import Iterator, Sequence

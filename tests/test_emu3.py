@@ -46,7 +46,7 @@ def test_the_unconditional_form_keeps_the_size(tiny8_model: UnifiedModel, stock)
 
 
 def test_the_span_is_what_processor_and_model_build(tiny8_model: UnifiedModel, stock):
-    """Placeholders of a captioned image, filled by ``get_image_tokens``, are our prompt and slots."""
+    """A captioned image's placeholders, filled by ``get_image_tokens``, are our prompt and slots."""
     model, processor = stock
     pixels = _pictures(1, 24, 24)
     image = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
