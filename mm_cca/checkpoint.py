@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mm_cca.errors import UserError
 from mm_cca.run import write_json
 
 STATE = "mm_cca.json"
+IO_ERRORS = (OSError, RuntimeError, SafetensorError)
+"""What a full disk or a torn file raises: safetensors and torch have their own."""
 
 
 def skip_frozen_weights(accelerator: Accelerator) -> None:
@@ -56,7 +58,7 @@ def save(
             beside.rename(final)
             for old in checkpoints(folder)[:-keep]:
                 shutil.rmtree(old)
-    except (OSError, RuntimeError) as error:
+    except IO_ERRORS as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise UserError(
             f"the checkpoint of step {step} could not be written to {folder}: {error}\nEarlier "
@@ -84,7 +86,7 @@ def load_newest(accelerator: Accelerator, folder: Path) -> dict[str, Any] | None
         _refuse_incomplete(accelerator, newest)
         accelerator.load_state(str(newest), strict=False)
         state: dict[str, Any] = json.loads((newest / STATE).read_text())
-    except (OSError, RuntimeError, ValueError) as error:
+    except (*IO_ERRORS, ValueError) as error:
         raise UserError(
             f"{newest} can't be loaded: {error}\nDelete that folder to go on from the one before."
         ) from error
@@ -119,7 +121,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
         write(beside)
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
-    except OSError as error:
+    except IO_ERRORS as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise UserError(
             f"{folder} could not be written: {error}\nFree some space and run the same command "
