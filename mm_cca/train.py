@@ -8,6 +8,7 @@ Shapes: B pairs of a micro-batch, N codes per image.
 """
 
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -251,17 +252,12 @@ def _save_model(loop: Loop, folder: Path) -> None:
 
 
 def _write_model(loop: Loop, folder: Path) -> None:
-    best = folder / "best"
-    if loop.train.keep == "best" and best.is_dir():
-        checkpoint.replace_folder(folder / "model", lambda beside: _move_into(best, beside))
-        best.rmdir()
-        return
-    checkpoint.replace_folder(folder / "model", loop.model.save)
-
-
-def _move_into(source: Path, target: Path) -> None:
-    for path in source.iterdir():
-        path.rename(target / path.name)
+    best, model = folder / "best", folder / "model"
+    if best.is_dir():
+        shutil.rmtree(model, ignore_errors=True)
+        best.rename(model)
+    elif loop.train.keep != "best" or not model.is_dir():  # renamed already, then interrupted
+        checkpoint.replace_folder(model, loop.model.save)
 
 
 @contextmanager
