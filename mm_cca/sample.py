@@ -106,6 +106,7 @@ def _draw_arm(
             disable=not state.is_main_process or not todo,
         ) as bar,
     ):
+        manifest.write("\n")  # ends a line torn by an interruption; empty lines are passed over
         for start in range(0, len(todo), recipe.sample.batch_size):
             batch = todo[start : start + recipe.sample.batch_size]
             for line in _draw_batch(model, recipe, arm, batch, grid, folder):
