@@ -1,0 +1,236 @@
+"""Drawing: the manifest, resuming, and that pictures depend on the prompt's index alone."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mm_cca.arms import Arm, arms_of, prompts_of, reference_rows
+from mm_cca.errors import UserError
+from mm_cca.run import RunFolder
+from mm_cca.sample import read_manifest
+from tests import runs
+
+ARMS = ("base", "base+cfg2", "cca")
+
+
+@pytest.fixture(scope="module")
+def drawn(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of which everything up to ``sample`` is done."""
+    folder = tmp_path_factory.mktemp("drawn")
+    values = runs.tiny_recipe(folder, tiny_folder, runs.two_splits(folder / "data.parquet"))
+    values["data"]["heldout_split"] = "heldout"
+    values["train"]["max_steps"] = 2
+    recipe = runs.write_recipe(folder / "recipe.yaml", values)
+    runs.do(recipe, stages=["prepare", "train", "sample"])
+    return recipe
+
+
+@pytest.fixture
+def again(drawn: Path, tmp_path: Path) -> Path:
+    """A copy of the run that a test may damage."""
+    shutil.copytree(drawn.parent / "run", tmp_path / "run")
+    path = tmp_path / "recipe.yaml"
+    shutil.copy(drawn, path)
+    return path
+
+
+def sample(path: Path, *overrides: str) -> None:
+    runs.do(path, f"run.dir={path.parent / 'run'}", *overrides, stages=["sample"])
+
+
+def reopen(folder: Path) -> None:
+    """As if the stage had been interrupted: the part file still there, not yet done."""
+    stage = json.loads((folder / "stage.json").read_text())
+    (folder / "stage.json").write_text(json.dumps(stage | {"done": False}))
+    (folder / "manifest.jsonl").rename(folder / "manifest.jsonl.0")
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in runs.files_of(folder).items() if name.endswith(".png")}
+
+
+def without_timings(folder: Path) -> list[dict[str, object]]:
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in read_manifest(folder)]
+
+
+def test_arms_of_a_recipe(drawn: Path):
+    recipe = runs.load_recipe(
+        drawn, "train.control=true", "sample.control_scales=[1.5]", "sample.guidance_scales=[2,7.5]"
+    )
+    assert [arm.name for arm in arms_of(recipe)] == [
+        "base",
+        "base+cfg2",
+        "base+cfg7.5",
+        "cca",
+        "control",
+        "control+cfg1.5",
+    ]
+    assert arms_of(recipe)[1] == Arm("base", 2.0)
+
+
+def test_prompts_are_half_of_a_split_at_most_and_the_rest_is_reference(drawn: Path):
+    for wanted, counts in ((100, (8, 6)), (5, (5, 5)), (1, (1, 1))):
+        recipe = runs.load_recipe(drawn, f"sample.num_images={wanted}")
+        run = RunFolder.of(recipe)
+        prompts = prompts_of(recipe, run)
+        assert [p.index for p in prompts] == list(range(sum(counts)))
+        for split, count, total, first in (
+            ("train", counts[0], 16, 0),
+            ("heldout", counts[1], 12, 16),
+        ):
+            mine = [p for p in prompts if p.split == split]
+            assert len(mine) == count
+            assert [p.caption for p in mine] == [runs.CAPTIONS[first + p.row] for p in mine]
+            others = reference_rows(recipe, run, split).tolist()
+            assert sorted([p.row for p in mine] + others) == list(range(total))
+
+
+def test_prompts_depend_on_the_sampling_seed(drawn: Path):
+    chosen = {}
+    for seed in (0, 1):
+        recipe = runs.load_recipe(drawn, f"sample.seed={seed}")
+        chosen[seed] = [p.row for p in prompts_of(recipe, RunFolder.of(recipe))]
+    assert chosen[0] != chosen[1]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_manifest_lines(drawn: Path, arm: str):
+    folder = drawn.parent / "run" / "samples" / arm
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == list(range(12))
+    assert sorted(p.name for p in folder.glob("*.png")) == [f"{i:06d}.png" for i in range(12)]
+    assert {line["split"] for line in lines} == {"train", "heldout"}
+    recipe = runs.load_recipe(drawn)
+    prompts = prompts_of(recipe, RunFolder.of(recipe))
+    for line, prompt in zip(lines, prompts, strict=True):
+        data = (folder / f"{line['index']:06d}.png").read_bytes()
+        assert line["sha256"] == hashlib.sha256(data).hexdigest()
+        assert line["forward_passes"] == (32 if "cfg" in arm else 16)
+        assert line["guidance_scale"] == (2.0 if "cfg" in arm else 1.0)
+        assert line["seed"] == [0, line["index"]]
+        assert (line["prompt"], line["row"]) == (prompt.caption, prompt.row)
+        assert line["seconds"] > 0
+
+
+def test_arms_and_prompts_differ(drawn: Path):
+    samples = drawn.parent / "run" / "samples"
+    sets = {arm: pictures(samples / arm) for arm in ARMS}
+    assert all(len(set(drawings.values())) > 6 for drawings in sets.values())
+    assert sets["base"] != sets["base+cfg2"]
+
+
+def test_done_arms_are_left_alone(again: Path):
+    before = runs.mtimes_of(again.parent / "run" / "samples")
+    sample(again)
+    assert runs.mtimes_of(again.parent / "run" / "samples") == before
+
+
+@pytest.mark.parametrize("arm", ["base", "base+cfg2"])
+def test_deleted_picture_alone_is_drawn_again(again: Path, arm: str):
+    folder = again.parent / "run" / "samples" / arm
+    pictures_before, lines = pictures(folder), without_timings(folder)
+    reopen(folder)
+    (folder / "000004.png").unlink()
+    (folder / "000010.png").unlink()
+    kept = runs.mtimes_of(folder)
+    sample(again)
+    assert pictures(folder) == pictures_before
+    assert without_timings(folder) == lines
+    after = runs.mtimes_of(folder)
+    assert all(after[name] == kept[name] for name in pictures_before if name in kept)
+    assert not list(folder.glob("manifest.jsonl.*"))
+
+
+def test_torn_last_line_is_drawn_again(again: Path):
+    folder = again.parent / "run" / "samples" / "base"
+    pictures_before, lines = pictures(folder), without_timings(folder)
+    reopen(folder)
+    part = folder / "manifest.jsonl.0"
+    part.write_text(part.read_text()[:-40])
+    kept = runs.mtimes_of(folder)
+    sample(again)
+    assert pictures(folder) == pictures_before
+    assert without_timings(folder) == lines
+    after = runs.mtimes_of(folder)
+    changed = [name for name in pictures_before if after[name] != kept[name]]
+    assert changed == ["000011.png"]
+
+
+def test_interrupted_after_tearing_twice(again: Path):
+    """A line appended after a torn one must not be lost in it."""
+    folder = again.parent / "run" / "samples" / "base"
+    lines = without_timings(folder)
+    reopen(folder)
+    part = folder / "manifest.jsonl.0"
+    part.write_text(part.read_text()[:-40])
+    (folder / "000003.png").unlink()
+    sample(again)
+    assert without_timings(folder) == lines
+
+
+@pytest.mark.parametrize("size", [5, 12])
+def test_batch_size_does_not_change_the_pictures(again: Path, size: int):
+    folder = again.parent / "run" / "samples"
+    before = {arm: pictures(folder / arm) for arm in ARMS}
+    shutil.rmtree(folder)
+    sample(again, f"sample.batch_size={size}")
+    assert {arm: pictures(folder / arm) for arm in ARMS} == before
+
+
+def test_one_more_scale_leaves_the_other_arms_alone(again: Path):
+    folder = again.parent / "run" / "samples"
+    before = runs.mtimes_of(folder)
+    sample(again, "sample.guidance_scales=[2.0, 3.0]")
+    after = runs.mtimes_of(folder)
+    assert {name: after[name] for name in before} == before
+    assert (folder / "base+cfg3" / "000000.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("sample.temperature=0.5", "sample.temperature: was 1.0, is now 0.5"),
+        ("sample.seed=1", "sample.seed: was 0, is now 1"),
+        ("sample.top_k=3", "sample.top_k: was None, is now 3"),
+        ("sample.num_images=3", "sample.num_images: was 6, is now 3"),
+    ],
+)
+def test_changed_recipe_is_refused(again: Path, override: str, told: str):
+    before = runs.mtimes_of(again.parent / "run" / "samples")
+    with pytest.raises(UserError) as caught:
+        sample(again, override)
+    assert told in str(caught.value)
+    assert runs.mtimes_of(again.parent / "run" / "samples") == before
+
+
+def test_untrained_model_is_refused(again: Path):
+    shutil.rmtree(again.parent / "run" / "train")
+    shutil.rmtree(again.parent / "run" / "samples" / "cca")
+    with pytest.raises(UserError, match="mm-cca train"):
+        sample(again)
+
+
+def test_full_disk_keeps_what_was_drawn(again: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = again.parent / "run" / "samples" / "base"
+    before = pictures(folder)
+    shutil.rmtree(folder)
+    real = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        if path.name == "000007.png":
+            raise OSError(28, "No space left on device")
+        return real(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(UserError, match="No space left on device"):
+            sample(again)
+    assert len(read_manifest(folder)) == 6
+    kept = runs.mtimes_of(folder)
+    sample(again)
+    assert pictures(folder) == before
+    after = runs.mtimes_of(folder)
+    assert all(after[f"{i:06d}.png"] == kept[f"{i:06d}.png"] for i in range(6))
