@@ -1,0 +1,388 @@
+"""Scores against naive formulas, and a whole ``mm-cca run`` down to the report."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mm_cca.eval.clip import cosines, load_scorer, retrieval_ranks
+from mm_cca.eval.fid import frechet_distance, kernel_distance, precision_recall
+from mm_cca.eval.intervals import mean_interval
+from scipy.linalg import sqrtm
+
+from mm_cca import cli
+from mm_cca.config import load_config
+from mm_cca.demo import scorer as demo_scorer
+from mm_cca.errors import UserError
+from mm_cca.schema import Recipe
+from tests import runs
+
+ARMS = ["base", "base+cfg2", "base+cfg3", "cca", "control", "control+cfg2"]
+SCORES = {
+    "alignment",
+    "r_at_1",
+    "r_at_5",
+    "frechet_distance",
+    "kernel_distance",
+    "precision",
+    "recall",
+}
+
+
+def features(seed: int, rows: int, size: int = 6, shift: float = 0.0) -> torch.Tensor:
+    return torch.from_numpy(
+        np.random.default_rng(seed).normal(size=(rows, size)).astype(np.float32) + shift
+    )
+
+
+def naive_cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    dot = sum(float(x) * float(y) for x, y in zip(a, b, strict=True))
+    norms = [sum(float(x) ** 2 for x in v) ** 0.5 for v in (a, b)]
+    return dot / (norms[0] * norms[1])
+
+
+def test_cosines_against_a_loop():
+    images, texts = features(0, 9), features(1, 9)
+    expected = [naive_cosine(a, b) for a, b in zip(images, texts, strict=True)]
+    assert cosines(images, texts).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 1024])
+def test_retrieval_ranks_against_a_loop(chunk: int):
+    images, captions = features(0, 11), features(1, 7)
+    own = torch.from_numpy(np.random.default_rng(2).integers(0, 7, 11))
+    expected = []
+    for image, mine in zip(images, own.tolist(), strict=True):
+        scores = [naive_cosine(image, caption) for caption in captions]
+        expected.append(sum(score > scores[mine] for score in scores))
+    assert len(set(expected)) > 3
+    assert retrieval_ranks(images, captions, own, chunk).tolist() == expected
+
+
+def test_retrieval_rank_of_a_perfect_scorer_is_zero():
+    captions = features(0, 7)
+    assert retrieval_ranks(3 * captions, captions, torch.arange(7)).tolist() == [0] * 7
+
+
+def closed_form(a: torch.Tensor, b: torch.Tensor) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 sqrt(C1 C2))."""
+    x, y = a.double().numpy(), b.double().numpy()
+    c1, c2 = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = sqrtm(c1 @ c2).real
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(c1 + c2 - 2 * root))
+
+
+@pytest.mark.parametrize(("rows", "shift"), [(40, 0.0), (40, 2.0), (15, 0.3)])
+def test_frechet_distance_against_the_formula(rows: int, shift: float):
+    generated, real = features(0, rows, shift=shift), 1.5 * features(1, 30)
+    assert frechet_distance(generated, real) == pytest.approx(
+        closed_form(generated, real), rel=1e-4
+    )
+
+
+def test_frechet_distance_of_a_shift_is_its_square():
+    real = features(0, 50)
+    assert frechet_distance(real + 2, real) == pytest.approx(4 * 6, rel=1e-4)
+
+
+def test_identical_sets_are_at_no_distance():
+    real = features(0, 60)
+    assert frechet_distance(real.clone(), real) == pytest.approx(0, abs=1e-4)
+    # Each subset leaves out other rows, so its estimate scatters around zero.
+    assert abs(kernel_distance(real.clone(), real, seed=0)) < 1
+    assert precision_recall(real.clone(), real) == (1.0, 1.0)
+
+
+def naive_kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    n = len(a)
+    own = sum((kernel(x, x).sum() - np.trace(kernel(x, x))) / (n * (n - 1)) for x in (a, b))
+    return own - 2 * kernel(a, b).mean()
+
+
+def test_kernel_distance_against_the_formula_for_whole_sets(monkeypatch: pytest.MonkeyPatch):
+    """With subsets as large as the sets every subset is the set itself."""
+    import mm_cca.eval.fid as module
+
+    generated, real = features(0, 20, shift=1.0), features(1, 20)
+    original = module.KernelInceptionDistance
+    monkeypatch.setattr(
+        module,
+        "KernelInceptionDistance",
+        lambda feature, subset_size, subsets: original(
+            feature=feature, subset_size=2 * subset_size, subsets=subsets
+        ),
+    )
+    expected = naive_kernel_distance(generated.double().numpy(), real.double().numpy())
+    assert kernel_distance(generated, real, seed=0) == pytest.approx(expected, rel=1e-3)
+
+
+def test_kernel_distance_grows_with_the_shift_and_is_seeded():
+    real = features(0, 60)
+    found = [kernel_distance(features(1, 60, shift=s), real, seed=0) for s in (0.0, 0.5, 2.0)]
+    assert found[0] < found[1] < found[2]
+    state = torch.random.get_rng_state()
+    assert kernel_distance(features(1, 60, shift=0.5), real, seed=0) == found[1]
+    assert kernel_distance(features(1, 60, shift=0.5), real, seed=1) != found[1]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_precision_and_recall_tell_fidelity_from_diversity():
+    real = features(0, 80)
+    one_point = real[:1].repeat(40, 1) + 1e-4 * features(1, 40)
+    precision, recall = precision_recall(one_point, real)
+    assert precision == 1.0
+    assert recall < 0.1
+    assert precision_recall(features(1, 40, shift=50.0), real) == (0.0, 0.0)
+
+
+@pytest.fixture
+def settings() -> Recipe:
+    recipe = load_config("emoji", ["eval.bootstrap_samples=500"])
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def test_mean_interval_covers_what_theory_says(settings: Recipe):
+    values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+    found = mean_interval(values, settings)
+    assert found["value"] == pytest.approx(values.mean())
+    half = 1.96 * values.std() / 400**0.5
+    assert found["low"] == pytest.approx(values.mean() - half, abs=0.04)
+    assert found["high"] == pytest.approx(values.mean() + half, abs=0.04)
+    assert mean_interval(values, settings) == found
+
+
+def test_mean_interval_of_booleans_and_constants(settings: Recipe):
+    mixed = mean_interval(np.array([True, False] * 50), settings)
+    assert 0.35 < mixed["low"] < mixed["value"] == 0.5 < mixed["high"] < 0.65
+    assert mean_interval(np.ones(5), settings) == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def write_scorer(folder: Path) -> Path:
+    """An untrained open_clip model for 16x16 pixels."""
+    words = demo_scorer.scorer_tokenizer(runs.CAPTIONS, 300)
+    shape = demo_scorer.ScorerShape(
+        image_size=16,
+        patch_size=4,
+        vision_width=32,
+        vision_layers=1,
+        text_width=32,
+        text_layers=1,
+        embed_dim=16,
+        vocab_size=300,
+    )
+    demo_scorer.save(demo_scorer.build(shape, words, 0), words, shape, folder, torch.float32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe of a whole run."""
+    folder = tmp_path_factory.mktemp("finished")
+    values = runs.tiny_recipe(folder, tiny_folder, runs.two_splits(folder / "data.parquet", 20, 16))
+    values["data"]["heldout_split"] = "heldout"
+    values["train"] |= {"control": True, "max_steps": 3}
+    values["sample"] |= {"guidance_scales": [2.0, 3.0], "control_scales": [2.0], "num_images": 8}
+    values["eval"]["scorer"] = f"local-dir:{write_scorer(folder / 'scorer')}"
+    recipe = runs.write_recipe(folder / "recipe.yaml", values)
+    assert cli.main(["run", str(recipe)]) == 0
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def report(finished: Path) -> dict[str, Any]:
+    return json.loads((finished.parent / "run" / "report.json").read_text())
+
+
+def test_report_json_has_every_arm(report: dict[str, Any]):
+    assert set(report) == {"arms", "floors", "verdicts", "protocol"}
+    assert [arm["name"] for arm in report["arms"]] == ARMS
+    for arm in report["arms"]:
+        guided = "cfg" in arm["name"]
+        assert arm["guidance_scale"] == (float(arm["name"][-1]) if guided else 1.0)
+        assert arm["forwards_per_image"] == (32 if guided else 16)
+        assert arm["dial"] is None
+        assert arm["source"] == arm["name"].split("+")[0]
+        assert arm["num_images"] == 16
+        assert arm["seconds_per_image"] > 0
+
+
+def every_score(report: dict[str, Any]) -> list[dict[str, Any]]:
+    found = []
+    for scored in [*(arm["scores"] for arm in report["arms"]), *report["floors"].values()]:
+        assert set(scored) == {"train", "heldout"}
+        found += scored.values()
+    return found
+
+
+def test_report_json_scores(report: dict[str, Any]):
+    assert set(report["floors"]) == {"real", "reconstruction"}
+    for scores in every_score(report):
+        assert set(scores) == SCORES
+        for name in ("alignment", "r_at_1", "r_at_5"):
+            s = scores[name]
+            assert s["low"] <= s["value"] <= s["high"]
+        assert scores["r_at_1"]["value"] <= scores["r_at_5"]["value"]
+        assert scores["frechet_distance"]["value"] >= 0
+        assert 0 <= scores["precision"]["value"] <= 1
+        assert 0 <= scores["recall"]["value"] <= 1
+
+
+def test_report_json_verdicts(report: dict[str, Any]):
+    best = {}
+    for split in ("train", "heldout"):
+        for source in ("base", "control"):
+            guided = [a for a in report["arms"] if a["name"].startswith(f"{source}+")]
+            top = max(guided, key=lambda a: a["scores"][split]["alignment"]["value"])
+            best[split, source] = top["name"]
+    expected = [
+        (split, rival)
+        for split in ("train", "heldout")
+        for rival in ("base", best[split, "base"], best[split, "control"], "control")
+    ]
+    assert [(v["split"], v["against"]) for v in report["verdicts"]] == expected
+    scores = {arm["name"]: arm["scores"] for arm in report["arms"]}
+    for verdict in report["verdicts"]:
+        assert verdict["arm"] == "cca"
+        for name in ("alignment", "r_at_5", "frechet_distance"):
+            ours = scores["cca"][verdict["split"]][name]["value"]
+            theirs = scores[verdict["against"]][verdict["split"]][name]["value"]
+            assert verdict[name]["value"] == pytest.approx(ours - theirs, abs=1e-4)
+            assert verdict[name]["low"] <= verdict[name]["high"]
+
+
+def test_report_json_protocol(report: dict[str, Any], finished: Path):
+    protocol = report["protocol"]
+    assert protocol["scorer"] == f"local-dir:{finished.parent / 'scorer'}"
+    assert re.fullmatch("[0-9a-f]{64}", protocol["scorer_sha256"])
+    assert protocol["num_prompts"] == {"train": 8, "heldout": 8}
+    assert protocol["num_reference_images"] == {"train": 12, "heldout": 8}
+    assert protocol["num_captions_ranked"] == 36
+    assert protocol["sampling"]["seed"] == 0
+    assert {"torch", "open-clip-torch"} <= set(protocol["versions"])
+
+
+def test_eval_folder_has_one_file_per_arm(report: dict[str, Any], finished: Path):
+    folder = finished.parent / "run" / "eval"
+    assert json.loads((folder / "summary.json").read_text()) == report
+    for arm in report["arms"]:
+        assert json.loads((folder / f"{arm['name']}.json").read_text()) == arm
+
+
+def test_the_score_of_an_arm_by_hand(report: dict[str, Any], finished: Path):
+    """From the PNG files and the manifest alone."""
+    from PIL import Image
+
+    scorer = load_scorer(
+        f"local-dir:{finished.parent / 'scorer'}", None, batch_size=4, device=torch.device("cpu")
+    )
+    folder = finished.parent / "run" / "samples" / "cca"
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    mine = [line for line in lines if line["split"] == "heldout"]
+    pictures = [Image.open(folder / f"{line['index']:06d}.png").convert("RGB") for line in mine]
+    images = scorer.image_features(pictures)
+    texts = scorer.text_features([line["prompt"] for line in mine])
+    expected = 100 * np.mean([naive_cosine(a, b) for a, b in zip(images, texts, strict=True)])
+    found = next(arm for arm in report["arms"] if arm["name"] == "cca")["scores"]["heldout"]
+    assert found["alignment"]["value"] == pytest.approx(expected, abs=1e-3)
+
+
+class Page(HTMLParser):
+    """Collects links and the first cell of every row of every table."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[tuple[str, str]] = []
+        self.tags: list[str] = []
+        self.tables: list[list[str]] = []
+        self._in_first_cell = False
+        self._row_is_new = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [(k, v or "") for k, v in attrs if k in ("src", "href", "xlink:href")]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self._row_is_new = True
+        elif tag == "td" and self._row_is_new:
+            self._row_is_new, self._in_first_cell = False, True
+            self.tables[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "td":
+            self._in_first_cell = False
+
+    def handle_data(self, data: str) -> None:
+        if self._in_first_cell:
+            self.tables[-1][-1] += data
+
+
+@pytest.fixture(scope="module")
+def page(finished: Path) -> Page:
+    return Page((finished.parent / "run" / "report.html").read_text(encoding="utf-8"))
+
+
+def test_report_html_is_self_contained(page: Page):
+    assert page.links
+    for key, value in page.links:
+        inside = value.startswith("data:image/png;base64,") or value.startswith("#")
+        assert inside, f"{key}={value[:80]}"
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "svg" in page.tags
+
+
+def test_report_html_has_a_row_for_every_arm(page: Page, report: dict[str, Any]):
+    tables = [table for table in page.tables if "cca" in table]
+    assert len(tables) == 2, "one per split"
+    for table in tables:
+        arms = [name.removesuffix(" (best CFG)") for name in table]
+        assert arms == [*ARMS, "real images", "tokenizer's reconstruction"]
+        assert sum(name.endswith("(best CFG)") for name in table) == 1
+
+
+def test_report_html_shows_the_prompts_of_the_grid(page: Page, finished: Path):
+    folder = finished.parent / "run" / "samples" / "base"
+    lines = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    for split in ("train", "heldout"):
+        captions = [line["prompt"] for line in lines if line["split"] == split][:3]
+        assert captions in page.tables
+    # Two grids of 3 rows: real, base, base's best, cca, control, control's best.
+    assert page.tags.count("img") == 2 * 3 * 6
+
+
+def test_second_run_changes_nothing(finished: Path, report: dict[str, Any]):
+    run = finished.parent / "run"
+    folders = [run / name for name in ("tokens", "train", "control", "samples", "eval")]
+    before = [runs.mtimes_of(folder) for folder in folders]
+    html = (run / "report.html").read_bytes()
+    assert cli.main(["run", str(finished)]) == 0
+    assert [runs.mtimes_of(folder) for folder in folders] == before
+    assert (run / "report.html").read_bytes() == html
+    assert json.loads((run / "report.json").read_text()) == report
+
+
+def test_other_scorer_is_refused_in_the_same_folder(finished: Path):
+    with pytest.raises(UserError, match=r"eval\.bootstrap_samples: was 100, is now 200"):
+        runs.do(finished, "eval.bootstrap_samples=200", stages=["eval"])
+
+
+@pytest.mark.parametrize(("stage", "told"), [("eval", "mm-cca sample"), ("report", "mm-cca eval")])
+def test_stage_before_its_time(finished: Path, tmp_path: Path, stage: str, told: str):
+    with pytest.raises(UserError, match=told):
+        runs.do(finished, f"run.dir={tmp_path / 'new'}", stages=[stage])
+
+
+def test_unknown_scorer():
+    with pytest.raises(UserError, match=r"eval\.scorer 'no-such-model'"):
+        load_scorer("no-such-model", None, batch_size=2, device=torch.device("cpu"))
+    with pytest.raises(UserError, match="can't be loaded"):
+        load_scorer("local-dir:/nowhere", None, batch_size=2, device=torch.device("cpu"))
