@@ -1,14 +1,17 @@
 """One file per model family; ``load_adapter`` finds it by name or as ``package.module:Class``."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from mm_cca.adapters.base import UnifiedModel
 from mm_cca.errors import UserError
+
+if TYPE_CHECKING:  # a recipe is checked against ADAPTERS before torch is imported
+    from mm_cca.adapters.base import UnifiedModel
 
 ADAPTERS = {"emu3": "mm_cca.adapters.emu3:Emu3"}
 
 
-def load_adapter(name: str, path: str, *, dtype: str = "float32") -> UnifiedModel:
+def load_adapter(name: str, path: str, *, dtype: str = "float32") -> "UnifiedModel":
     """Load a checkpoint with its image tokenizer.
 
     Args:
