@@ -1,0 +1,97 @@
+"""What is inside a wheel, and that this install imports the folders beside the package."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib import import_module, metadata, resources
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ("mm_cca", "eval", "recipes", "pyproject.toml", "LICENSE", "NOTICE", "README.md")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """Built offline from a copy of the tree, by the build backend that pyproject.toml names."""
+    tree = tmp_path_factory.mktemp("tree")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
+            shutil.copytree(ROOT / name, tree / name, ignore=ignored)
+        elif (ROOT / name).exists():
+            shutil.copy(ROOT / name, tree / name)
+    code = "import sys, setuptools.build_meta as b; b.build_wheel(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tree / "dist")],
+        cwd=tree,
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (path,) = (tree / "dist").glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def names_of(folder: str, pattern: str) -> set[str]:
+    return {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob(pattern)}
+
+
+def test_wheel_holds_every_module(wheel: zipfile.ZipFile):
+    inside = set(wheel.namelist())
+    assert names_of("mm_cca", "*.py") <= inside
+    assert {f"mm_cca/{name}" for name in names_of("eval", "*.py")} <= inside
+    assert {f"mm_cca/{name}" for name in names_of("recipes", "*.py")} <= inside
+
+
+def test_wheel_holds_what_is_no_code(wheel: zipfile.ZipFile):
+    inside = set(wheel.namelist())
+    recipes = {f"mm_cca/{name}" for name in names_of("recipes", "*.yaml")}
+    assert "mm_cca/recipes/emoji.yaml" in recipes
+    assert recipes <= inside
+    assert {
+        "mm_cca/eval/report.html.j2",
+        "mm_cca/demo/emoji.parquet",
+        "mm_cca/demo/NOTICE.md",
+        "mm_cca/py.typed",
+    } <= inside
+    shipped = (ROOT / "mm_cca" / "demo" / "emoji.parquet").read_bytes()
+    assert wheel.read("mm_cca/demo/emoji.parquet") == shipped
+
+
+def test_wheel_holds_the_licences(wheel: zipfile.ZipFile):
+    for name in ("LICENSE", "NOTICE"):
+        (found,) = [n for n in wheel.namelist() if n.endswith(f".dist-info/licenses/{name}")]
+        assert wheel.read(found) == (ROOT / name).read_bytes()
+
+
+def test_wheel_holds_nothing_else(wheel: zipfile.ZipFile):
+    tops = {name.split("/")[0] for name in wheel.namelist()}
+    assert len(tops) == 2, tops
+    assert "mm_cca" in tops
+    assert not [name for name in wheel.namelist() if "tests" in name or "runs/" in name]
+
+
+def test_wheel_has_the_command(wheel: zipfile.ZipFile):
+    (name,) = [n for n in wheel.namelist() if n.endswith("entry_points.txt")]
+    assert "mm-cca = mm_cca.cli:main" in wheel.read(name).decode()
+
+
+@pytest.mark.parametrize("name", ["mm_cca.eval.fid", "mm_cca.eval.report", "mm_cca.recipes"])
+def test_folders_beside_the_package_import(name: str):
+    assert import_module(name).__name__ == name
+
+
+def test_installed_data_is_found():
+    assert resources.files("mm_cca.recipes").joinpath("emoji.yaml").is_file()
+    assert resources.files("mm_cca.eval").joinpath("report.html.j2").is_file()
+    assert metadata.version("mm-cca")
+    (command,) = [
+        e for e in metadata.distribution("mm-cca").entry_points if e.group == "console_scripts"
+    ]
+    assert command.load() is import_module("mm_cca.cli").main
