@@ -1,7 +1,8 @@
 """Which other caption each image is paired with: a seeded plan over the whole data set."""
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -37,8 +38,11 @@ def plan(captions: Sequence[str], *, kind: str = "shuffle", seed: int, epoch: in
     """
     if kind not in KINDS:
         raise UserError(f"loss.negatives is {kind!r}; allowed: {', '.join(KINDS)}.")
-    names, labels = np.unique([normalise(caption) for caption in captions], return_inverse=True)
-    if len(names) < 2:
+    says = [normalise(caption) for caption in captions]
+    # No numpy array of strings: it would give every caption the room of the longest.
+    number = {text: i for i, text in enumerate(sorted(set(says)))}
+    labels = np.array([number[text] for text in says], dtype=np.int64)
+    if len(number) < 2:
         raise UserError(
             f"all {len(captions)} captions say the same ({captions[0]!r}): CCA learns from wrong "
             "prompts and needs at least two distinct captions. Check data.caption_column."
@@ -71,9 +75,9 @@ def _derangement(labels: np.ndarray, stream: np.random.Generator) -> np.ndarray:
     return result
 
 
-def _candidates(n: int, stream: np.random.Generator) -> np.ndarray:
+def _candidates(n: int, stream: np.random.Generator) -> Iterable[int]:
     start = int(stream.integers(n))
-    return np.concatenate([np.arange(start, n), np.arange(start)])
+    return itertools.chain(range(start, n), range(start))
 
 
 def _draw_from_others(labels: np.ndarray, stream: np.random.Generator) -> np.ndarray:
