@@ -7,6 +7,7 @@ with text; their rows of ``lm_head`` lie together. Shapes: see ``adapters/base.p
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,11 +52,22 @@ class Emu3:
 
     @classmethod
     def load(cls, path: str, dtype: torch.dtype) -> "Emu3":
-        """Read a checkpoint folder or hub name. Raises what transformers raises."""
+        """Read a checkpoint folder or hub name.
+
+        Raises:
+            ValueError: a weight is missing, besides what transformers raises.
+        """
         config = Emu3Config.from_pretrained(path)
         # Emu3's configs ship 0.1, which would move log-probs between the model and its reference.
         config.text_config.attention_dropout = 0.0  # type: ignore[union-attr]
-        module = Emu3ForConditionalGeneration.from_pretrained(path, config=config, dtype=dtype)
+        loaded: Any = Emu3ForConditionalGeneration.from_pretrained(
+            path, config=config, dtype=dtype, output_loading_info=True
+        )
+        module, report = loaded
+        # transformers fills these with random numbers and only logs it.
+        missing = sorted(set(report["missing_keys"]) & {n for n, _ in module.named_parameters()})
+        if missing:
+            raise ValueError(f"it lacks {len(missing)} weights, such as {missing[0]}")
         return cls(module, Emu3Processor.from_pretrained(path))
 
     @property
