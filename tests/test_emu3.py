@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import Emu3ForConditionalGeneration, Emu3Processor
 
 from mm_cca import load_adapter
 from mm_cca.adapters.base import FREE, UnifiedModel, grid_of
 from mm_cca.errors import UserError
 from mm_cca.logprobs import CodeLogProbs
+from mm_cca.reference import attach_lora
 from tests.helpers import assert_close
 
 
@@ -38,6 +40,23 @@ def test_prompt_is_the_processors(tiny8_model: UnifiedModel, stock, prompt: str)
     assert tiny8_model.prompt_ids([prompt], (3, 3)) == [list(expected["input_ids"][0])]
 
 
+def test_prompt_names_rows_before_columns(tiny8_model: UnifiedModel, stock):
+    """A square can't tell ``h*w`` from ``w*h``; here the processor itself says which is which."""
+    _, processor = stock
+    expected = processor(
+        text="red owl", return_for_image_generation=True, ratio="2:1", image_area=16 * 32
+    )
+    height, width = expected["image_sizes"][0]
+    assert height != width
+    assert tiny8_model.prompt_ids(["red owl"], (height, width)) == [list(expected["input_ids"][0])]
+
+
+def test_the_unconditional_form_is_the_processors_empty_prompt(tiny8_model: UnifiedModel, stock):
+    _, processor = stock
+    expected = processor(text="", return_for_image_generation=True, ratio="1:1", image_area=24 * 24)
+    assert tiny8_model.unconditional_ids((3, 3)) == list(expected["input_ids"][0])
+
+
 def test_the_unconditional_form_keeps_the_size(tiny8_model: UnifiedModel, stock):
     _, processor = stock
     ids = tiny8_model.unconditional_ids((3, 3))
@@ -46,7 +65,7 @@ def test_the_unconditional_form_keeps_the_size(tiny8_model: UnifiedModel, stock)
 
 
 def test_the_span_is_what_processor_and_model_build(tiny8_model: UnifiedModel, stock):
-    """A captioned image's placeholders, filled by ``get_image_tokens``, are our prompt and slots."""
+    """A captioned image, filled in by ``get_image_tokens``, is our prompt and our slots."""
     model, processor = stock
     pixels = _pictures(1, 24, 24)
     image = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
@@ -82,7 +101,7 @@ def test_encoding_is_the_stock_encoders(tiny8_model: UnifiedModel, stock):
         expected = model.model.vqmodel.encode(inputs["pixel_values"], inputs["image_sizes"])
     codes = tiny8_model.encode(pixels)
     assert codes.tolist() == [c.flatten().tolist() for c in expected.image_tokens]
-    assert len(codes.unique()) > 1
+    assert len(codes.unique()) > 5, "too few codes to tell a wrong encoder from a right one"
 
 
 def test_decoding_is_decode_image_tokens(tiny8_model: UnifiedModel, stock):
@@ -142,13 +161,27 @@ def test_dropout_is_off_although_the_checkpoint_has_it(tiny_folder: Path, tmp_pa
     )
 
 
-def test_the_image_tokenizer_is_frozen_and_stays_in_eval_mode(tiny_model: UnifiedModel):
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_image_tokenizer_is_frozen_and_stays_in_eval_mode(tiny_model: UnifiedModel, lora: bool):
+    """Also inside PEFT and a wrapper such as DDP. In train mode its batch norms would drift."""
     (vq,) = tiny_model.frozen()
+    text_model = tiny_model.module.model.text_model
+    assert any(isinstance(layer, torch.nn.BatchNorm3d) for layer in vq.modules())
+    if lora:
+        attach_lora(tiny_model, rank=2, alpha=4)
     policy = CodeLogProbs(tiny_model, tiny_model.layout((4, 4)), whole_vocabulary=False)
-    policy.train()
-    assert tiny_model.module.model.text_model.training
+    wrapped = torch.nn.Sequential(policy)
+    wrapped.eval()
+    wrapped.train()
+    assert text_model.training
     assert not any(parameter.requires_grad for parameter in vq.parameters())
     assert not any(module.training for module in vq.modules())
+
+    before = {name: value.clone() for name, value in vq.state_dict().items()}
+    pixels = _pictures(2, 16, 16)
+    codes = tiny_model.encode(pixels)
+    assert torch.equal(tiny_model.encode(pixels), codes)
+    assert all(torch.equal(value, before[name]) for name, value in vq.state_dict().items())
 
 
 def test_save_and_load(tiny_model: UnifiedModel, tmp_path: Path):
@@ -166,6 +199,18 @@ def test_a_folder_without_weights_is_refused(tiny_folder: Path, tmp_path: Path):
         if file.suffix != ".safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(UserError, match="can't be read by the adapter 'emu3'"):
+        load_adapter("emu3", str(tmp_path))
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(tiny_folder: Path, tmp_path: Path):
+    """transformers would draw it at random and only write that to the log."""
+    for file in tiny_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    (name,) = [name for name in weights if name.endswith("layers.0.mlp.up_proj.weight")]
+    del weights[name]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 weights, such as .*layers\.0\.mlp\.up_proj"):
         load_adapter("emu3", str(tmp_path))
 
 
