@@ -1,10 +1,13 @@
 """The schedule is a function of (seed, step): resume, ranks and micro-batches can't change it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from mm_cca.batches import Pairs, Schedule
 from mm_cca.errors import UserError
+from mm_cca.train import _micro_batches
 
 CAPTIONS = [f"caption {i}" for i in range(10)]
 
@@ -41,14 +44,39 @@ def test_every_row_once_per_epoch_also_across_its_end():
     assert rows[:10].tolist() != rows[10:].tolist()
 
 
+def _shares(pairs: Pairs, world: int, size: int) -> list[list[Pairs]]:
+    """What the training loop gives to each of ``world`` ranks, in parts of ``size``."""
+    shares = []
+    for rank in range(world):
+        accelerator = SimpleNamespace(num_processes=world, process_index=rank)
+        train = SimpleNamespace(batch_size=len(pairs.rows), micro_batch_size=size)
+        loop = SimpleNamespace(accelerator=accelerator, train=train)
+        shares.append(list(_micro_batches(loop, pairs)))
+    return shares
+
+
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_parts_of_all_ranks_make_up_the_step(world: int):
+@pytest.mark.parametrize("size", [1, 2])
+def test_parts_of_all_ranks_make_up_the_step(world: int, size: int):
+    """Every pair goes to one rank once, and all ranks take part in every backward pass."""
     pairs = _schedule(batch_size=8).step(0)
-    size = 8 // world // 2
-    rows: list[int] = []
-    for start in range(0, 8, size):
-        rows += pairs.part(slice(start, start + size)).rows.tolist()
-    assert rows == pairs.rows.tolist()
+    shares = _shares(pairs, world, size)
+    assert [len(share) for share in shares] == [8 // world // size] * world
+    for name in ("rows", "negatives", "variants", "dropped"):
+        # The ranks take turns, so their first parts together are the start of the step.
+        turns = [part for parts in zip(*shares, strict=True) for part in parts]
+        together = np.concatenate([getattr(part, name) for part in turns])
+        assert together.tolist() == getattr(pairs, name).tolist(), name
+
+
+def test_a_batch_that_ranks_can_not_share_is_refused():
+    with pytest.raises(UserError, match="multiple of 6"):
+        _shares(_schedule(batch_size=8).step(0), world=3, size=2)
+
+
+def test_without_dropping_no_condition_is_dropped():
+    schedule = _schedule(uncond_ratio=0.0)
+    assert not any(schedule.step(i).dropped.any() for i in range(10))
 
 
 def test_negatives_are_never_the_own_caption():
@@ -70,11 +98,6 @@ def test_dropped_share_and_variants():
     pairs = schedule.step(0)
     assert 0.25 < pairs.dropped.mean() < 0.35
     assert set(pairs.variants.tolist()) == {0, 1, 2}
-    assert (
-        not Schedule(CAPTIONS, batch_size=4, num_variants=1, uncond_ratio=0.0, kind=None, seed=0)
-        .step(0)
-        .dropped.any()
-    )
 
 
 def test_a_batch_larger_than_the_data_is_refused():
