@@ -108,6 +108,47 @@ def test_an_image_does_not_depend_on_its_neighbours(tiny_model: UnifiedModel):
     assert_close(together, alone, 1e-4)
 
 
+@pytest.mark.parametrize("whole_vocabulary", [False, True])
+def test_codes_whose_rows_are_not_in_order(
+    tiny_model: UnifiedModel, monkeypatch: pytest.MonkeyPatch, whole_vocabulary: bool
+):
+    """A vocabulary may hold the image tokens in any order: code 0 need not be the first row."""
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
+    shuffled = tiny_model._ids[order]
+    monkeypatch.setattr(tiny_model, "_ids", shuffled)
+    layout = tiny_model.layout(GRID)
+    (prompt,) = tiny_model.prompt_ids(PROMPTS[:1], GRID)
+    codes = torch.randint(32, (1, 16), generator=torch.Generator().manual_seed(1))
+    policy = CodeLogProbs(tiny_model, layout, whole_vocabulary=whole_vocabulary)
+    span = layout.tokens.copy()
+    span[layout.free_slots] = shuffled[codes[0]].numpy()
+    allowed = None if whole_vocabulary else shuffled
+    with torch.no_grad():
+        ours = policy.per_code(*left_pad([prompt], tiny_model.pad_id), codes)[0]
+        expected = naive.span_logps(
+            tiny_model.module, prompt, span.tolist(), layout.free_slots.tolist(), allowed
+        )
+    assert_close(ours, torch.tensor(expected), 2e-5)
+
+
+def test_rows_of_a_large_head_cost_its_gradient_and_nothing_more():
+    """32 rows of 50,000: the gradient of the slice is as large as the head, logits stay small.
+
+    300 positions would make 15 million logits over the whole vocabulary; the head has 200,000.
+    """
+    head = torch.nn.Parameter(torch.randn(50_000, 4))
+    hidden = torch.randn(300, 4, requires_grad=True)
+    with LargestTensor() as forward:
+        logps = chunked_logps(hidden, head[1000:1032], None, torch.randint(32, (300,)))
+    with LargestTensor() as backward:
+        logps.sum().backward()
+    assert forward.largest == 300 * 32
+    assert backward.largest == head.numel()
+    outside = torch.cat([head.grad[:1000], head.grad[1032:]])
+    assert (outside == 0).all()
+    assert (head.grad[1000:1032] != 0).any()
+
+
 def test_memory_does_not_grow_with_the_vocabulary():
     """200 positions, 50 image rows: no tensor knows how large the vocabulary is."""
     largest = {}
