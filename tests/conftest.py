@@ -54,7 +54,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16x24 pixels, 8 to a code, because ``Emu3Processor.downsample_ratio`` is a constant 8."""
+    """24x24 pixels, 8 to a code, as ``Emu3Processor`` takes for granted: 3x3 codes out of 32."""
     return write_checkpoint(tmp_path_factory.mktemp("tiny8") / "emu3", [1, 1, 2, 2], 24)
 
 

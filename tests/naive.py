@@ -31,6 +31,16 @@ def cca(
     return total / max(lambda_, 1.0)
 
 
+def guided(cond: list[float], uncond: list[float], scale: float) -> list[float]:
+    """Classifier-free guidance of two rows of logits, one number at a time."""
+    total_cond = math.log(sum(math.exp(c) for c in cond))
+    total_uncond = math.log(sum(math.exp(u) for u in uncond))
+    return [
+        (u - total_uncond) + scale * ((c - total_cond) - (u - total_uncond))
+        for c, u in zip(cond, uncond, strict=True)
+    ]
+
+
 def logps(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
 ) -> torch.Tensor:

@@ -109,6 +109,13 @@ def test_nll_is_per_code():
     assert stats == {}
 
 
+def test_micro_batches_of_nll_add_up_too():
+    logps = _random(5, n=8)[0]
+    whole, _ = nll(logps, 16)
+    parts = [nll(part, 16)[0] for part in logps.split(2)]
+    assert_close(torch.stack(parts).mean(), whole, 1e-6)
+
+
 def test_beta_is_rescaled_with_the_length():
     """0.02 at 576 codes is 0.18 at 64 and 0.0028125 at 4,096; None turns rescaling off."""
     assert length_aware_beta(0.02, 576, 64) == pytest.approx(0.18)

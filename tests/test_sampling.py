@@ -9,6 +9,7 @@ from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsW
 
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.sampling import SamplingSettings, draw, guide, image_stream, sample_codes, truncate
+from tests import naive
 from tests.helpers import assert_close
 
 GRID = (4, 4)
@@ -134,6 +135,14 @@ def test_guidance_formula():
     assert_close(guide(cond, uncond, 1.0), cond.log_softmax(-1), 1e-6)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1.5, 7.5])
+def test_guidance_equals_the_naive_formula(scale: float):
+    cond, uncond = torch.randn(2, 5, 20, generator=torch.Generator().manual_seed(0))
+    rows = zip(cond.tolist(), uncond.tolist(), strict=True)
+    expected = torch.tensor([naive.guided(c, u, scale) for c, u in rows])
+    assert_close(guide(cond, uncond, scale), expected, 1e-4)
+
+
 def test_draws_follow_the_softmax():
     """Chi-square of 200,000 draws from one stream against the probabilities."""
     logits = torch.tensor([1.5, 0.0, -1.0, 0.7, -torch.inf, 2.0])
@@ -199,6 +208,40 @@ def test_top_p_is_transformers(top_p: float):
     logits = torch.randn(4, 20, generator=torch.Generator().manual_seed(0))
     expected = logits if top_p == 1.0 else TopPLogitsWarper(top_p)(None, logits.clone())
     assert torch.equal(truncate(logits, None, top_p), expected)
+
+
+def test_truncation_is_of_the_tempered_logits_first_k_then_p():
+    """The order in which transformers' ``generate`` warps."""
+    logits = torch.randn(6, 20, generator=torch.Generator().manual_seed(0)) / 0.5
+    expected = TopPLogitsWarper(0.8)(None, TopKLogitsWarper(4)(None, logits.clone()))
+    alone = truncate(logits, None, 0.8)
+    assert not torch.equal(expected, alone), "k must matter for this to be a test of the order"
+    assert torch.equal(truncate(logits, 4, 0.8), expected)
+
+
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}])
+def test_settings_reach_the_draw(tiny_model: UnifiedModel, narrow: dict[str, float]):
+    """Each of these leaves the likeliest code only, whatever is drawn."""
+    with torch.no_grad():
+        greedy, _ = sample_codes(
+            tiny_model, PROMPTS, GRID, _streams(8), SamplingSettings(), pick=_argmax
+        )
+    free, _ = _sample(tiny_model, PROMPTS, _streams(8))
+    drawn, _ = _sample(tiny_model, PROMPTS, _streams(8), **narrow)
+    assert not torch.equal(free, greedy)
+    assert torch.equal(drawn, greedy)
+
+
+def test_guidance_is_away_from_the_negative_prompt(tiny_model: UnifiedModel):
+    """Guided away from the prompt itself, both passes agree: guidance must cancel out."""
+    prompt = PROMPTS[:1]
+    plain, _ = _sample(tiny_model, prompt, _streams(1))
+    itself, _ = _sample(
+        tiny_model, prompt, _streams(1), guidance_scale=3.0, negative_prompt=prompt[0]
+    )
+    empty, _ = _sample(tiny_model, prompt, _streams(1), guidance_scale=3.0)
+    assert torch.equal(itself, plain)
+    assert not torch.equal(empty, plain)
 
 
 def test_a_stream_belongs_to_its_image():
