@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mm_cca.demo import SHIPPED
+
 ROOT = Path(__file__).parent.parent
 SOURCES = ("mm_cca", "eval", "recipes", "pyproject.toml", "LICENSE", "NOTICE", "README.md")
 
@@ -20,7 +22,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     tree = tmp_path_factory.mktemp("tree")
     for name in SOURCES:
         if (ROOT / name).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
+            ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, tree / name, ignore=ignored)
         elif (ROOT / name).exists():
             shutil.copy(ROOT / name, tree / name)
@@ -62,6 +64,16 @@ def test_wheel_holds_what_is_no_code(wheel: zipfile.ZipFile):
     } <= inside
     shipped = (ROOT / "mm_cca" / "demo" / "emoji.parquet").read_bytes()
     assert wheel.read("mm_cca/demo/emoji.parquet") == shipped
+
+
+@pytest.mark.parametrize("model", ["emu3-emoji", "emoji-clip"])
+def test_wheel_holds_the_shipped_models(wheel: zipfile.ZipFile, model: str):
+    files = {p.relative_to(ROOT).as_posix(): p for p in SHIPPED[model].iterdir()}
+    assert any(name.endswith(".safetensors") for name in files)
+    assert any(name.endswith("config.json") for name in files)
+    assert {name: wheel.read(name) for name in files} == {
+        name: path.read_bytes() for name, path in files.items()
+    }
 
 
 def test_wheel_holds_the_licences(wheel: zipfile.ZipFile):
