@@ -123,6 +123,13 @@ def _train(recipe: Recipe) -> list[Check]:
             train.reference == "copy" or (train.reference == "lora" and train.tuning == "lora"),
             "copy, or lora when train.tuning is lora (the same weights, adapter switched off)",
         ),
+        (
+            "train.compile",
+            train.compile,
+            not (train.compile and recipe.loss.objective == "cca"),
+            "false with loss.objective=cca: the compiled model and its reference round differently, "
+            "and their gap must start at 0",
+        ),
         _at_least("train.lora_rank", train.lora_rank, 1),
         _at_least("train.save_every", train.save_every, 1),
         _at_least("train.keep_checkpoints", train.keep_checkpoints, 1),

@@ -76,7 +76,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
-    compile: bool = False  # torch.compile of the decoder; needs a C++ compiler on a CPU
+    compile: bool = False  # torch.compile of the decoder (objective nll only)
     tuning: str = "full"
     reference: str = "copy"
     lora_rank: int = 16
