@@ -94,6 +94,7 @@ def _draw_arm(
 ) -> None:
     state = PartialState()
     done = {line["index"] for line in read_manifest(folder)}
+    state.wait_for_everyone()  # or a slow rank would see what a quick one drew, and skip others
     todo = [p for p in prompts if p.index not in done][state.process_index :: state.num_processes]
     grid = grid_of(model, recipe.data.image_size)
     part = folder / f"{MANIFEST}.{state.process_index}"

@@ -65,6 +65,7 @@ def prepare_split(
     source = load_split(config, split)
     shards = range(0, len(source.rows), config.rows_per_shard)
     missing = [start for start in shards if not _shard(folder, start).exists()]
+    state.wait_for_everyone()  # or a slow rank would see what a quick one made, and skip others
     model = load_model() if missing else None
     mine = missing[state.process_index :: state.num_processes]
     rows = sum(min(config.rows_per_shard, len(source.rows) - start) for start in mine)

@@ -4,7 +4,9 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,40 @@ def start(verb: str, path: Path, *overrides: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+class TwoRanks:
+    """Stands in for ``accelerate.PartialState``: two threads that are ranks 0 and 1."""
+
+    num_processes = 2
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        self._barrier = threading.Barrier(2, timeout=60)
+
+    def __call__(self) -> "TwoRanks":
+        return self
+
+    @property
+    def process_index(self) -> int:
+        return self._local.rank
+
+    @property
+    def is_main_process(self) -> bool:
+        return self.process_index == 0
+
+    def wait_for_everyone(self) -> None:
+        self._barrier.wait()
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Let both do ``work``; raises what either raises."""
+
+        def as_rank(rank: int) -> None:
+            self._local.rank = rank
+            work()
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(as_rank, (0, 1)))
 
 
 def metrics(folder: Path, *, timings: bool = False) -> list[dict[str, Any]]:

@@ -3,14 +3,19 @@
 import hashlib
 import json
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from mm_cca.adapters.base import UnifiedModel
 from mm_cca.arms import Arm, arms_of, prompts_of, reference_rows
 from mm_cca.errors import UserError
+from mm_cca.jobs import frozen_model
 from mm_cca.run import RunFolder
-from mm_cca.sample import read_manifest
+from mm_cca.sample import read_manifest, sample_arms
+from mm_cca.schema import Recipe
 from tests import runs
 
 ARMS = ("base", "base+cfg2", "cca")
@@ -234,3 +239,33 @@ def test_full_disk_keeps_what_was_drawn(again: Path, monkeypatch: pytest.MonkeyP
     assert pictures(folder) == before
     after = runs.mtimes_of(folder)
     assert all(after[f"{i:06d}.png"] == kept[f"{i:06d}.png"] for i in range(6))
+
+
+def test_slow_rank_leaves_no_prompt_out(again: Path, monkeypatch: pytest.MonkeyPatch):
+    """Which prompts are whose is settled before the first one is drawn."""
+    recipe = runs.load_recipe(again, f"run.dir={again.parent / 'run'}", "sample.batch_size=2")
+    run = RunFolder.of(recipe)
+    before, lines = pictures(run.samples / "base"), without_timings(run.samples / "base")
+    shutil.rmtree(run.samples / "base")
+    ranks = runs.TwoRanks()
+
+    def slow(folder: Path):
+        give_up = time.monotonic() + 1
+        first = folder / "000000.png"
+        while not ranks.is_main_process and not first.exists() and time.monotonic() < give_up:
+            time.sleep(0.02)
+        time.sleep(0.1)
+        return read_manifest(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mm_cca.sample.PartialState", ranks)
+        patch.setattr("mm_cca.sample.read_manifest", slow)
+        patch.setattr("mm_cca.sample.load_source", frozen(recipe))
+        ranks.run(lambda: sample_arms(recipe, run))
+    assert pictures(run.samples / "base") == before
+    assert without_timings(run.samples / "base") == lines
+
+
+def frozen(recipe: Recipe) -> Callable[..., UnifiedModel]:
+    model = frozen_model(recipe)
+    return lambda *_: model

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from mm_cca.data import decode_image
 from mm_cca.errors import UserError
 from mm_cca.run import RunFolder, locked
 from mm_cca.schema import Recipe
-from mm_cca.tokens import TokenCache, open_cache
+from mm_cca.tokens import TokenCache, load_split, open_cache, prepare_split
 from tests import runs
 
 ROWS = 12
@@ -151,3 +152,25 @@ def test_shared_cache_in_the_making_is_refused(path: Path, tmp_path: Path):
 def test_no_cache_yet(tmp_path: Path):
     with pytest.raises(UserError, match="mm-cca prepare"):
         open_cache(tmp_path / "train", 1)
+
+
+def test_slow_rank_leaves_no_shard_out(
+    path: Path, tiny_model: UnifiedModel, monkeypatch: pytest.MonkeyPatch
+):
+    """Which shards are whose is settled before the first one is written."""
+    expected = codes_of(prepare(path))
+    recipe = runs.load_recipe(path, f"run.dir={path.parent / 'second'}")
+    folder = RunFolder.of(recipe).tokens / "train" / "shards"
+    ranks = runs.TwoRanks()
+
+    def slow(*args):
+        split = load_split(*args)
+        give_up = time.monotonic() + 1
+        while not ranks.is_main_process and not folder.exists() and time.monotonic() < give_up:
+            time.sleep(0.02)
+        return split
+
+    monkeypatch.setattr("mm_cca.tokens.PartialState", ranks)
+    monkeypatch.setattr("mm_cca.tokens.load_split", slow)
+    ranks.run(lambda: prepare_split(lambda: tiny_model, recipe.data, "train", folder, 0))
+    assert torch.equal(codes_of(recipe), expected)
