@@ -241,7 +241,7 @@ def _stop_on_nan(loop: Loop, step: int, loss: float | None, norm: float, folder:
     raise UserError(
         f"step {step}: the loss is {loss} and the gradient norm {norm}. The weights before this "
         f"step are saved in {folder / 'checkpoints'}. Rows of the batch: {rows}. Lower "
-        "train.learning_rate or loss.lambda_, or use train.mixed_precision=bf16."
+        "train.learning_rate or loss.lambda_, or use train.mixed_precision=bf16, in a new run.dir."
     )
 
 
