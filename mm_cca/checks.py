@@ -127,7 +127,7 @@ def _train(recipe: Recipe) -> list[Check]:
             "train.compile",
             train.compile,
             not (train.compile and recipe.loss.objective == "cca"),
-            "false with loss.objective=cca: the compiled model and its reference round differently, "
+            "false with loss.objective=cca: a compiled model and its reference round differently, "
             "and their gap must start at 0",
         ),
         _at_least("train.lora_rank", train.lora_rank, 1),
