@@ -67,7 +67,8 @@ def prepare(recipe: Recipe, run: RunFolder) -> None:
         for free in ("max_bad", "encode_batch_size", "train_split", "heldout_split"):
             del data[free]
         settings = {f"data.{key}": value for key, value in data.items()}
-        settings |= {"split": split, "model.path": recipe.model.path}
+        settings |= {"split": split}
+        settings |= {f"model.{key}": value for key, value in asdict(recipe.model).items()}
         stage = Stage(run.tokens / split, settings)
         if stage.is_done():
             continue

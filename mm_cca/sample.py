@@ -82,7 +82,11 @@ def _settings(recipe: Recipe, run: RunFolder, arm: Arm) -> dict[str, Any]:
     free = ("batch_size", "guidance_scales", "control_scales")
     sample = {k: v for k, v in asdict(recipe.sample).items() if k not in free}
     settings = {f"sample.{key}": value for key, value in sample.items()}
-    settings |= {"model.path": recipe.model.path, "guidance_scale": arm.guidance_scale}
+    settings |= {f"model.{key}": value for key, value in asdict(recipe.model).items()}
+    data = asdict(recipe.data)
+    for key in ("path", "caption_column", "split_column", "train_split", "heldout_split"):
+        settings[f"data.{key}"] = data[key]
+    settings |= {"data.image_size": data["image_size"], "guidance_scale": arm.guidance_scale}
     trained = {"cca": run.train, "control": run.control}.get(arm.source)
     if trained is not None and (trained / "stage.json").exists():
         settings["train"] = json.loads((trained / "stage.json").read_text())["settings"]
