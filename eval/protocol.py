@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from mm_cca.adapters.base import grid_of
 from mm_cca.arms import Arm, Prompt, arms_of, prompts_of, reference_rows
+from mm_cca.checks import MIN_IMAGES
 from mm_cca.data import decode_image, load_split
 from mm_cca.errors import UserError
 from mm_cca.run import RunFolder, Stage, write_json
@@ -131,6 +132,11 @@ def _truths(
         mine = [p for p in prompts if p.split == split]
         own = torch.tensor([place[p.caption] for p in mine])
         rows = reference_rows(recipe, run, split)
+        if min(len(mine), len(rows)) < MIN_IMAGES:
+            raise UserError(
+                f"split {split!r} gives {len(mine)} prompts and {len(rows)} images to compare "
+                f"with; scores need at least {MIN_IMAGES} of each, so {2 * MIN_IMAGES} usable rows."
+            )
         reference = scorer.image_features(real_images(recipe, run, split, rows.tolist()))
         truths[split] = SplitTruth(mine, captions[own], captions, own, reference)
     return truths

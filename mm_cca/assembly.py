@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from mm_cca import checkpoint
-from mm_cca.adapters import load_adapter
+from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.batches import Schedule
 from mm_cca.collate import Collator
@@ -53,7 +53,7 @@ def set_up(recipe: Recipe, run: RunFolder, accelerator: Accelerator, loss: LossC
     """
     config = recipe.train
     set_seed(config.seed)
-    model = load_adapter(recipe.model.adapter, recipe.model.path, dtype=recipe.model.dtype)
+    model = load_checkpoint(recipe.model)
     if config.tuning == "lora":
         attach_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
     if config.gradient_checkpointing:

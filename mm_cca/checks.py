@@ -10,6 +10,8 @@ PRECISIONS = ("no", "bf16", "fp16")
 DTYPES = ("float32", "bfloat16", "float16")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 SCHEDULES = ("cosine", "constant")
+MIN_IMAGES = 4
+"""Fewer have no three neighbours (precision and recall) and no two halves (kernel distance)."""
 
 Check = tuple[str, Any, bool, str]
 """Key, value, whether it is right, what is allowed."""
@@ -148,7 +150,7 @@ def _train(recipe: Recipe) -> list[Check]:
 def _sample(recipe: Recipe) -> list[Check]:
     sample = recipe.sample
     return [
-        _at_least("sample.num_images", sample.num_images, 1),
+        _at_least("sample.num_images", sample.num_images, MIN_IMAGES),
         *(_above("sample.guidance_scales", s, 1) for s in sample.guidance_scales),
         *(_above("sample.control_scales", s, 1) for s in sample.control_scales),
         _above("sample.temperature", sample.temperature, 0),

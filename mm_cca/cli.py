@@ -52,6 +52,17 @@ def parser() -> argparse.ArgumentParser:
     copy = verbs.add_parser("cp", help="copy a shipped recipe to a file of yours")
     copy.add_argument("recipe", help="the name of a shipped recipe")
     copy.add_argument("target", type=Path, help="the file to write; must not exist")
+    tiny = verbs.add_parser(
+        "tiny",
+        help="write a tiny random checkpoint of a model family, to try a recipe on a laptop",
+        description="Write a tiny random checkpoint in a family's real layout. Then, for example: "
+        "mm-cca train my.yaml model.path=DIR train.max_steps=2",
+    )
+    tiny.add_argument("family", help="emu3, chameleon, janus or lumina-mgpt")
+    tiny.add_argument("folder", type=Path, help="where to write it")
+    tiny.add_argument(
+        "--side", type=int, help="codes along each side of an image (default: the real family's)"
+    )
     verbs.add_parser("env", help="print versions and devices, for bug reports")
     return top
 
@@ -64,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "cp": _cp,
         "env": _env,
         "validate": _validate,
+        "tiny": _tiny,
     }
     try:
         return verbs.get(args.verb, _stages)(args)
@@ -120,6 +132,14 @@ def _cp(args: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"{args.target} can't be written: {error}") from error
     print(f"{args.recipe} copied to {args.target}")
+    return 0
+
+
+def _tiny(args: argparse.Namespace) -> int:
+    from mm_cca.tiny import write_tiny
+
+    write_tiny(args.family, args.folder, side=args.side)
+    print(f"a tiny {args.family} checkpoint is in {args.folder}")
     return 0
 
 

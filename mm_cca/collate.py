@@ -50,7 +50,6 @@ class Collator:
         self._image_size = image_size
         self._grid = grid_of(model, image_size)
         self._device = device
-        self._unconditional = model.unconditional_ids(self._grid)
 
     def of(self, cache: TokenCache) -> "Collator":
         """The same for another cache."""
@@ -67,9 +66,17 @@ class Collator:
                 for a, b in zip(own, other, strict=True)
             ]
         )
-        ids = self._ids(own, pairs.dropped)
+        ids = self._model.prompt_ids(own, self._grid)
+        blanks = {
+            i: self._model.unconditional_ids(ids[i], self._grid)
+            for i in np.flatnonzero(pairs.dropped).tolist()
+        }
         if with_negatives:
-            ids += self._ids(other, pairs.dropped)
+            others = self._model.prompt_ids(other, self._grid)
+            others = [blanks.get(i, row) for i, row in enumerate(others)]
+        else:
+            others = []
+        ids = [blanks.get(i, row) for i, row in enumerate(ids)] + others
         prompt_ids, prompt_mask = left_pad(ids, self._model.pad_id)
         codes = self._cache.codes(torch.from_numpy(pairs.rows), torch.from_numpy(pairs.variants))
         if with_negatives:
@@ -81,10 +88,3 @@ class Collator:
             dropped=torch.from_numpy(pairs.dropped).to(self._device),
             counts_as_positive=torch.from_numpy(pairs.dropped | same).to(self._device),
         )
-
-    def _ids(self, prompts: list[str], dropped: np.ndarray) -> list[list[int]]:
-        ids = self._model.prompt_ids(prompts, self._grid)
-        return [
-            self._unconditional if drop else row
-            for row, drop in zip(ids, dropped.tolist(), strict=True)
-        ]

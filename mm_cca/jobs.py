@@ -9,8 +9,8 @@ import datasets
 import transformers
 from accelerate import PartialState
 
-from mm_cca.adapters import load_adapter
-from mm_cca.adapters.base import UnifiedModel
+from mm_cca.adapters import load_checkpoint
+from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.errors import UserError
 from mm_cca.run import RunFolder, Stage, locked
 from mm_cca.schema import STAGES, AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
@@ -85,8 +85,13 @@ def prepare(recipe: Recipe, run: RunFolder) -> None:
 
 
 def frozen_model(recipe: Recipe) -> UnifiedModel:
-    """The recipe's checkpoint for encoding and sampling, on this rank's device."""
-    model = load_adapter(recipe.model.adapter, recipe.model.path, dtype=recipe.model.dtype)
+    """The recipe's checkpoint for encoding and sampling, on this rank's device.
+
+    Raises:
+        UserError: it can't be read, or can't draw images of ``data.image_size``.
+    """
+    model = load_checkpoint(recipe.model)
+    model.layout(grid_of(model, recipe.data.image_size))
     model.module.eval().requires_grad_(False).to(PartialState().device)
     return model
 

@@ -5,6 +5,7 @@ Shapes: see ``logprobs.py``.
 
 import copy
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -33,6 +34,14 @@ def attach_lora(model: UnifiedModel, *, rank: int, alpha: int) -> None:
     inside = {id(layer) for part in model.frozen() for layer in part.modules()}
     config.exclude_modules = [n for n, m in model.module.named_modules() if id(m) in inside]
     model.module = get_peft_model(model.module, config)  # type: ignore[arg-type]
+
+
+def write_trained(model: UnifiedModel, folder: Path) -> None:
+    """A LoRA as peft's own files, anything else as the adapter's plain checkpoint folder."""
+    if isinstance(model.module, PeftModel):
+        model.module.save_pretrained(str(folder))
+    else:
+        model.save(folder)
 
 
 class CopyReference:

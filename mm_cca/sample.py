@@ -15,7 +15,7 @@ from peft import PeftModel
 from PIL import Image
 from tqdm import tqdm
 
-from mm_cca.adapters import load_adapter
+from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import Grid, UnifiedModel, grid_of
 from mm_cca.arms import Arm, Prompt, arms_of, prompts_of
 from mm_cca.errors import UserError
@@ -65,7 +65,7 @@ def load_source(recipe: Recipe, run: RunFolder, source: str) -> UnifiedModel:
         raise UserError(f"{trained} does not exist: run `mm-cca train RECIPE` first.")
     lora = trained is not None and recipe.train.tuning == "lora"
     path = model_config.path if trained is None or lora else str(trained)
-    model = load_adapter(model_config.adapter, path, dtype=model_config.dtype)
+    model = load_checkpoint(model_config, path)
     if lora:
         model.module = PeftModel.from_pretrained(model.module, str(trained))  # type: ignore[arg-type]
     model.module.eval().requires_grad_(False).to(PartialState().device)

@@ -96,7 +96,7 @@ def sample_codes(
     guided = settings.guidance_scale != 1.0
     ids = model.prompt_ids(prompts, grid)
     if guided:
-        ids = ids + [model.unconditional_ids(grid, settings.negative_prompt)] * len(prompts)
+        ids += [model.unconditional_ids(row, grid, settings.negative_prompt) for row in ids]
     device = next(model.module.parameters()).device
     prompt_ids, prompt_mask = (t.to(device) for t in left_pad(ids, model.pad_id, multiple=1))
     stepper = _Stepper(model, prompt_ids, prompt_mask, len(layout.tokens), use_cache)

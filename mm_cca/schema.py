@@ -24,6 +24,7 @@ class ModelConfig:
     adapter: str = MISSING
     path: str = MISSING
     dtype: str = "bfloat16"
+    image_tokenizer: str | None = None  # Chameleon family: vqgan.ckpt, where the folder lacks it
 
 
 @dataclass

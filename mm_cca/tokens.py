@@ -12,7 +12,7 @@ from accelerate import PartialState
 from datasets import Dataset, Features, Sequence, Value, concatenate_datasets, load_from_disk
 from tqdm import tqdm
 
-from mm_cca.adapters.base import UnifiedModel
+from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.augment import variant_parameters, zoom_and_shift
 from mm_cca.data import BadRow, Split, decode_image, load_split, refuse_too_many
 from mm_cca.errors import UserError
@@ -26,6 +26,8 @@ FEATURES = Features(
         "problem": Value("string"),
     }
 )
+
+CAPTIONS_AT_A_TIME = 1024
 
 
 class TokenCache:
@@ -59,7 +61,8 @@ def prepare_split(
         seed: of the augmented variants.
 
     Raises:
-        UserError: bad rows beyond ``data.max_bad``; the shards made so far stay.
+        UserError: bad rows beyond ``data.max_bad`` (the shards made so far stay), or a prompt that
+            leaves no room for the image.
     """
     state = PartialState()
     source = load_split(config, split)
@@ -67,6 +70,8 @@ def prepare_split(
     missing = [start for start in shards if not _shard(folder, start).exists()]
     state.wait_for_everyone()  # or a slow rank would see what a quick one made, and skip others
     model = load_model() if missing else None
+    if model is not None:
+        refuse_long_prompts(model, source, config)
     mine = missing[state.process_index :: state.num_processes]
     rows = sum(min(config.rows_per_shard, len(source.rows) - start) for start in mine)
     with tqdm(
@@ -87,6 +92,25 @@ def prepare_split(
         bad = source.bad + [BadRow(row, problem) for row, problem in problems if problem]
         refuse_too_many(bad, config, folder.parent / "bad_rows.jsonl")
     state.wait_for_everyone()
+
+
+def refuse_long_prompts(model: UnifiedModel, source: Split, config: DataConfig) -> None:
+    """Name the captions that, with an image after them, exceed the decoder's positions."""
+    grid = grid_of(model, config.image_size)
+    room = model.max_tokens - len(model.layout(grid).tokens)
+    long = []
+    for start in range(0, len(source.captions), CAPTIONS_AT_A_TIME):
+        captions = source.captions[start : start + CAPTIONS_AT_A_TIME]
+        for number, ids in enumerate(model.prompt_ids(captions, grid), start):
+            if len(ids) > room:
+                long.append((len(ids), source.rows[number]))
+    if long:
+        tokens, row = max(long)
+        raise UserError(
+            f"{len(long)} captions are too long, such as that of row {row} with {tokens} tokens; "
+            f"an image of {config.image_size} leaves room for {room} of {model.max_tokens}. "
+            "Shorten or drop them, or draw smaller images."
+        )
 
 
 def open_cache(folder: Path, num_variants: int) -> TokenCache:
@@ -129,6 +153,11 @@ def _encode_rows(
         encoded.append(model.encode(zoom_and_shift(images, parameters).to(device)).cpu())
         bar.update(len(part))
     codes = torch.cat(encoded).int().view(len(rows), -1)
+    if not 0 <= int(codes.min()) <= int(codes.max()) < model.num_codes:
+        raise UserError(
+            f"the image tokenizer gave codes {int(codes.min())} to {int(codes.max())}, but the "
+            f"decoder knows 0 to {model.num_codes - 1}: they do not belong together."
+        )
     return Dataset.from_dict(
         {
             "row": [source.rows[i] for i in rows],

@@ -30,6 +30,7 @@ from mm_cca.collate import MicroBatch
 from mm_cca.errors import Interrupted, UserError
 from mm_cca.heldout import heldout_nll
 from mm_cca.metrics import MetricsFile, StepMetrics
+from mm_cca.reference import write_trained
 from mm_cca.run import RunFolder, Stage
 from mm_cca.schema import LossConfig, Recipe
 from mm_cca.tokens import open_cache
@@ -247,7 +248,7 @@ def _stop_on_nan(loop: Loop, step: int, loss: float | None, norm: float, folder:
 
 def _save_model(loop: Loop, folder: Path) -> None:
     if loop.accelerator.is_main_process:
-        checkpoint.replace_folder(folder, loop.model.save)
+        checkpoint.replace_folder(folder, lambda place: write_trained(loop.model, place))
     loop.accelerator.wait_for_everyone()
 
 
@@ -257,7 +258,7 @@ def _write_model(loop: Loop, folder: Path) -> None:
         shutil.rmtree(model, ignore_errors=True)
         best.rename(model)
     elif loop.train.keep != "best" or not model.is_dir():  # renamed already, then interrupted
-        checkpoint.replace_folder(model, loop.model.save)
+        checkpoint.replace_folder(model, lambda place: write_trained(loop.model, place))
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def _prompts(batch: MicroBatch) -> list[list[int]]:
 
 def test_own_prompts_come_first_then_the_others(collate: Collator, tiny_model: UnifiedModel):
     """A dropped condition is the unconditional form in both halves."""
-    empty = tiny_model.unconditional_ids(GRID)
+    empty = tiny_model.unconditional_ids([], GRID)
     owl, hand, same = tiny_model.prompt_ids(CAPTIONS, GRID)
     assert _prompts(collate(PAIRS, with_negatives=True)) == [owl, owl, empty, hand, same, empty]
 
@@ -57,5 +57,5 @@ def test_both_halves_hold_the_same_images(collate: Collator):
 def test_nll_needs_the_own_prompts_only(collate: Collator, tiny_model: UnifiedModel):
     batch = collate(PAIRS, with_negatives=False)
     owl, _, _ = tiny_model.prompt_ids(CAPTIONS, GRID)
-    assert _prompts(batch) == [owl, owl, tiny_model.unconditional_ids(GRID)]
+    assert _prompts(batch) == [owl, owl, tiny_model.unconditional_ids([], GRID)]
     assert batch.codes[:, 0].tolist() == [1, 0, 11]

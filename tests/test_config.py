@@ -143,7 +143,7 @@ def test_all_mistakes_at_once(path: Path):
         "loss.lambda=3",
         "train.seed=first",
         "train.max_steps=0",
-        "model.adapter=chameleon",
+        "model.adapter=show-o",
         "data.image_size=[16]",
     )
     assert message.startswith(f"{path} has 5 mistake(s):")
@@ -151,7 +151,7 @@ def test_all_mistakes_at_once(path: Path):
         "loss.lambda is no key",
         "train.seed is 'first'",
         "train.max_steps is 0",
-        "model.adapter is 'chameleon'",
+        "model.adapter is 'show-o'",
         "data.image_size is [16]",
     ):
         assert f"  - {key}" in message
@@ -225,7 +225,7 @@ def test_all_missing_keys_at_once(tmp_path: Path):
         ("data.max_bad=-1", "0 or more"),
         ("data.encode_batch_size=0", "1 or more"),
         ("data.rows_per_shard=0", "1 or more"),
-        ("model.adapter=chameleon", "emu3, or package.module:Class"),
+        ("model.adapter=show-o", "emu3, chameleon, janus, lumina-mgpt, or package.module:Class"),
         ("model.dtype=float8", "float32, bfloat16, float16"),
         ("loss.objective=dpo", "cca, nll"),
         ("loss.beta=0", "more than 0"),
@@ -254,7 +254,7 @@ def test_all_missing_keys_at_once(tmp_path: Path):
         ("train.keep=first", "last, best"),
         ("train.keep=best", "last, or best with train.eval_every > 0 and a data.heldout_split"),
         ("train.trackers=[mlflow]", "tensorboard, wandb, trackio"),
-        ("sample.num_images=0", "1 or more"),
+        ("sample.num_images=3", "4 or more"),
         ("sample.guidance_scales=[1.0]", "more than 1"),
         ("sample.control_scales=[0.5]", "more than 1"),
         ("sample.temperature=0", "more than 0"),

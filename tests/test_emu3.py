@@ -54,14 +54,14 @@ def test_prompt_names_rows_before_columns(tiny8_model: UnifiedModel, stock):
 def test_the_unconditional_form_is_the_processors_empty_prompt(tiny8_model: UnifiedModel, stock):
     _, processor = stock
     expected = processor(text="", return_for_image_generation=True, ratio="1:1", image_area=24 * 24)
-    assert tiny8_model.unconditional_ids((3, 3)) == list(expected["input_ids"][0])
+    assert tiny8_model.unconditional_ids([], (3, 3)) == list(expected["input_ids"][0])
 
 
 def test_the_unconditional_form_keeps_the_size(tiny8_model: UnifiedModel, stock):
     _, processor = stock
-    ids = tiny8_model.unconditional_ids((3, 3))
+    ids = tiny8_model.unconditional_ids([], (3, 3))
     assert processor.tokenizer.decode(ids) == "<|extra_203|><|image start|>3*3<|image token|>"
-    assert tiny8_model.unconditional_ids((3, 3), "blurry") != ids
+    assert tiny8_model.unconditional_ids([], (3, 3), "blurry") != ids
 
 
 def test_the_span_is_what_processor_and_model_build(tiny8_model: UnifiedModel, stock):

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mm_cca.adapters.base import UnifiedModel
+from mm_cca.adapters.vocabulary import CodeTokens
 from mm_cca.logprobs import CodeLogProbs, chunked_logps, left_pad, positions
 from tests import naive
 from tests.helpers import assert_close
@@ -114,8 +115,9 @@ def test_codes_whose_rows_are_not_in_order(
 ):
     """A vocabulary may hold the image tokens in any order: code 0 need not be the first row."""
     order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
-    shuffled = tiny_model._ids[order]
-    monkeypatch.setattr(tiny_model, "_ids", shuffled)
+    tokens = tiny_model._codes
+    shuffled = tokens.ids[order]
+    monkeypatch.setattr(tiny_model, "_codes", CodeTokens(shuffled, tokens.rows))
     layout = tiny_model.layout(GRID)
     (prompt,) = tiny_model.prompt_ids(PROMPTS[:1], GRID)
     codes = torch.randint(32, (1, 16), generator=torch.Generator().manual_seed(1))

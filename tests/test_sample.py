@@ -77,7 +77,7 @@ def test_arms_of_a_recipe(drawn: Path):
 
 
 def test_prompts_are_half_of_a_split_at_most_and_the_rest_is_reference(drawn: Path):
-    for wanted, counts in ((100, (8, 6)), (5, (5, 5)), (1, (1, 1))):
+    for wanted, counts in ((100, (8, 6)), (5, (5, 5)), (4, (4, 4))):
         recipe = runs.load_recipe(drawn, f"sample.num_images={wanted}")
         run = RunFolder.of(recipe)
         prompts = prompts_of(recipe, run)
@@ -200,7 +200,7 @@ def test_one_more_scale_leaves_the_other_arms_alone(again: Path):
         ("sample.temperature=0.5", "sample.temperature: was 1.0, is now 0.5"),
         ("sample.seed=1", "sample.seed: was 0, is now 1"),
         ("sample.top_k=3", "sample.top_k: was None, is now 3"),
-        ("sample.num_images=3", "sample.num_images: was 6, is now 3"),
+        ("sample.num_images=4", "sample.num_images: was 6, is now 4"),
     ],
 )
 def test_changed_recipe_is_refused(again: Path, override: str, told: str):

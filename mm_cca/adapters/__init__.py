@@ -4,26 +4,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from mm_cca.errors import UserError
+from mm_cca.schema import ModelConfig
 
 if TYPE_CHECKING:  # a recipe is checked against ADAPTERS before torch is imported
     from mm_cca.adapters.base import UnifiedModel
 
-ADAPTERS = {"emu3": "mm_cca.adapters.emu3:Emu3"}
+ADAPTERS = {
+    "emu3": "mm_cca.adapters.emu3:Emu3",
+    "chameleon": "mm_cca.adapters.chameleon:Chameleon",
+    "janus": "mm_cca.adapters.janus:Janus",
+    "lumina-mgpt": "mm_cca.adapters.lumina_mgpt:LuminaMGPT",
+}
 
 
-def load_adapter(name: str, path: str, *, dtype: str = "float32") -> "UnifiedModel":
+def load_adapter(
+    name: str, path: str, *, dtype: str = "float32", image_tokenizer: str | None = None
+) -> "UnifiedModel":
     """Load a checkpoint with its image tokenizer.
 
     Args:
-        name: a known adapter, or ``package.module:Class`` with a ``load(path, dtype)``.
+        name: a known adapter, or ``package.module:Class`` with a
+            ``load(path, dtype, image_tokenizer)``.
         path: a checkpoint folder, a hub name, or ``emu3-emoji`` for the shipped one.
         dtype: a torch dtype by name.
+        image_tokenizer: file or folder of the image tokenizer, for checkpoints that lack it.
 
     Raises:
-        UserError: unknown adapter, or a checkpoint that can't be read.
+        UserError: unknown adapter, one that misses a method, or a checkpoint that can't be read.
     """
     import torch
 
+    from mm_cca.adapters.base import missing_parts
     from mm_cca.demo import shipped
 
     target = ADAPTERS.get(name, name)
@@ -38,11 +49,27 @@ def load_adapter(name: str, path: str, *, dtype: str = "float32") -> "UnifiedMod
         raise UserError(f"model.adapter {name!r} can't be imported: {error}") from error
     resolved = shipped(path)
     try:
-        model: UnifiedModel = adapter.load(resolved, getattr(torch, dtype))
-    except (OSError, ValueError, KeyError) as error:
+        model: UnifiedModel = adapter.load(resolved, getattr(torch, dtype), image_tokenizer)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(
             f"model.path {path!r} can't be read by the adapter {name!r}: {error}\nIt must be a "
             "folder written by save_pretrained (config.json, *.safetensors, tokenizer and "
             "processor files) or a hub name."
         ) from error
+    missing = missing_parts(model)
+    if missing:
+        raise UserError(
+            f"model.adapter {name!r} lacks {', '.join(missing)}; "
+            "mm_cca/adapters/base.py says what each must do."
+        )
     return model
+
+
+def load_checkpoint(config: ModelConfig, path: str | None = None) -> "UnifiedModel":
+    """``load_adapter`` with a recipe's keys; ``path`` is another folder with the same family."""
+    return load_adapter(
+        config.adapter,
+        config.path if path is None else path,
+        dtype=config.dtype,
+        image_tokenizer=config.image_tokenizer,
+    )

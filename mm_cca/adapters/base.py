@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from transformers import Cache
 
+from mm_cca.errors import UserError
+
 Grid: TypeAlias = tuple[int, int]
 """Rows and columns of codes."""
 
@@ -85,16 +87,27 @@ class UnifiedModel(Protocol):
         """Side of the square of pixels that one code stands for."""
         ...
 
+    @property
+    def max_tokens(self) -> int:
+        """The longest prompt and image together that the decoder has positions for."""
+        ...
+
     def layout(self, grid: Grid) -> ImageLayout:
-        """The slots of an image of that grid."""
+        """The slots of an image of that grid. Raises UserError for one the family can't draw."""
         ...
 
     def prompt_ids(self, prompts: Sequence[str], grid: Grid) -> list[list[int]]:
         """Token ids of each prompt, up to and including the last token before the first slot."""
         ...
 
-    def unconditional_ids(self, grid: Grid, negative_prompt: str = "") -> list[int]:
-        """The family's exact form of a prompt that says nothing."""
+    def unconditional_ids(
+        self, conditional: list[int], grid: Grid, negative_prompt: str = ""
+    ) -> list[int]:
+        """The family's exact form of a prompt that says nothing.
+
+        ``conditional`` are the ids of the prompt that it stands beside: Janus blanks them out one
+        by one, so that its form is as long as they are; the others take no notice.
+        """
         ...
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -151,10 +164,35 @@ class UnifiedModel(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write a plain ``save_pretrained`` folder with the processor's files."""
+        """Write a plain ``save_pretrained`` folder with the processor's files (never a LoRA)."""
         ...
 
 
 def grid_of(model: UnifiedModel, image_size: Sequence[int]) -> Grid:
-    """The grid of codes of images of ``image_size`` (height, width) pixels."""
-    return (image_size[0] // model.pixels_per_code, image_size[1] // model.pixels_per_code)
+    """The grid of codes of images of ``image_size`` (height, width) pixels.
+
+    Raises:
+        UserError: the size is not a multiple of the pixels per code.
+    """
+    side = model.pixels_per_code
+    height, width = image_size
+    if height % side or width % side:
+        raise UserError(
+            f"data.image_size is [{height}, {width}]; allowed for this checkpoint: multiples of "
+            f"{side}, the pixels that one code stands for."
+        )
+    return (height // side, width // side)
+
+
+def rows_with_ends(grid: Grid, row_end: int) -> ImageLayout:
+    """Rows of free codes, each but the last closed by the token ``row_end``."""
+    height, width = grid
+    rows = np.full((height, width + 1), FREE, dtype=np.int64)
+    rows[:, -1] = row_end
+    return ImageLayout(rows.flatten()[:-1])
+
+
+def missing_parts(model: object) -> list[str]:
+    """Names of the protocol's methods and attributes that an adapter does not have."""
+    wanted = [*UnifiedModel.__annotations__, *vars(UnifiedModel)]
+    return sorted(n for n in wanted if not n.startswith("_") and n not in dir(model))

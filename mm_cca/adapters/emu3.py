@@ -7,9 +7,7 @@ with text; their rows of ``lm_head`` lie together. Shapes: see ``adapters/base.p
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import (
@@ -20,7 +18,10 @@ from transformers import (
     StaticCache,
 )
 
-from mm_cca.adapters.base import FREE, Defaults, Grid, ImageHead, ImageLayout
+from mm_cca.adapters.base import Defaults, Grid, ImageHead, ImageLayout, rows_with_ends
+from mm_cca.adapters.loading import expect_family, load_module
+from mm_cca.adapters.pixels import normalised, to_uint8
+from mm_cca.adapters.vocabulary import CodeTokens
 from mm_cca.errors import UserError
 
 
@@ -36,38 +37,31 @@ class Emu3:
         self._emu3 = module
         self._processor = processor
         mapping = module.vocabulary_mapping
-        self._ids = torch.tensor([mapping.img2bpe[code] for code in sorted(mapping.img2bpe)])
-        self.num_codes = len(self._ids)
+        self._codes = CodeTokens.of(mapping.img2bpe)
+        self.num_codes = len(self._codes)
         self._eol_id: int = mapping.eol_token_id
         self.pad_id = int(processor.tokenizer.pad_token_id)
-        first, last = int(self._ids.min()), int(self._ids.max())
-        if last - first + 1 != self.num_codes:
-            raise UserError(
-                f"the {self.num_codes} image tokens of this vocabulary do not lie together "
-                f"(ids {first}..{last}). The checkpoint's vocabulary_map is not Emu3's."
-            )
-        self._rows = slice(first, last + 1)
         for part in self.frozen():
             part.eval().requires_grad_(False)
 
     @classmethod
-    def load(cls, path: str, dtype: torch.dtype) -> "Emu3":
+    def load(cls, path: str, dtype: torch.dtype, image_tokenizer: str | None) -> "Emu3":
         """Read a checkpoint folder or hub name.
 
         Raises:
+            UserError: another family, or a layout that must be converted first.
             ValueError: a weight is missing, besides what transformers raises.
         """
+        if image_tokenizer is not None:
+            raise UserError(
+                f"model.image_tokenizer is {image_tokenizer!r}; allowed for emu3: null (the "
+                "checkpoint holds its own)."
+            )
+        expect_family(path, "emu3")
         config = Emu3Config.from_pretrained(path)
         # Emu3's configs ship 0.1, which would move log-probs between the model and its reference.
         config.text_config.attention_dropout = 0.0  # type: ignore[union-attr]
-        loaded: Any = Emu3ForConditionalGeneration.from_pretrained(
-            path, config=config, dtype=dtype, output_loading_info=True
-        )
-        module, report = loaded
-        # transformers fills these with random numbers and only logs it.
-        missing = sorted(set(report["missing_keys"]) & {n for n, _ in module.named_parameters()})
-        if missing:
-            raise ValueError(f"it lacks {len(missing)} weights, such as {missing[0]}")
+        module, _ = load_module(Emu3ForConditionalGeneration, path, config, dtype)
         return cls(module, Emu3Processor.from_pretrained(path))
 
     @property
@@ -75,11 +69,12 @@ class Emu3:
         # Emu3Processor.downsample_ratio is a constant 8; the tokenizer itself knows better.
         return int(self._emu3.model.vqmodel.spatial_scale_factor)
 
+    @property
+    def max_tokens(self) -> int:
+        return int(self._emu3.model.text_model.config.max_position_embeddings)
+
     def layout(self, grid: Grid) -> ImageLayout:
-        height, width = grid
-        rows = np.full((height, width + 1), FREE, dtype=np.int64)
-        rows[:, -1] = self._eol_id
-        return ImageLayout(rows.flatten()[:-1])
+        return rows_with_ends(grid, self._eol_id)
 
     def prompt_ids(self, prompts: Sequence[str], grid: Grid) -> list[list[int]]:
         p = self._processor
@@ -88,39 +83,31 @@ class Emu3:
         ids: list[list[int]] = p.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return ids
 
-    def unconditional_ids(self, grid: Grid, negative_prompt: str = "") -> list[int]:
+    def unconditional_ids(
+        self, conditional: list[int], grid: Grid, negative_prompt: str = ""
+    ) -> list[int]:
         # Training dropped the text and kept "boi H*W img"; guidance must ask in the same form.
         return self.prompt_ids([negative_prompt], grid)[0]
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        vq, image_processor = self._emu3.model.vqmodel, self._processor.image_processor
-        mean, std = (
-            torch.tensor(values, device=pixels.device).view(3, 1, 1)
-            for values in (image_processor.image_mean, image_processor.image_std)
-        )
-        images = (pixels.float() * image_processor.rescale_factor - mean) / std
+        vq = self._emu3.model.vqmodel
+        images = normalised(pixels, self._processor.image_processor)
         sizes = torch.tensor([pixels.shape[-2:]] * len(pixels))
         codes = vq.encode(images.to(vq.dtype), sizes).image_tokens
         return torch.stack(list(codes)).flatten(1)
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, grid: Grid) -> torch.Tensor:
-        vq, image_processor = self._emu3.model.vqmodel, self._processor.image_processor
-        images = vq.decode(codes.view(-1, *grid)).float()
-        mean, std = (
-            torch.tensor(values, device=codes.device).view(3, 1, 1)
-            for values in (image_processor.image_mean, image_processor.image_std)
-        )
-        pixels = (images * std + mean) / image_processor.rescale_factor
-        return pixels.round().clamp(0, 255).to(torch.uint8)
+        images = self._emu3.model.vqmodel.decode(codes.view(-1, *grid))
+        return to_uint8(images, self._processor.image_processor)
 
     def embed_text(self, ids: torch.Tensor) -> torch.Tensor:
         embedded: torch.Tensor = self._emu3.model.text_model.embed_tokens(ids)
         return embedded
 
     def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        return self.embed_text(self._ids.to(codes.device)[codes])
+        return self.embed_text(self._codes.of_codes(codes))
 
     def hidden_states(
         self,
@@ -144,11 +131,7 @@ class Emu3:
         return StaticCache(config=config, max_cache_len=max_length)
 
     def image_head(self, *, whole_vocabulary: bool = False) -> ImageHead:
-        head = self._emu3.lm_head
-        rows = slice(None) if whole_vocabulary else self._rows
-        offset = 0 if whole_vocabulary else self._rows.start
-        bias = None if head.bias is None else head.bias[rows]
-        return ImageHead(head.weight[rows], bias, self._ids - offset)
+        return self._codes.head(self._emu3.lm_head, whole_vocabulary=whole_vocabulary)
 
     def frozen(self) -> list[nn.Module]:
         return [self._emu3.model.vqmodel]
@@ -163,6 +146,5 @@ class Emu3:
         self._emu3.gradient_checkpointing_enable({"use_reentrant": False})
 
     def save(self, folder: Path) -> None:
-        # With a LoRA attached ``module`` is the PeftModel, which writes its adapter only.
-        self.module.save_pretrained(folder)  # type: ignore[operator]
+        self._emu3.save_pretrained(folder)
         self._processor.save_pretrained(folder)

@@ -1,0 +1,99 @@
+"""Reading a checkpoint so that a wrong or torn one is named before any work is done with it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from mm_cca.errors import UserError
+
+FAMILIES = {"emu3": "emu3", "chameleon": "chameleon or lumina-mgpt", "janus": "janus"}
+"""model_type of a config.json -> the adapters that read it."""
+
+ORIGINALS = {
+    "Emu3": "This is BAAI's own layout. Take Emu3-community/Emu3-Gen-hf, or convert it with "
+    "transformers' src/transformers/models/emu3/convert_emu3_weights_to_hf.py "
+    "(--vq_model_id BAAI/Emu3-VisionTokenizer --llm_model_id BAAI/Emu3-Gen --output_dir DIR).",
+    "multi_modality": "This is DeepSeek's own layout. Take deepseek-community/Janus-Pro-1B or -7B, "
+    "or convert it with transformers' "
+    "src/transformers/models/janus/convert_janus_weights_to_hf.py.",
+}
+"""model_type of a layout that transformers' own classes can't read -> what to do."""
+
+
+def expect_family(path: str, model_type: str) -> None:
+    """Refuse a folder or hub name of another family.
+
+    Raises:
+        UserError: its ``config.json`` names another ``model_type``.
+        OSError: there is no ``config.json``.
+    """
+    found = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
+    if found == model_type:
+        return
+    if found in ORIGINALS:
+        raise UserError(f"model.path {path!r} can't be read: {ORIGINALS[found]}")
+    adapter = FAMILIES.get(str(found))
+    hint = f"set model.adapter to {adapter}" if adapter else "no adapter reads that family"
+    raise UserError(
+        f"model.path {path!r} holds a checkpoint of model_type {found!r}, but model.adapter reads "
+        f"{model_type!r}: {hint}."
+    )
+
+
+def load_module(
+    cls: type[PreTrainedModel],
+    path: str,
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    *,
+    may_lack: str | None = None,
+) -> tuple[Any, bool]:
+    """``cls.from_pretrained``, but weights that it would draw at random are an error.
+
+    Args:
+        may_lack: start of the names of weights that may come from somewhere else.
+
+    Returns:
+        the module, and whether any weight under ``may_lack`` is missing.
+
+    Raises:
+        ValueError: a weight is missing.
+        RuntimeError: a weight has another shape than the config says.
+    """
+    loaded: Any = cls.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True)
+    module, report = loaded
+    # transformers fills these with random numbers and only logs it.
+    missing = sorted(set(report["missing_keys"]) & {n for n, _ in module.named_parameters()})
+    elsewhere = [n for n in missing if may_lack is not None and n.startswith(may_lack)]
+    missing = [n for n in missing if n not in set(elsewhere)]
+    if missing:
+        raise ValueError(f"it lacks {len(missing)} weights, such as {missing[0]}")
+    return module, bool(elsewhere)
+
+
+def read_tensors(path: str, prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint folder or hub name whose names start with ``prefix``.
+
+    Only the files that hold them are opened. The prefix is cut off the names.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        places = json.loads(index.read_text())["weight_map"]
+        files = {file for name, file in places.items() if name.startswith(prefix)}
+    else:
+        files = {"model.safetensors"} if (folder / "model.safetensors").exists() else set()
+    tensors = {}
+    for file in sorted(files):
+        with safe_open(folder / file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 (safe_open has no __iter__)
+                if name.startswith(prefix):
+                    tensors[name.removeprefix(prefix)] = opened.get_tensor(name)
+    return tensors

@@ -1,0 +1,51 @@
+"""Image codes that live in the text vocabulary, as Emu3, Chameleon and Liquid have them.
+
+Shapes: K image codes, R rows of the head, D hidden size, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mm_cca.adapters.base import ImageHead
+from mm_cca.errors import UserError
+
+
+@dataclass(frozen=True)
+class CodeTokens:
+    """Which vocabulary id stands for which image code.
+
+    Attributes:
+        ids: [K] int64, the id of each code. The order may be any (Chameleon's is a permutation).
+        rows: the ids as one block; training looks at these rows of the head only.
+    """
+
+    ids: torch.Tensor
+    rows: slice
+
+    @classmethod
+    def of(cls, img2bpe: dict[int, int]) -> "CodeTokens":
+        """From a map of code to id. Raises UserError if the ids don't form one block."""
+        ids = torch.tensor([img2bpe[code] for code in sorted(img2bpe)])
+        first, last = int(ids.min()), int(ids.max())
+        if last - first + 1 != len(ids):
+            raise UserError(
+                f"the {len(ids)} image tokens of this vocabulary do not lie together "
+                f"(ids {first}..{last}): the checkpoint's vocabulary_map is not its family's."
+            )
+        return cls(ids, slice(first, last + 1))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def of_codes(self, codes: torch.Tensor) -> torch.Tensor:
+        """[...] codes -> [...] vocabulary ids."""
+        return self.ids.to(codes.device)[codes]
+
+    def head(self, lm_head: nn.Linear, *, whole_vocabulary: bool) -> ImageHead:
+        """The block of rows of ``lm_head`` [V, D], or all its rows."""
+        rows = slice(None) if whole_vocabulary else self.rows
+        offset = 0 if whole_vocabulary else self.rows.start
+        bias = None if lm_head.bias is None else lm_head.bias[rows]
+        return ImageHead(lm_head.weight[rows], bias, self.ids - offset)

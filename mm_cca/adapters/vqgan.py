@@ -1,0 +1,194 @@
+"""The decoder half of Chameleon's VQGAN, which transformers lacks, and where its weights come from.
+
+The network is the one of taming-transformers (``taming/modules/diffusionmodules/model.py``,
+``Decoder``) that Meta trained for Chameleon; its blocks are transformers' own encoder blocks.
+Parameter names are those of ``vqgan.ckpt`` and of the Anole folders on the hub alike.
+
+Shapes: B images, h x w grid of codes, C latent channels, f pixels per code.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+from transformers import ChameleonVQVAEConfig
+from transformers.models.chameleon.modeling_chameleon import (
+    ChameleonVQVAE,
+    ChameleonVQVAEEncoderAttnBlock,
+    ChameleonVQVAEEncoderResnetBlock,
+)
+
+from mm_cca.adapters.loading import read_tensors
+from mm_cca.errors import UserError
+
+PREFIXES = ("model.vqmodel.", "vqmodel.", "")
+PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
+WHERE = (
+    "Set model.image_tokenizer to Meta's vqgan.ckpt (in the Chameleon download, folder tokenizer/; "
+    "also as a .safetensors file), or use a checkpoint that holds the decoder, such as "
+    "leloy/Anole-7b-v0.1-hf."
+)
+
+
+class _Inert:
+    """Stands in for a Lightning class that a checkpoint mentions beside its tensors."""
+
+
+LIGHTNING = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+)
+"""Names that a Lightning checkpoint such as ``vqgan.ckpt`` may hold; nothing of them is run."""
+
+
+class _Upsample(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.conv(F.interpolate(hidden, scale_factor=2.0, mode="nearest"))
+        return result
+
+
+class VQDecoder(nn.Module):
+    """[B, C, h, w] latents (after ``post_quant_conv``) -> [B, 3, f*h, f*w] pixels in about [-1, 1].
+
+    ``up[0]`` is the finest level, as in taming-transformers.
+    """
+
+    def __init__(self, config: ChameleonVQVAEConfig) -> None:
+        super().__init__()
+        levels = len(config.channel_multiplier)
+        resolution = config.resolution // 2 ** (levels - 1)
+        with_attention = config.attn_type == "vanilla"
+        channels = config.base_channels * config.channel_multiplier[-1]
+
+        def block(inside: int, outside: int) -> nn.Module:
+            return ChameleonVQVAEEncoderResnetBlock(config, inside, outside)
+
+        self.conv_in = nn.Conv2d(config.latent_channels, channels, kernel_size=3, padding=1)
+        self.mid = nn.Module()
+        self.mid.block_1 = block(channels, channels)
+        attention = ChameleonVQVAEEncoderAttnBlock(channels) if with_attention else nn.Identity()
+        self.mid.attn_1 = attention
+        self.mid.block_2 = block(channels, channels)
+        ups: list[nn.Module] = []
+        for level in reversed(range(levels)):
+            up = nn.Module()
+            outside = config.base_channels * config.channel_multiplier[level]
+            sizes = [(channels, outside), *[(outside, outside)] * config.num_res_blocks]
+            up.block = nn.ModuleList(block(a, b) for a, b in sizes)
+            attends = with_attention and resolution in (config.attn_resolutions or ())
+            up.attn = nn.ModuleList(
+                ChameleonVQVAEEncoderAttnBlock(outside) for _ in sizes if attends
+            )
+            channels = outside
+            if level:
+                up.upsample = _Upsample(channels)
+                resolution *= 2
+            ups.insert(0, up)
+        self.up = nn.ModuleList(ups)
+        self.norm_out = nn.GroupNorm(num_groups=32, num_channels=channels, eps=1e-6)
+        self.conv_out = nn.Conv2d(channels, 3, kernel_size=3, padding=1)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        mid: Any = self.mid
+        hidden = mid.block_2(mid.attn_1(mid.block_1(self.conv_in(latents))))
+        for level in reversed(range(len(self.up))):
+            up: Any = self.up[level]
+            for number, block in enumerate(up.block):
+                hidden = block(hidden)
+                if len(up.attn):
+                    hidden = up.attn[number](hidden)
+            if level:
+                hidden = up.upsample(hidden)
+        result: torch.Tensor = self.conv_out(F.silu(self.norm_out(hidden)))
+        return result
+
+
+def attach_decoder(vq: ChameleonVQVAE, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Give the stock tokenizer a ``decoder``, under the name that Anole's folders use.
+
+    Raises:
+        UserError: no decoder among the tensors, another architecture, or another codebook.
+    """
+    weights = {n.removeprefix("decoder."): t for n, t in tensors.items() if n.startswith("decoder")}
+    if not weights:
+        raise UserError(f"{source} holds no image decoder, so nothing can be drawn. {WHERE}")
+    codebook = tensors.get("quantize.embedding.weight")
+    if codebook is not None:
+        own = vq.quantize.embedding.weight
+        if codebook.shape != own.shape or not torch.allclose(
+            codebook.to(own), own.detach(), rtol=1e-2, atol=1e-6
+        ):
+            raise UserError(
+                f"the decoder in {source} belongs to another codebook than the checkpoint's: it "
+                f"would draw noise. {WHERE}"
+            )
+    decoder = VQDecoder(vq.config)
+    _fill(decoder, weights, source)
+    vq.decoder = decoder.to(dtype=vq.dtype)
+
+
+def fill_encoder(vq: ChameleonVQVAE, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Fill the stock encoder half from a VQGAN file, for folders that were saved without it."""
+    weights = {n: t for n, t in tensors.items() if not n.startswith("decoder")}
+    _fill(vq, weights, source)
+
+
+def _fill(module: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{source} does not fit this checkpoint's vq_config: {error}") from error
+
+
+def read_image_tokenizer(source: str) -> dict[str, torch.Tensor]:
+    """The tensors of a VQGAN by taming's names, from any of the places they are found in.
+
+    Args:
+        source: ``vqgan.ckpt`` (or .pt, .pth), a .safetensors file, or a checkpoint folder or hub
+            name whose names start with ``model.vqmodel.``.
+
+    Raises:
+        UserError: the file can't be read, or holds more than tensors and plain values.
+    """
+    path = Path(source)
+    if path.suffix in (".ckpt", ".pt", ".pth"):
+        found = _read_pickle(path)
+    elif path.suffix == ".safetensors":
+        try:
+            found = load_file(path)
+        except Exception as error:  # safetensors raises its own kind, and OSError
+            raise UserError(f"model.image_tokenizer {source!r} can't be read: {error}") from error
+    else:
+        found = read_tensors(source, "model.vqmodel.")
+    for prefix in PREFIXES:
+        part = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in found.items()
+            if name.startswith(tuple(prefix + part for part in PARTS))
+        }
+        if part:
+            return part
+    return {}
+
+
+def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """A Lightning or plain checkpoint; only tensors and plain values are ever unpickled."""
+    try:
+        with torch.serialization.safe_globals([(_Inert, name) for name in LIGHTNING]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"model.image_tokenizer {str(path)!r} can't be read: {error}\nOnly tensors and plain "
+            "values are read from such a file, because anything else would run as code. If it "
+            "holds more, save its 'state_dict' alone as a .safetensors file."
+        ) from error
+    weights = content.get("state_dict", content) if isinstance(content, dict) else {}
+    return {n: t for n, t in weights.items() if isinstance(t, torch.Tensor)}
