@@ -1,5 +1,6 @@
 """Distances between sets of image features, by torchmetrics and torch-fidelity.
 
+Only the main rank computes them, so nothing may be gathered from the others (sync_on_compute).
 They are FID and KID only on Inception features; on a scorer's features they are called Frechet and
 kernel distance. Shapes: n and m images, F feature size.
 """
@@ -26,7 +27,7 @@ class _Features(nn.Module):
 
 def frechet_distance(generated: torch.Tensor, real: torch.Tensor) -> float:
     """Frechet distance of [n, F] and [m, F]. Needs at least two rows each."""
-    metric = FrechetInceptionDistance(feature=_Features(real.shape[1]))
+    metric = FrechetInceptionDistance(feature=_Features(real.shape[1]), sync_on_compute=False)
     metric.set_dtype(torch.float64)
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
@@ -40,7 +41,7 @@ def kernel_distance(generated: torch.Tensor, real: torch.Tensor, *, seed: int) -
         # That it keeps all features is what the caller did already.
         warnings.simplefilter("ignore", UserWarning)
         metric = KernelInceptionDistance(
-            feature=_Features(real.shape[1]), subset_size=size, subsets=50
+            feature=_Features(real.shape[1]), subset_size=size, subsets=50, sync_on_compute=False
         )
     metric.update(real, real=True)
     metric.update(generated, real=False)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import datasets
 import transformers
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
@@ -29,13 +30,17 @@ def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     run = RunFolder.of(recipe)
-    state = PartialState()
-    if not state.is_main_process:
+    # accelerate reads this only later, when the ranks have already failed to find each other.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if state.is_main_process:
+        with locked(run.root):
+            run.describe(recipe)
+            _dispatch(recipe, run, stages)
+    else:
         _dispatch(recipe, run, stages)
-        return
-    with locked(run.root):
-        run.describe(recipe)
-        _dispatch(recipe, run, stages)
+    # Scores and report are the main rank's work; the others must not leave before it is done.
+    state.wait_for_everyone()
+    state.destroy_process_group()
 
 
 def _dispatch(recipe: AnyRecipe, run: RunFolder, stages: Sequence[str]) -> None:

@@ -75,7 +75,9 @@ def train(recipe: Recipe, run: RunFolder, *, control: bool = False) -> None:
         _write_model(loop, folder)
         stage.finish()
     loop.accelerator.wait_for_everyone()
-    loop.accelerator.end_training()
+    # Not end_training(): it would also part the ranks, which have sampling still to do.
+    for tracker in loop.accelerator.trackers:
+        tracker.finish()
 
 
 def _settings(recipe: Recipe, loss: LossConfig) -> dict[str, Any]:

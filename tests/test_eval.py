@@ -115,7 +115,7 @@ def test_kernel_distance_against_the_formula_for_whole_sets(monkeypatch: pytest.
     monkeypatch.setattr(
         module,
         "KernelInceptionDistance",
-        lambda feature, subset_size, subsets: original(
+        lambda feature, subset_size, subsets, sync_on_compute: original(
             feature=feature, subset_size=2 * subset_size, subsets=subsets
         ),
     )
