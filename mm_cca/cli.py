@@ -16,6 +16,8 @@ EPILOG = textwrap.dedent(
       mm-cca cp emu3-gen-lora my.yaml           take one as a start
       mm-cca validate my.yaml loss.lambda_=100  check it without reading data or weights
       mm-cca run my.yaml run.dir=runs/second    run it, with one value changed
+      mm-cca tiny janus my_tiny                 a tiny random Janus, to try a recipe on a laptop
+      mm-cca export runs/second my_model        the tuned model, with a card, for others
       accelerate launch -m mm_cca.cli train my.yaml
                                                 one stage, on as many GPUs as accelerate knows of
 
@@ -63,6 +65,15 @@ def parser() -> argparse.ArgumentParser:
     tiny.add_argument(
         "--side", type=int, help="codes along each side of an image (default: the real family's)"
     )
+    export = verbs.add_parser(
+        "export",
+        help="write the model of a finished run for others, with a model card",
+        description="Write the model of a finished run so that plain transformers or peft loads "
+        "it, with guidance off in its generation config and a model card.",
+    )
+    export.add_argument("run", type=Path, help="the run folder (run.dir of the recipe)")
+    export.add_argument("folder", type=Path, help="where to write the model; must not exist")
+    export.add_argument("--merge", action="store_true", help="merge a LoRA into its base")
     verbs.add_parser("env", help="print versions and devices, for bug reports")
     return top
 
@@ -76,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "env": _env,
         "validate": _validate,
         "tiny": _tiny,
+        "export": _export,
     }
     try:
         return verbs.get(args.verb, _stages)(args)
@@ -140,6 +152,14 @@ def _tiny(args: argparse.Namespace) -> int:
 
     write_tiny(args.family, args.folder, side=args.side)
     print(f"a tiny {args.family} checkpoint is in {args.folder}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from mm_cca.export import export_model
+
+    export_model(args.run, args.folder, merge=args.merge)
+    print(f"the model of {args.run} is in {args.folder}")
     return 0
 
 

@@ -1,0 +1,143 @@
+"""A finished run as a model folder for others: weights, generation config, model card."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from peft import PeftModel
+from transformers import GenerationConfig
+
+from mm_cca.config import dump, load_config
+from mm_cca.errors import UserError
+from mm_cca.run import RunFolder
+from mm_cca.sample import load_source
+from mm_cca.schema import Recipe
+
+LICENCES = {
+    "emu3": "BAAI's Emu3 weights are Apache-2.0.",
+    "chameleon": "Chameleon's weights are under the Chameleon Research License: non-commercial.",
+    "lumina-mgpt": "A derivative of Chameleon (Chameleon Research License: non-commercial).",
+    "janus": "Janus's weights are under the DeepSeek Model License.",
+}
+"""What a family's own weights are under; the base that was named may say otherwise."""
+
+
+def export_model(run_folder: Path, target: Path, *, merge: bool = False) -> None:
+    """Write the CCA model of a run so that plain transformers or peft loads it.
+
+    A full fine-tune becomes a ``save_pretrained`` folder; a LoRA stays an adapter, or with
+    ``merge`` becomes such a folder too. The folder appears whole or not at all.
+
+    Raises:
+        UserError: not a run folder, not trained to the end, a target in use, a full fine-tune with
+            ``merge``, a full disk.
+    """
+    recipe = _recipe(run_folder)
+    run = RunFolder.of(recipe)
+    trained = run_folder / "train" / "model"
+    if not trained.is_dir():
+        raise UserError(f"{trained} does not exist: run `mm-cca train RECIPE` to the end first.")
+    is_lora = recipe.train.tuning == "lora"
+    if merge and not is_lora:
+        raise UserError("--merge is for a LoRA; this run tuned the whole model, so leave it out.")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists already; choose another folder or empty it.")
+    beside = target.with_name(target.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        if merge:
+            model = load_source(recipe, RunFolder(run_folder, run.tokens), "cca")
+            assert isinstance(model.module, PeftModel)
+            model.module = model.module.merge_and_unload()
+            beside.mkdir(parents=True)
+            model.save(beside)
+        else:
+            shutil.copytree(trained, beside)
+        if (beside / "generation_config.json").exists():
+            _switch_guidance_off(beside)
+        _card(recipe, run_folder, is_adapter=is_lora and not merge).save(beside / "README.md")
+        if target.exists():
+            target.rmdir()
+        beside.rename(target)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise UserError(f"{target} can't be written: {error}") from error
+
+
+def _recipe(run_folder: Path) -> Recipe:
+    path = run_folder / "recipe.yaml"
+    if not path.exists():
+        raise UserError(f"{run_folder} is no run folder: it has no recipe.yaml.")
+    recipe = load_config(str(path))
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"{run_folder} holds a {recipe.job} run; only finetune runs have a model.")
+    return recipe
+
+
+def _switch_guidance_off(folder: Path) -> None:
+    """The base's generation config asks for guidance, which is what CCA makes needless."""
+    config = GenerationConfig.from_pretrained(folder)
+    config.guidance_scale = 1.0
+    config.save_pretrained(folder)
+
+
+def _card(recipe: Recipe, run_folder: Path, *, is_adapter: bool) -> ModelCard:
+    data = ModelCardData(
+        base_model=recipe.model.path,
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-to-image",
+        tags=["cca", "guidance-free", recipe.model.adapter],
+        license="other",
+    )
+    licence = LICENCES.get(recipe.model.adapter, "Look up the licence of the base.")
+    text = f"""---
+{data.to_yaml()}
+---
+
+# {Path(recipe.model.path).name} with Condition Contrastive Alignment
+
+`{recipe.model.path}`, fine-tuned on `{recipe.data.path}` by
+[CCA](https://arxiv.org/abs/2410.09347) with `mm_cca`, so that plain sampling draws what the base
+needed classifier-free guidance for. **Sample it without guidance** (scale 1, one forward pass per
+token); the generation config says so already.
+
+## Licence
+
+The licence of the base holds for this model too. {licence}
+
+## Scores
+
+{_scores(run_folder)}
+
+## Recipe
+
+```yaml
+{dump(recipe).rstrip()}
+```
+"""
+    return ModelCard(text)
+
+
+def _scores(run_folder: Path) -> str:
+    path = run_folder / "report.json"
+    if not path.exists():
+        return "This run was not evaluated."
+    report: dict[str, Any] = json.loads(path.read_text())
+    lines = [
+        f"Scorer: {report['protocol']['scorer']}. Same prompts and random numbers in every arm.",
+        "",
+        "| prompts | arm | alignment | R@5 | FD | forward passes per image |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm in report["arms"]:
+        for split, scores in arm["scores"].items():
+            alignment, r_at_5, fd = (
+                scores[key]["value"] for key in ("alignment", "r_at_5", "frechet_distance")
+            )
+            lines.append(
+                f"| {split} | {arm['name']} | {alignment:.1f} | {r_at_5:.3f} | {fd:.2f} "
+                f"| {arm['forwards_per_image']} |"
+            )
+    return "\n".join(lines)
