@@ -155,9 +155,10 @@ def _step(loop: Loop, step: int, folder: Path) -> dict[str, float | None]:
         last = number == len(parts) - 1
         batch = loop.collate(pairs, with_negatives=loop.loss.objective == "cca")
         with nullcontext() if last else accelerator.no_sync(loop.policy):
+            # Around the backward pass too: gradient checkpointing runs the forward again there.
             with training_attention(accelerator.device):
                 loss, stats = _loss(loop, batch, check_start=step == 0 and number == 0)
-            accelerator.backward(loss / len(parts))
+                accelerator.backward(loss / len(parts))
         collected.add(loss, stats, batch)
     norm = accelerator.clip_grad_norm_(loop.policy.parameters(), config.max_grad_norm)
     numbers = collected.reduce(accelerator)

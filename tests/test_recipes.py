@@ -1,0 +1,100 @@
+"""Every shipped recipe says what it needs, and the large ones run on a tiny checkpoint."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Emu3Config, Emu3ForConditionalGeneration
+
+from mm_cca.adapters.base import FREE, grid_of
+from mm_cca.adapters.emu3 import Emu3
+from mm_cca.config import load_config, shipped_recipes
+from mm_cca.schema import Recipe
+from mm_cca.tiny import write_tiny
+from tests import runs
+
+LARGE = [name for name in shipped_recipes() if not name.startswith("emoji")]
+
+
+def _header(name: str) -> str:
+    lines = shipped_recipes()[name].read_text().splitlines()
+    return "\n".join(line for line in lines if line.startswith("#"))
+
+
+def test_there_is_one_for_every_family():
+    families = {load_config(name).model.adapter for name in LARGE}
+    assert families == {"emu3", "chameleon", "janus", "lumina-mgpt"}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_header_says_what_it_takes(name: str):
+    header = _header(name)
+    for part in ("What", "Download", "Launch", "Override", "Try it", "Needs", "Time"):
+        assert f"# {part}:" in header, part
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_dry_run_on_a_tiny_checkpoint(name: str, tmp_path: Path):
+    """As the header's "Try it" says, with smaller images than the real ones to save time."""
+    recipe = load_config(name)
+    assert isinstance(recipe, Recipe)
+    family = recipe.model.adapter
+    write_tiny(family, tmp_path / "tiny", side=4)
+    side = 32 if family == "emu3" else 64
+    images = runs.write_imagefolder(tmp_path / "images", 6)
+    overrides = [
+        f"run.dir={tmp_path / 'run'}",
+        f"model.path={tmp_path / 'tiny'}",
+        f"data.path={images}",
+        f"data.image_size=[{side},{side}]",
+        "train.max_steps=2",
+        f"train.batch_size={recipe.train.micro_batch_size}",
+        "train.trackers=[]",
+    ]
+    if recipe.model.image_tokenizer is not None:
+        overrides.append(f"model.image_tokenizer={tmp_path / 'tiny' / 'vqgan.ckpt'}")
+    runs.do(Path(name), *overrides, stages=["prepare", "train"])
+    first, second = runs.metrics(tmp_path / "run" / "train")
+    assert abs(first["positive_gap"]) <= 1e-3
+    assert second["loss"] == pytest.approx(first["loss"], rel=0.5)
+    assert (tmp_path / "run" / "train" / "model").is_dir()
+
+
+@pytest.fixture(scope="module")
+def emu3_at_full_size(tmp_path_factory: pytest.TempPathFactory) -> Emu3:
+    """Emu3-Gen-hf's sizes without its weights: transformers' defaults are those of the hub."""
+    folder = tmp_path_factory.mktemp("tiny") / "emu3"
+    write_tiny("emu3", folder, side=2)
+    small = Emu3.load(str(folder), torch.float32, None)
+    vocabulary = {f"<|visual token {i:06d}|>": 151_854 + i for i in range(32_768)}
+    vocabulary |= {"<|extra_200|>": 151_846, "<image>": 151_851}
+    with torch.device("meta"):
+        module = Emu3ForConditionalGeneration(Emu3Config(vocabulary_map=vocabulary))
+    return Emu3(module, small._processor)
+
+
+def test_emu3_at_full_size(emu3_at_full_size: Emu3):
+    model = emu3_at_full_size
+    grid = grid_of(model, [720, 720])
+    assert grid == (90, 90)
+    layout = model.layout(grid)
+    assert len(layout.tokens) == 90 * 91 - 1
+    assert layout.num_codes == 8100
+    ends = layout.tokens[layout.tokens != FREE]
+    assert set(ends.tolist()) == {151_846}
+    assert len(ends) == 89
+    head = model.image_head()
+    assert head.weight.shape == (32_768, 4096)
+    assert head.row_of_code[[0, 32_767]].tolist() == [0, 32_767]
+    whole = model.image_head(whole_vocabulary=True)
+    assert whole.weight.shape == (184_622, 4096)
+    assert whole.row_of_code[[0, 32_767]].tolist() == [151_854, 184_621]
+    assert model.max_tokens == 9216
+
+
+def test_the_header_counts_emu3s_weights_right(emu3_at_full_size: Emu3):
+    """Two bytes for every parameter."""
+    size = sum(p.numel() for p in emu3_at_full_size.module.parameters()) * 2 / 1e9
+    (told,) = re.findall(r"([\d.]+) GB of bf16 weights", _header("emu3-gen-lora"))
+    assert float(told) == pytest.approx(size, abs=0.1)
