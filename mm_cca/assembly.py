@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 
 from mm_cca import checkpoint
 from mm_cca.adapters import load_checkpoint
@@ -34,6 +34,7 @@ class Loop:
     collate: Collator
     loss: LossConfig
     train: TrainConfig
+    dtype: torch.dtype
 
 
 def new_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
@@ -86,8 +87,33 @@ def set_up(recipe: Recipe, run: RunFolder, accelerator: Accelerator, loss: LossC
         accelerator.init_trackers("mm_cca", config={})
     collate = Collator(model, cache, recipe.data.image_size, accelerator.device)
     return Loop(
-        accelerator, prepared, model, reference, prepared_optimizer, schedule, collate, loss, config
+        accelerator,
+        prepared,
+        model,
+        reference,
+        prepared_optimizer,
+        schedule,
+        collate,
+        loss,
+        config,
+        getattr(torch, recipe.model.dtype),
     )
+
+
+def whole_weights(loop: Loop) -> dict[str, torch.Tensor] | None:
+    """The model's weights where ranks hold parts of them (FSDP), gathered on the main rank's CPU.
+
+    Named as in ``model.module``, in the dtype the recipe loads. None where every rank has all.
+    """
+    if loop.accelerator.distributed_type != DistributedType.FSDP:
+        return None
+    gathered = loop.accelerator.get_state_dict(loop.policy)
+    prefix = "module."  # CodeLogProbs owns the adapter's module under this name
+    return {
+        name.removeprefix(prefix): value.to(loop.dtype) if value.is_floating_point() else value
+        for name, value in gathered.items()
+        if name.startswith(prefix)
+    }
 
 
 def _optimizer(policy: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:

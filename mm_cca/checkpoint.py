@@ -23,6 +23,8 @@ def skip_frozen_weights(accelerator: Accelerator) -> None:
     """Keep weights that never change (image tokenizer, LoRA's base) out of every checkpoint."""
 
     def drop(models: list[nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
+        if not weights:  # FSDP writes its shards by itself
+            return
         for model, state in zip(models, weights, strict=True):
             for name in frozen_names(accelerator.unwrap_model(model)):
                 state.pop(name, None)

@@ -23,13 +23,18 @@ def heldout_nll(
     collate = collate.of(cache)
     size = 2 * recipe.train.micro_batch_size
     total = torch.zeros(2, device=accelerator.device, dtype=torch.float64)
-    starts = range(0, len(cache), size)[accelerator.process_index :: accelerator.num_processes]
-    for start in starts:
+    starts = range(0, len(cache), size)
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    # Every rank does as many forward passes, or those with sharded weights wait for ever.
+    for first in range(0, len(starts), ranks):
+        counts = first + rank < len(starts)
+        start = starts[first + rank] if counts else 0
         rows = np.arange(start, min(start + size, len(cache)))
         none = np.zeros(len(rows), dtype=bool)
         batch = collate(Pairs(rows, rows, np.zeros_like(rows), none), with_negatives=False)
         logps = policy(batch.prompt_ids, batch.prompt_mask, batch.codes)
-        total[0] -= logps.double().sum()
-        total[1] += batch.codes.numel()
+        if counts:
+            total[0] -= logps.double().sum()
+            total[1] += batch.codes.numel()
     summed = accelerator.reduce(total, reduction="sum")
     return float(summed[0] / summed[1])

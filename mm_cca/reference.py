@@ -36,12 +36,17 @@ def attach_lora(model: UnifiedModel, *, rank: int, alpha: int) -> None:
     model.module = get_peft_model(model.module, config)  # type: ignore[arg-type]
 
 
-def write_trained(model: UnifiedModel, folder: Path) -> None:
-    """A LoRA as peft's own files, anything else as the adapter's plain checkpoint folder."""
+def write_trained(
+    model: UnifiedModel, folder: Path, weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """A LoRA as peft's own files, anything else as the adapter's plain checkpoint folder.
+
+    ``weights`` stand in for the module's own where those are sharded over ranks.
+    """
     if isinstance(model.module, PeftModel):
-        model.module.save_pretrained(str(folder))
+        model.module.save_pretrained(str(folder), state_dict=weights)
     else:
-        model.save(folder)
+        model.save(folder, weights)
 
 
 class CopyReference:

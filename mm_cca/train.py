@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from mm_cca import checkpoint, objectives
-from mm_cca.assembly import Loop, learning_rate, new_accelerator, set_up
+from mm_cca.assembly import Loop, learning_rate, new_accelerator, set_up, whole_weights
 from mm_cca.attention import training_attention
 from mm_cca.batches import Pairs
 from mm_cca.collate import MicroBatch
@@ -71,10 +71,10 @@ def train(recipe: Recipe, run: RunFolder, *, control: bool = False) -> None:
         return heldout_nll(loop.accelerator, loop.policy, loop.collate, heldout, recipe)
 
     _run_steps(loop, folder, evaluate)
-    if loop.accelerator.is_main_process:
-        _write_model(loop, folder)
-        stage.finish()
+    _write_model(loop, folder)
     loop.accelerator.wait_for_everyone()
+    if loop.accelerator.is_main_process:
+        stage.finish()
     # Not end_training(): it would also part the ranks, which have sampling still to do.
     for tracker in loop.accelerator.trackers:
         tracker.finish()
@@ -154,11 +154,11 @@ def _step(loop: Loop, step: int, folder: Path) -> dict[str, float | None]:
     for number, pairs in enumerate(parts):
         last = number == len(parts) - 1
         batch = loop.collate(pairs, with_negatives=loop.loss.objective == "cca")
-        with nullcontext() if last else accelerator.no_sync(loop.policy):
-            # Around the backward pass too: gradient checkpointing runs the forward again there.
-            with training_attention(accelerator.device):
-                loss, stats = _loss(loop, batch, check_start=step == 0 and number == 0)
-                accelerator.backward(loss / len(parts))
+        together = nullcontext() if last else accelerator.no_sync(loop.policy)
+        # Around the backward pass too: gradient checkpointing runs the forward again there.
+        with together, training_attention(accelerator.device):
+            loss, stats = _loss(loop, batch, check_start=step == 0 and number == 0)
+            accelerator.backward(loss / len(parts))
         collected.add(loss, stats, batch)
     norm = accelerator.clip_grad_norm_(loop.policy.parameters(), config.max_grad_norm)
     numbers = collected.reduce(accelerator)
@@ -250,18 +250,23 @@ def _stop_on_nan(loop: Loop, step: int, loss: float | None, norm: float, folder:
 
 
 def _save_model(loop: Loop, folder: Path) -> None:
+    weights = whole_weights(loop)  # all ranks take part
     if loop.accelerator.is_main_process:
-        checkpoint.replace_folder(folder, lambda place: write_trained(loop.model, place))
+        checkpoint.replace_folder(folder, lambda place: write_trained(loop.model, place, weights))
     loop.accelerator.wait_for_everyone()
 
 
 def _write_model(loop: Loop, folder: Path) -> None:
     best, model = folder / "best", folder / "model"
-    if best.is_dir():
+    if loop.train.keep != "best":
+        _save_model(loop, model)
+    elif not best.is_dir():
+        if not model.is_dir():
+            _save_model(loop, model)
+        # Otherwise it was renamed already, then interrupted.
+    elif loop.accelerator.is_main_process:
         shutil.rmtree(model, ignore_errors=True)
         best.rename(model)
-    elif loop.train.keep != "best" or not model.is_dir():  # renamed already, then interrupted
-        checkpoint.replace_folder(model, lambda place: write_trained(loop.model, place))
 
 
 @contextmanager

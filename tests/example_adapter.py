@@ -72,8 +72,11 @@ class AppendedCodes:
         attach_decoder(vq, tensors, image_tokenizer)
         return cls(language, vq, AutoTokenizer.from_pretrained(path))
 
-    def save(self, folder: Path) -> None:
-        self._language.save_pretrained(folder)
+    def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        if weights is not None:
+            part = "language."
+            weights = {n.removeprefix(part): x for n, x in weights.items() if n.startswith(part)}
+        self._language.save_pretrained(folder, state_dict=weights)
         self._tokenizer.save_pretrained(folder)
 
     # 2. What a prompt and an image look like.

@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from tests import runs
+from tests.helpers import assert_close
 
 
 def _recipe(tmp_path: Path, tiny_folder: Path) -> Path:
@@ -20,15 +23,27 @@ def _recipe(tmp_path: Path, tiny_folder: Path) -> Path:
     return runs.write_recipe(tmp_path / "recipe.yaml", values)
 
 
-def _launch(processes: int, *words: str) -> subprocess.CompletedProcess[str]:
-    """``mm-cca WORDS`` under PyTorch's launcher, as ``accelerate launch`` does on GPUs."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "Emu3DecoderLayer",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+"""What the launch line of emu3-gen-full sets."""
+
+
+def _launch(*words: str, program: str = "mm_cca.cli", **environment: str):
+    """``mm-cca WORDS`` as two processes under PyTorch's launcher, as ``accelerate launch`` does."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m"]
     return subprocess.run(
-        [*launcher, "-m", "mm_cca.cli", *words],
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+        [*launcher, program, *words],
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=120,
         check=False,
     )
 
@@ -41,7 +56,7 @@ def _scores(folder: Path) -> dict[str, Any]:
 def test_two_ranks_give_the_run_of_one(tmp_path: Path, tiny_folder: Path):
     recipe = _recipe(tmp_path, tiny_folder)
     runs.do(recipe, f"run.dir={tmp_path / 'one'}", stages=runs.load_recipe(recipe).run.stages)
-    done = _launch(2, "run", str(recipe), f"run.dir={tmp_path / 'two'}")
+    done = _launch("run", str(recipe), f"run.dir={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = tmp_path / "one", tmp_path / "two"
     for part in ("train", "control"):
@@ -57,6 +72,46 @@ def test_two_ranks_give_the_run_of_one(tmp_path: Path, tiny_folder: Path):
 
 def test_a_users_mistake_ends_all_ranks(tmp_path: Path, tiny_folder: Path):
     recipe = _recipe(tmp_path, tiny_folder)
-    done = _launch(2, "run", str(recipe), "train.batch_size=6")
+    done = _launch("run", str(recipe), "train.batch_size=6")
     assert done.returncode != 0
     assert "train.batch_size is 6; with 2 process(es)" in done.stderr
+
+
+def test_weights_spread_by_fsdp2_train_the_same(tmp_path: Path, tiny_folder: Path):
+    """A full fine-tune whose model is written whole, and that resumes from sharded checkpoints."""
+    recipe = _recipe(tmp_path, tiny_folder)
+    keys = (
+        "run.stages=[prepare,train]",
+        "train.control=false",
+        "train.gradient_checkpointing=true",
+    )
+    runs.do(recipe, *keys, f"run.dir={tmp_path / 'one'}")
+    words = ("run", str(recipe), *keys, f"run.dir={tmp_path / 'two'}")
+    done = _launch(*words, program="tests.fsdp_on_cpu", **FSDP2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = tmp_path / "one" / "train", tmp_path / "two" / "train"
+    first = runs.metrics(two)
+    for mine, theirs in zip(runs.metrics(one), first, strict=True):
+        assert {k for k, v in mine.items() if v is None} == {k for k in theirs if theirs[k] is None}
+        numbers = [k for k, v in mine.items() if v is not None]
+        assert [mine[k] for k in numbers] == pytest.approx([theirs[k] for k in numbers], abs=1e-3)
+    _assert_same_weights(one / "model", two / "model")
+
+    (newest,) = two.glob("checkpoints/step-00000004")
+    assert list(newest.glob("pytorch_model_fsdp_0/*.distcp"))
+    shutil.rmtree(newest)
+    shutil.rmtree(two / "model")
+    stage = json.loads((two / "stage.json").read_text())
+    (two / "stage.json").write_text(json.dumps(stage | {"done": False}))
+    done = _launch(*words, program="tests.fsdp_on_cpu", **FSDP2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert runs.metrics(two) == first
+    _assert_same_weights(one / "model", two / "model")
+
+
+def _assert_same_weights(one: Path, two: Path) -> None:
+    mine, theirs = (load_file(folder / "model.safetensors") for folder in (one, two))
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert value.dtype == theirs[name].dtype
+        assert_close(value.float(), theirs[name].float(), 1e-5)

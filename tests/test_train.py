@@ -205,6 +205,17 @@ def test_micro_batches_give_the_same_training(prepared: Path, tmp_path: Path):
             assert difference.max() <= tolerance, shown
 
 
+def test_gradient_checkpointing_changes_nothing(prepared: Path, tmp_path: Path):
+    """It computes the forward pass again, which must be the same pass."""
+    found = {}
+    for on in ("false", "true"):
+        (tmp_path / on).mkdir()
+        keys = (f"train.gradient_checkpointing={on}", "train.max_steps=4")
+        runs.do(at(prepared, tmp_path / on), *keys)
+        found[on] = runs.metrics(tmp_path / on / "run" / "train")
+    assert found["true"] == found["false"]
+
+
 def test_a_done_run_is_left_alone(recipe: Path, tmp_path: Path):
     runs.do(recipe, "train.max_steps=1")
     before = runs.mtimes_of(tmp_path / "run" / "train")

@@ -163,8 +163,11 @@ class UnifiedModel(Protocol):
         """Trade a second forward pass for the memory of activations."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write a plain ``save_pretrained`` folder with the processor's files (never a LoRA)."""
+    def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        """Write a plain ``save_pretrained`` folder with the processor's files (never a LoRA).
+
+        ``weights``, named as in ``module``, stand in for its own where ranks hold only parts.
+        """
         ...
 
 

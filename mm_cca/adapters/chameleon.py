@@ -204,9 +204,9 @@ class Chameleon:
     def enable_gradient_checkpointing(self) -> None:
         self._chameleon.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         # The decoder is a part of vqmodel, so it is written under the names that Anole uses.
-        self._chameleon.save_pretrained(folder)
+        self._chameleon.save_pretrained(folder, state_dict=weights)
         self._processor.save_pretrained(folder)
 
 

@@ -145,6 +145,6 @@ class Emu3:
     def enable_gradient_checkpointing(self) -> None:
         self._emu3.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def save(self, folder: Path) -> None:
-        self._emu3.save_pretrained(folder)
+    def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        self._emu3.save_pretrained(folder, state_dict=weights)
         self._processor.save_pretrained(folder)

@@ -168,8 +168,8 @@ class Janus:
     def enable_gradient_checkpointing(self) -> None:
         self._janus.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def save(self, folder: Path) -> None:
-        self._janus.save_pretrained(folder)
+    def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
+        self._janus.save_pretrained(folder, state_dict=weights)
         self._processor.save_pretrained(folder)
 
 
