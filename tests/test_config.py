@@ -227,6 +227,7 @@ def test_all_missing_keys_at_once(tmp_path: Path):
         ("data.rows_per_shard=0", "1 or more"),
         ("model.adapter=show-o", "emu3, chameleon, janus, lumina-mgpt, or package.module:Class"),
         ("model.dtype=float8", "float32, bfloat16, float16"),
+        ("train.compile=true", "false with loss.objective=cca"),
         ("loss.objective=dpo", "cca, nll"),
         ("loss.beta=0", "more than 0"),
         ("loss.beta_codes=0", "1 or more"),
