@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from mm_cca import checkpoint
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.batches import Schedule
 from mm_cca.collate import Collator
+from mm_cca.errors import UserError
 from mm_cca.logprobs import CodeLogProbs
 from mm_cca.reference import CopyReference, LoraReference, Reference, attach_lora
 from mm_cca.run import RunFolder
@@ -34,16 +36,24 @@ class Loop:
     collate: Collator
     loss: LossConfig
     train: TrainConfig
-    dtype: torch.dtype
+    dtypes: dict[str, torch.dtype]
 
 
 def new_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
     """Device, precision, ranks and trackers."""
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         log_with=config.trackers or None,
         project_dir=str(folder),
     )
+    if accelerator.distributed_type == DistributedType.FSDP and config.mixed_precision != "no":
+        # accelerate would also round what leaves the model, and a sum of thousands of
+        # log-probabilities has no room in bfloat16; gradients are summed over ranks in float32.
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=half, reduce_dtype=torch.float32, output_dtype=torch.float32
+        )
+    return accelerator
 
 
 def set_up(recipe: Recipe, run: RunFolder, accelerator: Accelerator, loss: LossConfig) -> Loop:
@@ -54,6 +64,7 @@ def set_up(recipe: Recipe, run: RunFolder, accelerator: Accelerator, loss: LossC
     """
     config = recipe.train
     set_seed(config.seed)
+    _refuse_rounded_updates(recipe, accelerator)
     model = load_checkpoint(recipe.model)
     if config.tuning == "lora":
         attach_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
@@ -81,6 +92,7 @@ def set_up(recipe: Recipe, run: RunFolder, accelerator: Accelerator, loss: LossC
         kind=loss.negatives if recipe.loss.objective == "cca" else None,
         seed=config.seed,
     )
+    dtypes = {name: value.dtype for name, value in policy.state_dict().items()}
     prepared, prepared_optimizer = accelerator.prepare(policy, optimizer)
     checkpoint.skip_frozen_weights(accelerator)
     if config.trackers:
@@ -96,21 +108,34 @@ def set_up(recipe: Recipe, run: RunFolder, accelerator: Accelerator, loss: LossC
         collate,
         loss,
         config,
-        getattr(torch, recipe.model.dtype),
+        dtypes,
+    )
+
+
+def _refuse_rounded_updates(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Weights kept in half precision would swallow small updates."""
+    whole = recipe.model.dtype == "float32" or recipe.train.tuning == "lora"
+    if whole or accelerator.distributed_type == DistributedType.FSDP:  # it trains float32 copies
+        return
+    raise UserError(
+        f"train.tuning is full and model.dtype is {recipe.model.dtype}: weights in half precision "
+        "round most updates away. Use model.dtype=float32 (as fast, with "
+        "train.mixed_precision=bf16), train.tuning=lora, or FSDP, which trains float32 copies "
+        "(recipe emu3-gen-full)."
     )
 
 
 def whole_weights(loop: Loop) -> dict[str, torch.Tensor] | None:
     """The model's weights where ranks hold parts of them (FSDP), gathered on the main rank's CPU.
 
-    Named as in ``model.module``, in the dtype the recipe loads. None where every rank has all.
+    Named as in ``model.module``, in the dtypes they were loaded in. None where every rank has all.
     """
     if loop.accelerator.distributed_type != DistributedType.FSDP:
         return None
     gathered = loop.accelerator.get_state_dict(loop.policy)
     prefix = "module."  # CodeLogProbs owns the adapter's module under this name
     return {
-        name.removeprefix(prefix): value.to(loop.dtype) if value.is_floating_point() else value
+        name.removeprefix(prefix): value.to(loop.dtypes[name])
         for name, value in gathered.items()
         if name.startswith(prefix)
     }

@@ -153,7 +153,10 @@ def _sample(recipe: Recipe) -> list[Check]:
         _at_least("sample.num_images", sample.num_images, MIN_IMAGES),
         *(_above("sample.guidance_scales", s, 1) for s in sample.guidance_scales),
         *(_above("sample.control_scales", s, 1) for s in sample.control_scales),
-        _above("sample.temperature", sample.temperature, 0),
+        *_when(
+            sample.temperature is not None,
+            lambda: _above("sample.temperature", sample.temperature or 0, 0),
+        ),
         *_when(sample.top_k is not None, lambda: _at_least("sample.top_k", sample.top_k or 0, 1)),
         (
             "sample.top_p",

@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from mm_cca.config import dump, load_config
+from mm_cca.demo import shipped
 from mm_cca.errors import UserError
 from mm_cca.run import RunFolder
 from mm_cca.sample import load_source
@@ -22,6 +23,19 @@ LICENCES = {
     "janus": "Janus's weights are under the DeepSeek Model License.",
 }
 """What a family's own weights are under; the base that was named may say otherwise."""
+
+WITH_MM_CCA = (
+    "`mm_cca` draws with it: name this folder as `model.path` in a recipe and run "
+    "`mm-cca run RECIPE run.stages=[prepare,sample]`."
+)
+HOW = {
+    "emu3": "`generation_config.json` says so, and plain `generate` does it, with a "
+    "`prefix_allowed_tokens_fn` for the grid of codes.",
+    "janus": "Stock `generate` always guides (it fails with scale 1). " + WITH_MM_CCA,
+    "chameleon": "Stock transformers can't draw with this family. " + WITH_MM_CCA,
+    "lumina-mgpt": "Stock transformers can't draw with this family. " + WITH_MM_CCA,
+}
+"""How the exported model is sampled."""
 
 
 def export_model(run_folder: Path, target: Path, *, merge: bool = False) -> None:
@@ -55,8 +69,7 @@ def export_model(run_folder: Path, target: Path, *, merge: bool = False) -> None
             model.save(beside)
         else:
             shutil.copytree(trained, beside)
-        if (beside / "generation_config.json").exists():
-            _switch_guidance_off(beside)
+        _write_generation_config(recipe, beside)
         _card(recipe, run_folder, is_adapter=is_lora and not merge).save(beside / "README.md")
         if target.exists():
             target.rmdir()
@@ -76,10 +89,19 @@ def _recipe(run_folder: Path) -> Recipe:
     return recipe
 
 
-def _switch_guidance_off(folder: Path) -> None:
-    """The base's generation config asks for guidance, which is what CCA makes needless."""
-    config = GenerationConfig.from_pretrained(folder)
-    config.guidance_scale = 1.0
+def _write_generation_config(recipe: Recipe, folder: Path) -> None:
+    """The base's, but without the guidance that CCA makes needless.
+
+    Janus keeps its scale: stock ``generate`` can't run it with another way of sampling.
+    """
+    own = (folder / "generation_config.json").exists()
+    source = str(folder) if own else shipped(recipe.model.path)
+    try:
+        config = GenerationConfig.from_pretrained(source)
+    except OSError:
+        return  # the base has none
+    if recipe.model.adapter != "janus":
+        config.guidance_scale = 1.0
     config.save_pretrained(folder)
 
 
@@ -91,6 +113,7 @@ def _card(recipe: Recipe, run_folder: Path, *, is_adapter: bool) -> ModelCard:
         tags=["cca", "guidance-free", recipe.model.adapter],
         license="other",
     )
+    how = HOW.get(recipe.model.adapter, WITH_MM_CCA)
     licence = LICENCES.get(recipe.model.adapter, "Look up the licence of the base.")
     text = f"""---
 {data.to_yaml()}
@@ -100,8 +123,8 @@ def _card(recipe: Recipe, run_folder: Path, *, is_adapter: bool) -> ModelCard:
 
 `{recipe.model.path}`, fine-tuned on `{recipe.data.path}` by
 [CCA](https://arxiv.org/abs/2410.09347) with `mm_cca`, so that plain sampling draws what the base
-needed classifier-free guidance for. **Sample it without guidance** (scale 1, one forward pass per
-token); the generation config says so already.
+needed classifier-free guidance for. **Sample it without guidance**: scale 1, one forward pass per
+token. {how}
 
 ## Licence
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import release_memory
 from peft import PeftModel
 from PIL import Image
 from tqdm import tqdm
 
 from mm_cca.adapters import load_checkpoint
-from mm_cca.adapters.base import Grid, UnifiedModel, grid_of
+from mm_cca.adapters.base import Defaults, Grid, UnifiedModel, grid_of
 from mm_cca.arms import Arm, Prompt, arms_of, prompts_of
 from mm_cca.errors import UserError
 from mm_cca.run import RunFolder, Stage, write_text
@@ -42,6 +43,8 @@ def sample_arms(recipe: Recipe, run: RunFolder) -> None:
         if PartialState().is_main_process:
             stage.begin()
         if loaded is None or loaded[0] != arm.source:
+            loaded = None
+            release_memory()  # or two models would lie on the device at once
             loaded = (arm.source, load_source(recipe, run, arm.source))
         try:
             _draw_arm(loaded[1], recipe, arm, prompts, folder)
@@ -72,10 +75,16 @@ def load_source(recipe: Recipe, run: RunFolder, source: str) -> UnifiedModel:
     return model
 
 
-def sampling_settings(recipe: Recipe, arm: Arm) -> SamplingSettings:
-    """The recipe's sampling keys for one arm."""
+def sampling_settings(recipe: Recipe, arm: Arm, defaults: Defaults) -> SamplingSettings:
+    """The recipe's sampling keys for one arm; None is what the family's authors sample with."""
     s = recipe.sample
-    return SamplingSettings(arm.guidance_scale, s.temperature, s.top_k, s.top_p, s.negative_prompt)
+    return SamplingSettings(
+        guidance_scale=arm.guidance_scale,
+        temperature=defaults.temperature if s.temperature is None else s.temperature,
+        top_k=defaults.top_k if s.top_k is None else s.top_k,
+        top_p=defaults.top_p if s.top_p is None else s.top_p,
+        negative_prompt=s.negative_prompt,
+    )
 
 
 def _settings(recipe: Recipe, run: RunFolder, arm: Arm) -> dict[str, Any]:
@@ -87,6 +96,8 @@ def _settings(recipe: Recipe, run: RunFolder, arm: Arm) -> dict[str, Any]:
     for key in ("path", "caption_column", "split_column", "train_split", "heldout_split"):
         settings[f"data.{key}"] = data[key]
     settings |= {"data.image_size": data["image_size"], "guidance_scale": arm.guidance_scale}
+    if arm.guidance_scale == 1.0:
+        del settings["sample.negative_prompt"]  # nothing is guided by it
     trained = {"cca": run.train, "control": run.control}.get(arm.source)
     if trained is not None and (trained / "stage.json").exists():
         settings["train"] = json.loads((trained / "stage.json").read_text())["settings"]
@@ -131,10 +142,9 @@ def _draw_batch(
 ) -> list[dict[str, Any]]:
     num_codes = model.layout(grid).num_codes
     uniforms = np.stack([image_stream(recipe.sample.seed, p.index, num_codes) for p in batch])
+    settings = sampling_settings(recipe, arm, model.defaults)
     started = time.perf_counter()
-    codes, forwards = sample_codes(
-        model, [p.caption for p in batch], grid, uniforms, sampling_settings(recipe, arm)
-    )
+    codes, forwards = sample_codes(model, [p.caption for p in batch], grid, uniforms, settings)
     pixels = model.decode(codes, grid).cpu()
     seconds = (time.perf_counter() - started) / len(batch)
     lines = []

@@ -97,7 +97,7 @@ class SampleConfig:
     num_images: int = 256  # per split
     guidance_scales: list[float] = field(default_factory=lambda: [1.5, 2.0, 3.0, 5.0, 7.5])
     control_scales: list[float] = field(default_factory=list)
-    temperature: float = 1.0
+    temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     negative_prompt: str = ""

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from tqdm import tqdm
 
 from mm_cca import checkpoint, objectives
@@ -78,6 +79,8 @@ def train(recipe: Recipe, run: RunFolder, *, control: bool = False) -> None:
     # Not end_training(): it would also part the ranks, which have sampling still to do.
     for tracker in loop.accelerator.trackers:
         tracker.finish()
+    # What accelerate wrapped refers to itself, and would lie there beside whatever follows.
+    loop.accelerator.free_memory()
 
 
 def _settings(recipe: Recipe, loss: LossConfig) -> dict[str, Any]:
@@ -154,7 +157,9 @@ def _step(loop: Loop, step: int, folder: Path) -> dict[str, float | None]:
     for number, pairs in enumerate(parts):
         last = number == len(parts) - 1
         batch = loop.collate(pairs, with_negatives=loop.loss.objective == "cca")
-        together = nullcontext() if last else accelerator.no_sync(loop.policy)
+        # FSDP without it would keep every gradient whole on every rank.
+        sharded = accelerator.distributed_type == DistributedType.FSDP
+        together = nullcontext() if last or sharded else accelerator.no_sync(loop.policy)
         # Around the backward pass too: gradient checkpointing runs the forward again there.
         with together, training_attention(accelerator.device):
             loss, stats = _loss(loop, batch, check_start=step == 0 and number == 0)

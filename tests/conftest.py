@@ -1,14 +1,24 @@
 """Tiny random Emu3 checkpoints in the real on-disk layout."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
 from mm_cca import load_adapter
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.demo import tiny
+
+
+@pytest.fixture(autouse=True)
+def _precision_of_its_own() -> Iterator[None]:
+    """accelerate remembers the mixed precision of a process; here each test is another run."""
+    yield
+    AcceleratorState._reset_state()
+
 
 CAPTIONS = [
     f"{adjective} {thing}, {style} style"

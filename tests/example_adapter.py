@@ -24,14 +24,17 @@ from transformers import (
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
 from mm_cca.adapters.base import FREE, Defaults, Grid, ImageHead, ImageLayout
-from mm_cca.adapters.loading import load_module
+from mm_cca.adapters.loading import expect_family, load_module
 from mm_cca.adapters.vocabulary import CodeTokens
 from mm_cca.adapters.vqgan import attach_decoder, fill_encoder, read_image_tokenizer
 from mm_cca.errors import UserError
 
 
 class WithTokenizer(nn.Module):
-    """The language model and its image tokenizer side by side, so that both move to the GPU."""
+    """The language model and its image tokenizer side by side, so that both move to the GPU.
+
+    A LoRA's names then start with ``language.``, which plain peft must be told.
+    """
 
     def __init__(self, language: LlamaForCausalLM, vq: ChameleonVQVAE) -> None:
         super().__init__()
@@ -64,9 +67,11 @@ class AppendedCodes:
     def load(cls, path: str, dtype: torch.dtype, image_tokenizer: str | None) -> "AppendedCodes":
         if image_tokenizer is None:
             raise UserError("set model.image_tokenizer to Chameleon's vqgan.ckpt.")
+        expect_family(path, "llama")
         config = LlamaConfig.from_pretrained(path)
+        config.attention_dropout = 0.0
         language, _ = load_module(LlamaForCausalLM, path, config, dtype)
-        vq = ChameleonVQVAE(ChameleonVQVAEConfig(**config.vq_config)).to(dtype)
+        vq = ChameleonVQVAE(ChameleonVQVAEConfig(**config.vq_config))  # float32, whatever dtype is
         tensors = read_image_tokenizer(image_tokenizer)
         fill_encoder(vq, tensors, image_tokenizer)
         attach_decoder(vq, tensors, image_tokenizer)

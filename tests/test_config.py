@@ -360,6 +360,6 @@ def test_yaml_that_is_no_mapping(tmp_path: Path, content: str, kind: str):
 
 def test_dump_names_every_key(path: Path):
     dumped = yaml.safe_load(dump(runs.load_recipe(path)))
-    assert dumped["sample"]["temperature"] == 1.0
+    assert dumped["sample"]["temperature"] is None
     assert dumped["train"]["lora_rank"] == 16
     assert dumped["run"]["tokens_dir"] is None

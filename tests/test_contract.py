@@ -1,5 +1,7 @@
 """The contract that every adapter keeps, run on ours and on a stranger's; and that it can fail."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from mm_cca.adapters.base import ImageHead, UnifiedModel
 from mm_cca.demo.tiny import bpe
 from mm_cca.errors import UserError
 from mm_cca.tiny import CAPTIONS, write_tiny
+from tests import runs
 
 STRANGER = "tests.example_adapter:AppendedCodes"
 
@@ -76,6 +79,18 @@ def test_adapter_keeps_the_contract(name: str, folders: Path):
     size = [32, 32] if name == "emu3" else [64, 64]
     measured = contract.check_adapter(name, image_size=size, **_where(folders, name))
     assert max(measured.values()) < 1e-4, measured
+
+
+def test_a_strangers_model_goes_the_whole_way(folders: Path, tmp_path: Path):
+    where = _where(folders, STRANGER)
+    values = runs.tiny_recipe(tmp_path, Path(str(where["path"])), runs.two_splits(tmp_path / "d"))
+    values["model"].update(adapter=STRANGER, image_tokenizer=where["image_tokenizer"])
+    values["data"]["image_size"] = [64, 64]
+    path = runs.write_recipe(tmp_path / "recipe.yaml", values)
+    runs.do(path, "sample.top_k=8", stages=["prepare", "train", "sample", "eval", "report"])
+    assert (tmp_path / "run" / "report.html").exists()
+    trained = LlamaForCausalLM.from_pretrained(tmp_path / "run" / "train" / "model")
+    assert trained.config.vocab_size == LlamaConfig.from_pretrained(where["path"]).vocab_size
 
 
 @pytest.fixture
@@ -190,6 +205,35 @@ def test_an_adapter_that_misses_a_method_is_named(folders: Path, monkeypatch: py
 def test_a_folder_of_another_family_is_refused(adapter: str, folder: str, told: str, folders: Path):
     with pytest.raises(UserError, match=told):
         load_adapter(adapter, str(folders / folder))
+
+
+@pytest.mark.parametrize("family", ADAPTERS)
+@torch.no_grad()
+def test_codes_of_a_model_in_bfloat16_are_those_of_float32(family: str, folders: Path):
+    """Rounded, the nearest of many close codes would often be another one."""
+    where = _where(folders, family)
+    side = 32 if family == "emu3" else 64
+    pixels = torch.randint(0, 256, (8, 3, side, side), dtype=torch.uint8)
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        model = load_adapter(
+            family, str(where["path"]), dtype=dtype, image_tokenizer=where["image_tokenizer"]
+        )
+        assert model.embed_text(torch.tensor(5)).dtype == getattr(torch, dtype)
+        codes = model.encode(pixels)
+        found.append((codes, model.decode(codes, (4, 4))))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_an_adapter_beside_the_recipe(folders: Path, tmp_path: Path):
+    """``mm-cca`` finds a class in the folder it is called from."""
+    (tmp_path / "my_adapter.py").write_text("class Mine:\n    pass\n")
+    words = ["-c", "from mm_cca import load_adapter; load_adapter('my_adapter:Mine', 'x')"]
+    done = subprocess.run(
+        [sys.executable, "-P", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "'my_adapter:Mine' lacks load" in done.stderr
 
 
 @pytest.mark.parametrize("adapter", ["emu3", "janus"])

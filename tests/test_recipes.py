@@ -49,15 +49,16 @@ def test_dry_run_on_a_tiny_checkpoint(name: str, tmp_path: Path):
         f"data.path={images}",
         f"data.image_size=[{side},{side}]",
         "train.max_steps=2",
+        "model.dtype=float32",
         f"train.batch_size={recipe.train.micro_batch_size}",
-        "train.trackers=[]",
     ]
     if recipe.model.image_tokenizer is not None:
         overrides.append(f"model.image_tokenizer={tmp_path / 'tiny' / 'vqgan.ckpt'}")
     runs.do(Path(name), *overrides, stages=["prepare", "train"])
     first, second = runs.metrics(tmp_path / "run" / "train")
     assert abs(first["positive_gap"]) <= 1e-3
-    assert second["loss"] == pytest.approx(first["loss"], rel=0.5)
+    assert first["grad_norm"] > 0
+    assert second["negative_gap"] != 0, "the first step moved nothing"
     assert (tmp_path / "run" / "train" / "model").is_dir()
 
 
@@ -94,7 +95,8 @@ def test_emu3_at_full_size(emu3_at_full_size: Emu3):
 
 
 def test_the_header_counts_emu3s_weights_right(emu3_at_full_size: Emu3):
-    """Two bytes for every parameter."""
-    size = sum(p.numel() for p in emu3_at_full_size.module.parameters()) * 2 / 1e9
-    (told,) = re.findall(r"([\d.]+) GB of bf16 weights", _header("emu3-gen-lora"))
+    """Two bytes for every parameter, four in the image tokenizer."""
+    parameters = emu3_at_full_size.module.named_parameters()
+    size = sum(p.numel() * (4 if "vqmodel" in name else 2) for name, p in parameters) / 1e9
+    (told,) = re.findall(r"([\d.]+) GB of weights", _header("emu3-gen-lora"))
     assert float(told) == pytest.approx(size, abs=0.1)

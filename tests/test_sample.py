@@ -197,7 +197,7 @@ def test_one_more_scale_leaves_the_other_arms_alone(again: Path):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("sample.temperature=0.5", "sample.temperature: was 1.0, is now 0.5"),
+        ("sample.temperature=0.5", "sample.temperature: was None, is now 0.5"),
         ("sample.seed=1", "sample.seed: was 0, is now 1"),
         ("sample.top_k=3", "sample.top_k: was None, is now 3"),
         ("sample.num_images=4", "sample.num_images: was 6, is now 4"),

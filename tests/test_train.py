@@ -216,6 +216,16 @@ def test_gradient_checkpointing_changes_nothing(prepared: Path, tmp_path: Path):
     assert found["true"] == found["false"]
 
 
+def test_full_tuning_in_half_precision_is_refused(tiny_folder: Path, tmp_path: Path):
+    data = runs.two_splits(tmp_path / "data.parquet")
+    values = runs.tiny_recipe(tmp_path, tiny_folder, data)
+    values["model"]["dtype"] = "bfloat16"
+    path = runs.write_recipe(tmp_path / "recipe.yaml", values)
+    with pytest.raises(UserError, match=r"round most updates away.*model\.dtype=float32"):
+        runs.do(path)
+    runs.do(path, "train.tuning=lora", "train.reference=lora", f"run.dir={tmp_path / 'lora'}")
+
+
 def test_a_done_run_is_left_alone(recipe: Path, tmp_path: Path):
     runs.do(recipe, "train.max_steps=1")
     before = runs.mtimes_of(tmp_path / "run" / "train")

@@ -1,6 +1,8 @@
 """One file per model family; ``load_adapter`` finds it by name or as ``package.module:Class``."""
 
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mm_cca.errors import UserError
@@ -15,6 +17,9 @@ ADAPTERS = {
     "janus": "mm_cca.adapters.janus:Janus",
     "lumina-mgpt": "mm_cca.adapters.lumina_mgpt:LuminaMGPT",
 }
+
+READ_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError)
+"""What transformers raises for files that are missing, torn, or not what they should be."""
 
 
 def load_adapter(
@@ -43,14 +48,21 @@ def load_adapter(
         raise UserError(
             f"model.adapter is {name!r}; allowed: {', '.join(ADAPTERS)}, or package.module:Class."
         )
+    if str(Path.cwd()) not in sys.path:  # a class beside the recipe; ``mm-cca`` has its own folder
+        sys.path.append(str(Path.cwd()))
     try:
         adapter = getattr(import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"model.adapter {name!r} can't be imported: {error}") from error
+        raise UserError(
+            f"model.adapter {name!r} can't be imported: {error}. It must be installed, or lie in "
+            "the folder that the command is given in."
+        ) from error
+    if "load" not in dir(adapter):
+        raise UserError(f"model.adapter {name!r} lacks load; see mm_cca/adapters/base.py.")
     resolved = shipped(path)
     try:
         model: UnifiedModel = adapter.load(resolved, getattr(torch, dtype), image_tokenizer)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except READ_ERRORS as error:
         raise UserError(
             f"model.path {path!r} can't be read by the adapter {name!r}: {error}\nIt must be a "
             "folder written by save_pretrained (config.json, *.safetensors, tokenizer and "

@@ -27,7 +27,12 @@ from mm_cca.adapters.base import FREE, Defaults, Grid, ImageHead, ImageLayout, r
 from mm_cca.adapters.loading import expect_family, load_module
 from mm_cca.adapters.pixels import normalised
 from mm_cca.adapters.vocabulary import CodeTokens
-from mm_cca.adapters.vqgan import attach_decoder, fill_encoder, read_image_tokenizer
+from mm_cca.adapters.vqgan import (
+    attach_decoder,
+    fill_encoder,
+    read_image_tokenizer,
+    refuse_without_decoder,
+)
 from mm_cca.errors import UserError
 
 END_OF_TURN = "<reserved08706>"
@@ -73,7 +78,9 @@ class Chameleon:
         self._span = span
         self._codes = CodeTokens.of(module.model.vocabulary_mapping.img2bpe)
         self.num_codes = len(self._codes)
-        self.pad_id = int(processor.tokenizer.pad_token_id)
+        self._vocabulary: dict[str, int] = processor.tokenizer.get_vocab()
+        pad_id = processor.tokenizer.pad_token_id
+        self.pad_id = self._id("<pad>") if pad_id is None else int(pad_id)
         for part in self.frozen():
             part.eval().requires_grad_(False)
 
@@ -105,8 +112,9 @@ class Chameleon:
                 f"data.image_size is [{height}, {width}]; allowed for this checkpoint: multiples "
                 f"of {span.unit}, the unit of its size tokens."
             )
-        if span.size_zero is None and grid[0] * grid[1] != self._processor.image_seq_length:
-            right = round(self._processor.image_seq_length**0.5) * side
+        only = round(self._processor.image_seq_length**0.5)
+        if span.size_zero is None and grid != (only, only):
+            right = only * side
             raise UserError(
                 f"data.image_size is [{height}, {width}]; allowed for this checkpoint: "
                 f"[{right}, {right}], the only size it was trained on."
@@ -142,10 +150,9 @@ class Chameleon:
         return [boi, *(self._id(f"<reserved{self._span.size_zero + n:05d}>") for n in units)]
 
     def _id(self, token: str) -> int:
-        vocabulary = self._processor.tokenizer.get_vocab()
-        if token not in vocabulary:
+        if token not in self._vocabulary:
             raise UserError(f"the checkpoint's tokenizer has no token {token!r}.")
-        return int(vocabulary[token])
+        return self._vocabulary[token]
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -220,11 +227,17 @@ def read(
     """A checkpoint with its image decoder; encoder weights too, where the folder lacks them."""
     config = ChameleonConfig.from_pretrained(path)
     config.attention_dropout = 0.0
-    module, lacks_encoder = load_module(
-        ChameleonForConditionalGeneration, path, config, dtype, may_lack="model.vqmodel."
-    )
     source = path if image_tokenizer is None else image_tokenizer
     tensors = read_image_tokenizer(source)
+    refuse_without_decoder(tensors, source)  # before the large file is read
+    module, lacks_encoder = load_module(
+        ChameleonForConditionalGeneration,
+        path,
+        config,
+        dtype,
+        may_lack="model.vqmodel.",
+        in_float32="vqmodel",
+    )
     if lacks_encoder:
         fill_encoder(module.model.vqmodel, tensors, source)
     attach_decoder(module.model.vqmodel, tensors, source)

@@ -61,7 +61,9 @@ class Emu3:
         config = Emu3Config.from_pretrained(path)
         # Emu3's configs ship 0.1, which would move log-probs between the model and its reference.
         config.text_config.attention_dropout = 0.0  # type: ignore[union-attr]
-        module, _ = load_module(Emu3ForConditionalGeneration, path, config, dtype)
+        module, _ = load_module(
+            Emu3ForConditionalGeneration, path, config, dtype, in_float32="vqmodel"
+        )
         return cls(module, Emu3Processor.from_pretrained(path))
 
     @property

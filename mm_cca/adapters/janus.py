@@ -59,7 +59,9 @@ class Janus:
             )
         expect_family(path, "janus")
         config = JanusConfig.from_pretrained(path)
-        module, _ = load_module(JanusForConditionalGeneration, path, config, dtype)
+        module, _ = load_module(
+            JanusForConditionalGeneration, path, config, dtype, in_float32="vqmodel"
+        )
         return cls(module, JanusProcessor.from_pretrained(path))
 
     @property

@@ -1,6 +1,8 @@
 """Reading a checkpoint so that a wrong or torn one is named before any work is done with it."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +54,13 @@ def load_module(
     dtype: torch.dtype,
     *,
     may_lack: str | None = None,
+    in_float32: str | None = None,
 ) -> tuple[Any, bool]:
     """``cls.from_pretrained``, but weights that it would draw at random are an error.
 
     Args:
+        in_float32: name of a part that stays in float32 whatever ``dtype`` is. Image tokenizers do:
+            in bfloat16 the nearest of many close codes is often another one.
         may_lack: start of the names of weights that may come from somewhere else.
 
     Returns:
@@ -65,7 +70,10 @@ def load_module(
         ValueError: a weight is missing.
         RuntimeError: a weight has another shape than the config says.
     """
-    loaded: Any = cls.from_pretrained(path, config=config, dtype=dtype, output_loading_info=True)
+    with _kept_in_float32(cls, in_float32):
+        loaded: Any = cls.from_pretrained(
+            path, config=config, dtype=dtype, output_loading_info=True
+        )
     module, report = loaded
     # transformers fills these with random numbers and only logs it.
     missing = sorted(set(report["missing_keys"]) & {n for n, _ in module.named_parameters()})
@@ -74,6 +82,17 @@ def load_module(
     if missing:
         raise ValueError(f"it lacks {len(missing)} weights, such as {missing[0]}")
     return module, bool(elsewhere)
+
+
+@contextmanager
+def _kept_in_float32(cls: type[PreTrainedModel], part: str | None) -> Iterator[None]:
+    """transformers' own mechanism, which is an attribute of the class."""
+    before = cls._keep_in_fp32_modules_strict
+    cls._keep_in_fp32_modules_strict = set(before or ()) | ({part} if part else set())
+    try:
+        yield
+    finally:
+        cls._keep_in_fp32_modules_strict = before
 
 
 def read_tensors(path: str, prefix: str) -> dict[str, torch.Tensor]:

@@ -117,9 +117,8 @@ def attach_decoder(vq: ChameleonVQVAE, tensors: dict[str, torch.Tensor], source:
     Raises:
         UserError: no decoder among the tensors, another architecture, or another codebook.
     """
+    refuse_without_decoder(tensors, source)
     weights = {n.removeprefix("decoder."): t for n, t in tensors.items() if n.startswith("decoder")}
-    if not weights:
-        raise UserError(f"{source} holds no image decoder, so nothing can be drawn. {WHERE}")
     codebook = tensors.get("quantize.embedding.weight")
     if codebook is not None:
         own = vq.quantize.embedding.weight
@@ -132,7 +131,13 @@ def attach_decoder(vq: ChameleonVQVAE, tensors: dict[str, torch.Tensor], source:
             )
     decoder = VQDecoder(vq.config)
     _fill(decoder, weights, source)
-    vq.decoder = decoder.to(dtype=vq.dtype)
+    vq.decoder = decoder
+
+
+def refuse_without_decoder(tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Raises UserError if there is no decoder among the tensors."""
+    if not any(name.startswith("decoder.") for name in tensors):
+        raise UserError(f"{source} holds no image decoder, so nothing can be drawn. {WHERE}")
 
 
 def fill_encoder(vq: ChameleonVQVAE, tensors: dict[str, torch.Tensor], source: str) -> None:
