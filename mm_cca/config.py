@@ -4,6 +4,7 @@ Precedence: defaults in ``schema.py`` < the YAML file < overrides. All mistakes 
 together, before any weight is read.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -88,9 +89,23 @@ def find_recipe(path_or_name: str) -> Path:
     )
 
 
+class _Loader(yaml.SafeLoader):
+    """Only true and false are booleans, so that ``mixed_precision: no`` says what it says."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own name)
+        letter: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:bool"]
+        for letter, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path} can't be read as YAML: {error}") from error
     if not isinstance(raw, dict):
@@ -103,7 +118,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"{override!r} is no override; write key=value, as in train.seed=1.")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{override!r}: the value can't be read as YAML: {error}") from error
     *parents, last = key.split(".")

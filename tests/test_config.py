@@ -363,3 +363,13 @@ def test_dump_names_every_key(path: Path):
     assert dumped["sample"]["temperature"] is None
     assert dumped["train"]["lora_rank"] == 16
     assert dumped["run"]["tokens_dir"] is None
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False)])
+def test_true_and_false_are_booleans(text: str, value: bool):
+    assert load_config("emoji", [f"train.control={text}"]).train.control is value
+
+
+def test_no_is_a_word():
+    """YAML 1.1 reads it as false, which is no precision."""
+    assert load_config("emoji", ["train.mixed_precision=no"]).train.mixed_precision == "no"

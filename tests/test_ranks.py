@@ -93,7 +93,7 @@ def test_weights_spread_by_fsdp2_train_the_same(
         "train.control=false",
         "train.gradient_checkpointing=true",
         f"model.dtype={dtype}",
-        f"train.mixed_precision='{precision}'",
+        f"train.mixed_precision={precision}",
     ]
     words = ["run", str(recipe), *keys, f"run.dir={tmp_path / 'two'}"]
     done = _launch(*words, program="tests.fsdp_on_cpu", **FSDP2)
