@@ -1,6 +1,7 @@
 """Every family goes the whole way, on a tiny checkpoint in its real layout."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from transformers import (
 )
 
 from mm_cca import cli
+from mm_cca.adapters import ADAPTERS
+from mm_cca.adapters.chameleon import Chameleon
 from mm_cca.errors import UserError
 from mm_cca.tiny import FAMILIES, write_tiny
 from tests import runs
@@ -105,6 +108,19 @@ def test_a_prompt_that_leaves_no_room(folder: Path, prepared: Path, tmp_path: Pa
     keys = [f"run.dir={tmp_path / 'run'}", f"run.tokens_dir={tmp_path / 'tokens'}"]
     keys += [f"data.path={data}", "data.heldout_split=null"]
     with pytest.raises(UserError, match=r"1 captions are too long, such as that of row 2 with \d+"):
+        runs.do(prepared, *keys, stages=["prepare"])
+
+
+def test_codes_outside_the_codebook(
+    family: str, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """An image tokenizer that does not belong to the decoder, caught at its first batch."""
+    module, name = ADAPTERS[family].split(":")
+    adapter = Chameleon if family == "lumina-mgpt" else getattr(import_module(module), name)
+    encode = adapter.encode
+    monkeypatch.setattr(adapter, "encode", lambda self, pixels: encode(self, pixels) + 64)
+    keys = [f"run.dir={tmp_path / 'run'}", f"run.tokens_dir={tmp_path / 'tokens'}"]
+    with pytest.raises(UserError, match=r"gave codes \d+ to \d+, but the decoder knows 0 to 63"):
         runs.do(prepared, *keys, stages=["prepare"])
 
 
