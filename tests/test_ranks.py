@@ -36,9 +36,10 @@ FSDP2 = {
 """What the launch line of emu3-gen-full sets."""
 
 
-def _launch(*words: str, program: str = "mm_cca.cli", **environment: str):
-    """``mm-cca WORDS`` as two processes under PyTorch's launcher, as ``accelerate launch`` does."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m"]
+def _launch(*words: str, processes: int = 2, program: str = "mm_cca.cli", **environment: str):
+    """``mm-cca WORDS`` under PyTorch's launcher, as ``accelerate launch`` does; one thread each."""
+    launcher = [sys.executable, "-m", "torch.distributed.run"]
+    launcher += ["--nproc_per_node", str(processes), "-m"]
     return subprocess.run(
         [*launcher, program, *words],
         env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment,
@@ -56,9 +57,9 @@ def _scores(folder: Path) -> dict[str, Any]:
 
 def test_two_ranks_give_the_run_of_one(tmp_path: Path, tiny_folder: Path):
     recipe = _recipe(tmp_path, tiny_folder)
-    runs.do(recipe, f"run.dir={tmp_path / 'one'}", stages=runs.load_recipe(recipe).run.stages)
-    done = _launch("run", str(recipe), f"run.dir={tmp_path / 'two'}")
-    assert done.returncode == 0, done.stderr[-3000:]
+    for processes, name in ((1, "one"), (2, "two")):
+        done = _launch("run", str(recipe), f"run.dir={tmp_path / name}", processes=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
     one, two = tmp_path / "one", tmp_path / "two"
     for part in ("train", "control"):
         for mine, theirs in zip(runs.metrics(one / part), runs.metrics(two / part), strict=True):
