@@ -117,8 +117,10 @@ def assemble(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    vq_config = vq.config.to_dict()
+    vq_config.pop("_name_or_path", None)  # a folder of the machine it was trained on
     config = Emu3Config(
-        vq_config=vq.config.to_dict(),
+        vq_config=vq_config,
         text_config=text.to_dict(),
         vocabulary_map=tokenizer.get_vocab(),
     )
