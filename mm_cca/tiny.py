@@ -6,12 +6,10 @@ runs on one runs the same code on the real checkpoint. The grid of codes is the 
 """
 
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import processors
 from torch import nn
 from transformers import (
     ChameleonConfig,
@@ -29,23 +27,20 @@ from transformers import (
     JanusVisionConfig,
     JanusVQVAEConfig,
     LlamaConfig,
-    PreTrainedTokenizerFast,
 )
 
 from mm_cca.adapters.vqgan import VQDecoder
 from mm_cca.demo import tiny as emu3
 from mm_cca.errors import UserError
+from mm_cca.tiny_tokenizers import (
+    CAPTIONS,
+    JANUS_TEMPLATE,
+    NUM_CODES,
+    TEXT_VOCABULARY,
+    chameleon_tokenizer,
+    janus_tokenizer,
+)
 
-CAPTIONS = [
-    f"{adjective} {thing}, {style} style"
-    for adjective, thing, style in product(
-        ("red", "green", "small", "smiling"),
-        ("owl", "waving hand", "grinning face with big eyes"),
-        ("noto", "twemoji"),
-    )
-]
-TEXT_VOCABULARY = 320
-NUM_CODES = 64
 HIDDEN = 32
 WEIGHT_SPREAD = 0.3
 """Stock initialisation is so small that every distribution is nearly uniform."""
@@ -61,16 +56,21 @@ def write_tiny(family: str, folder: Path, *, side: int | None = None, seed: int 
         seed: of the weights.
 
     Raises:
-        UserError: unknown family, or a folder in use.
+        UserError: unknown family, a side of no codes, or a folder in use or not writable.
     """
     if family not in FAMILIES:
         raise UserError(f"there is no tiny {family!r}; allowed: {', '.join(FAMILIES)}.")
     if (folder / "config.json").exists():
         raise UserError(f"{folder} holds a checkpoint already; choose another folder.")
+    if side is not None and side < 1:
+        raise UserError(f"--side is {side}; allowed: 1 or more codes along each side.")
     torch.manual_seed(seed)
     write, real_side = FAMILIES[family]
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder, real_side if side is None else side)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder, real_side if side is None else side)
+    except OSError as error:
+        raise UserError(f"{folder} can't be written: {error}") from error
 
 
 def _emu3(folder: Path, side: int) -> None:
@@ -117,40 +117,6 @@ def _lumina_mgpt(folder: Path, side: int) -> None:
     torch.save({"state_dict": weights}, folder / "vqgan.ckpt")  # beside the weights, as Meta's
     model.save_pretrained(folder)
     chameleon_tokenizer().save_pretrained(folder)
-
-
-def chameleon_tokenizer() -> PreTrainedTokenizerFast:
-    """Chameleon's special tokens and image tokens by their real names, codes in permuted order."""
-    order = torch.randperm(NUM_CODES, generator=torch.Generator().manual_seed(0)).tolist()
-    reserved = [8706, *range(8799, 8930)]
-    names = [
-        *("<s>", "<pad>", "</s>", "<unk>"),
-        *(_image_token(code) for code in order),
-        *("<eoss>", "<racm3:break>", "<image>"),
-        *(f"<reserved{number:05d}>" for number in reserved),
-    ]
-    backend = emu3.bpe(CAPTIONS, TEXT_VOCABULARY + len(names), names)
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 0)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        sep_token="<reserved08706>",
-        image_token="<image>",
-        boi_token="<racm3:break>",
-        eoi_token="<eoss>",
-        padding_side="left",
-        model_input_names=["input_ids", "attention_mask"],
-    )
-
-
-def _image_token(code: int) -> str:
-    """``IMGIMG``, the code's digits as letters A to J, ``Z``."""
-    return "IMGIMG" + "".join(chr(ord("A") + int(digit)) for digit in str(code)) + "Z"
 
 
 def _chameleon_model(side: int) -> ChameleonForConditionalGeneration:
@@ -240,38 +206,6 @@ def _janus(folder: Path, side: int) -> None:
     JanusProcessor(
         pictures, tokenizer, chat_template=JANUS_TEMPLATE, num_image_tokens=side * side
     ).save_pretrained(folder)
-
-
-JANUS_TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] == 'user' %}<|User|>: {% else %}"
-    "<|Assistant|>: {% endif %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
-    "<image_placeholder>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% if message['role'] == 'user' %}{{ '\n\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|Assistant|>:{% endif %}"
-)
-"""Says what the hub's template says for one turn of text."""
-
-
-def janus_tokenizer() -> PreTrainedTokenizerFast:
-    """Janus's special tokens by their real names over a small byte-level BPE."""
-    named = {
-        "bos_token": "<｜begin▁of▁sentence｜>",
-        "eos_token": "<｜end▁of▁sentence｜>",
-        "pad_token": "<｜▁pad▁｜>",
-        "image_token": "<image_placeholder>",
-        "boi_token": "<begin_of_image>",
-        "eoi_token": "<end_of_image>",
-    }
-    backend = emu3.bpe(CAPTIONS, TEXT_VOCABULARY, list(named.values()))
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{named['bos_token']} $A", special_tokens=[(named["bos_token"], 0)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        **named,
-        padding_side="left",
-        model_input_names=["input_ids", "attention_mask"],
-    )
 
 
 def _spread(*parts: nn.Module) -> None:

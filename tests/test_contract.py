@@ -15,7 +15,8 @@ from mm_cca.adapters import ADAPTERS, contract
 from mm_cca.adapters.base import ImageHead, UnifiedModel
 from mm_cca.demo.tiny import bpe
 from mm_cca.errors import UserError
-from mm_cca.tiny import CAPTIONS, write_tiny
+from mm_cca.tiny import write_tiny
+from mm_cca.tiny_tokenizers import CAPTIONS
 from tests import runs
 
 STRANGER = "tests.example_adapter:AppendedCodes"

@@ -129,3 +129,8 @@ def test_tiny_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (tmp_path / "x" / "config.json").exists()
     assert cli.main(["tiny", "janus", str(tmp_path / "x")]) == 2
     assert "holds a checkpoint already" in capsys.readouterr().err
+    assert cli.main(["tiny", "janus", str(tmp_path / "y"), "--side", "0"]) == 2
+    assert "allowed: 1 or more codes" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert cli.main(["tiny", "janus", str(tmp_path / "file" / "z")]) == 2
+    assert "can't be written" in capsys.readouterr().err
