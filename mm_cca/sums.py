@@ -1,0 +1,36 @@
+"""Weighted sums as a recipe spells them: ``cca + 0.1 nll``, ``0.5 shuffle + 0.5 hard``."""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+_TERM = re.compile(r"^(?:(?P<weight>[0-9.]+(?:e[+-]?[0-9]+)?)\s*\*?\s*)?(?P<name>[a-z_]+)$")
+
+
+def parse_sum(text: str, allowed: Sequence[str]) -> dict[str, float]:
+    """Names and weights in the order written; a name alone has weight 1.
+
+    Raises:
+        ValueError: not such a sum, an unknown name, a name twice, or a weight that is not above 0.
+    """
+    terms: dict[str, float] = {}
+    for part in text.split("+"):
+        found = _TERM.match(part.strip())
+        if found is None:
+            raise ValueError(
+                f"{part.strip()!r} is no term such as {allowed[0]} or 0.5 {allowed[0]}"
+            )
+        name = found["name"]
+        if name not in allowed:
+            near = get_close_matches(name, allowed, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{name!r} is none of {', '.join(allowed)}{hint}")
+        if name in terms:
+            raise ValueError(f"{name!r} stands there twice")
+        try:
+            terms[name] = float(found["weight"] or 1.0)
+        except ValueError:
+            raise ValueError(f"{found['weight']!r} is no number") from None
+        if terms[name] <= 0:
+            raise ValueError(f"the weight of {name!r} must be above 0")
+    return terms
