@@ -1,7 +1,6 @@
 """Everything a training run works with, loaded and prepared before the first step."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +13,18 @@ from mm_cca import checkpoint
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.batches import Schedule
+from mm_cca.cached_reference import CachedReference, open_cached
 from mm_cca.collate import Collator
 from mm_cca.errors import UserError
 from mm_cca.logprobs import CodeLogProbs
+from mm_cca.losses import LossTerms
+from mm_cca.negatives import EpochPlan, write_plan
+from mm_cca.planning import training_schedule
 from mm_cca.reference import CopyReference, LoraReference, Reference, attach_lora
 from mm_cca.run import RunFolder
 from mm_cca.schema import LossConfig, Recipe, TrainConfig
-from mm_cca.tokens import open_cache
+from mm_cca.text import TextStream, read_texts
+from mm_cca.tokens import TokenCache, open_cache
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Loop:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     collate: Collator
-    loss: LossConfig
+    terms: LossTerms
     train: TrainConfig
     dtypes: dict[str, torch.dtype]
 
@@ -56,16 +60,29 @@ def new_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
     return accelerator
 
 
-def set_up(recipe: Recipe, run: RunFolder, accelerator: Accelerator, loss: LossConfig) -> Loop:
+def set_up(
+    recipe: Recipe, run: RunFolder, accelerator: Accelerator, loss: LossConfig, folder: Path
+) -> Loop:
     """Load the model, attach a LoRA, make the reference, plan the data.
 
+    Args:
+        recipe: a validated recipe.
+        run: holds the caches.
+        accelerator: from ``new_accelerator``.
+        loss: the recipe's, or the control's.
+        folder: gets the plan of negatives of every epoch.
+
     Raises:
-        UserError: a checkpoint that can't be read, data too small for the batch or for negatives.
+        UserError: a checkpoint that can't be read, data too small for the batch or for negatives,
+            a reference cache that does not fit.
     """
-    config = recipe.train
+    config, terms = recipe.train, LossTerms.of(loss)
     set_seed(config.seed)
     _refuse_rounded_updates(recipe, accelerator)
     model = load_checkpoint(recipe.model)
+    cached = None
+    if terms.needs_negatives and config.reference == "cached":
+        cached = open_cached(recipe, run, model)
     if config.tuning == "lora":
         attach_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
     if config.gradient_checkpointing:
@@ -76,28 +93,32 @@ def set_up(recipe: Recipe, run: RunFolder, accelerator: Accelerator, loss: LossC
     policy = CodeLogProbs(model, layout, whole_vocabulary=loss.whole_vocabulary)
     policy.to(accelerator.device)
     reference: Reference | None = None
-    if loss.objective == "cca":
-        kinds: dict[str, Callable[[CodeLogProbs], Reference]] = {
-            "copy": CopyReference,
-            "lora": LoraReference,
-        }
-        reference = kinds[config.reference](policy)
+    if cached is not None:
+        reference = CachedReference(cached, accelerator.device)
+    elif terms.needs_negatives or terms.needs_teacher:
+        reference = LoraReference(policy) if config.reference == "lora" else CopyReference(policy)
     optimizer = _optimizer(policy, config)
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
-    schedule = Schedule(
-        cache.captions,
-        batch_size=config.batch_size,
-        num_variants=cache.num_variants,
-        uncond_ratio=loss.uncond_ratio,
-        kind=loss.negatives if recipe.loss.objective == "cca" else None,
-        seed=config.seed,
-    )
+
+    def keep_plan(epoch: int, plan: EpochPlan) -> None:
+        if accelerator.is_main_process:
+            path = folder / "negatives" / f"epoch-{epoch:04d}.parquet"
+            write_plan(path, plan, cache.captions, cache.source_rows)
+
+    schedule = training_schedule(recipe, cache, terms, keep_plan)
     dtypes = {name: value.dtype for name, value in policy.state_dict().items()}
     prepared, prepared_optimizer = accelerator.prepare(policy, optimizer)
     checkpoint.skip_frozen_weights(accelerator)
     if config.trackers:
         accelerator.init_trackers("mm_cca", config={})
-    collate = Collator(model, cache, recipe.data.image_size, accelerator.device)
+    collate = Collator(
+        model,
+        cache,
+        recipe.data.image_size,
+        accelerator.device,
+        with_blanks=terms.needs_teacher,
+        texts=_texts(recipe, cache) if terms.needs_text else None,
+    )
     return Loop(
         accelerator,
         prepared,
@@ -106,10 +127,16 @@ def set_up(recipe: Recipe, run: RunFolder, accelerator: Accelerator, loss: LossC
         prepared_optimizer,
         schedule,
         collate,
-        loss,
+        terms,
         config,
         dtypes,
     )
+
+
+def _texts(recipe: Recipe, cache: TokenCache) -> TextStream:
+    path = recipe.data.text_path
+    texts = cache.captions if path is None else read_texts(path, "data.text_path")
+    return TextStream(texts, recipe.train.seed)
 
 
 def _refuse_rounded_updates(recipe: Recipe, accelerator: Accelerator) -> None:

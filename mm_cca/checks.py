@@ -4,7 +4,18 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from mm_cca.negatives import KINDS
-from mm_cca.schema import STAGES, AnyRecipe, DataConfig, Recipe, ScorerRecipe, TokenizerRecipe
+from mm_cca.schema import (
+    CONTRASTIVE,
+    OBJECTIVES,
+    STAGES,
+    AnyRecipe,
+    DataConfig,
+    LossConfig,
+    Recipe,
+    ScorerRecipe,
+    TokenizerRecipe,
+)
+from mm_cca.sums import parse_sum
 
 PRECISIONS = ("no", "bf16", "fp16")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -50,6 +61,33 @@ def _fraction(key: str, value: float) -> Check:
     return key, value, 0 <= value < 1, "0 up to, but not, 1"
 
 
+def _sum(key: str, value: str, names: tuple[str, ...]) -> Check:
+    try:
+        parse_sum(value, names)
+    except ValueError as error:
+        return key, value, False, f"{', '.join(names)}, or a weighted sum of them ({error})"
+    return key, value, True, ""
+
+
+def _weights_sum_to_one(key: str, value: str) -> Check:
+    weights = _terms(value, KINDS).values()
+    total = sum(weights)
+    right = not weights or abs(total - 1) < 1e-6
+    return key, value, right, f"weights that sum to 1; these sum to {total:g}"
+
+
+def _terms(value: str, names: tuple[str, ...]) -> dict[str, float]:
+    """Empty where the sum is wrong, which another check says."""
+    try:
+        return parse_sum(value, names)
+    except ValueError:
+        return {}
+
+
+def _looks_at_reference(loss: LossConfig) -> bool:
+    return any(name in CONTRASTIVE for name in _terms(loss.objective, OBJECTIVES))
+
+
 def _when(condition: bool, check: Callable[[], Check]) -> list[Check]:
     return [check()] if condition else []
 
@@ -81,7 +119,7 @@ def _model(recipe: Recipe) -> list[Check]:
 def _loss(recipe: Recipe) -> list[Check]:
     loss = recipe.loss
     return [
-        _one_of("loss.objective", loss.objective, ("cca", "nll")),
+        _sum("loss.objective", loss.objective, OBJECTIVES),
         _above("loss.beta", loss.beta, 0),
         *_when(
             loss.beta_codes is not None,
@@ -89,12 +127,33 @@ def _loss(recipe: Recipe) -> list[Check]:
         ),
         _at_least("loss.lambda_", loss.lambda_, 0),
         _fraction("loss.uncond_ratio", loss.uncond_ratio),
-        _one_of("loss.negatives", loss.negatives, KINDS),
+        _sum("loss.negatives", loss.negatives, KINDS),
+        _weights_sum_to_one("loss.negatives", loss.negatives),
+        _at_least("loss.num_negatives", loss.num_negatives, 1),
+        _at_least("loss.hard_candidates", loss.hard_candidates, loss.num_negatives),
+        (
+            "loss.max_similarity",
+            loss.max_similarity,
+            loss.max_similarity is None or 0 < loss.max_similarity <= 1,
+            "null, or more than 0 and at most 1",
+        ),
+        (
+            "loss.negatives_embedding",
+            loss.negatives_embedding,
+            loss.negatives_embedding == "tfidf"
+            or loss.negatives_embedding.startswith(("sentence-transformers:", "open_clip:")),
+            "tfidf, sentence-transformers:NAME, or open_clip:NAME:PRETRAINED",
+        ),
+        *_when(
+            loss.distill_scale is not None,
+            lambda: _above("loss.distill_scale", loss.distill_scale or 0, 1),
+        ),
+        _at_least("loss.text_weight", loss.text_weight, 0),
     ]
 
 
 def _train(recipe: Recipe) -> list[Check]:
-    train = recipe.train
+    train, loss = recipe.train, recipe.loss
     best_needs = train.keep != "best" or (train.eval_every > 0 and bool(recipe.data.heldout_split))
     return [
         _at_least("train.seed", train.seed, 0),
@@ -122,15 +181,24 @@ def _train(recipe: Recipe) -> list[Check]:
         (
             "train.reference",
             train.reference,
-            train.reference == "copy" or (train.reference == "lora" and train.tuning == "lora"),
-            "copy, or lora when train.tuning is lora (the same weights, adapter switched off)",
+            train.reference in ("copy", "cached")
+            or (train.reference == "lora" and train.tuning == "lora"),
+            "copy, cached (computed once by prepare), or lora when train.tuning is lora (the same "
+            "weights, adapter switched off)",
+        ),
+        (
+            "train.reference",
+            train.reference,
+            not (train.reference == "cached" and "distill" in _terms(loss.objective, OBJECTIVES)),
+            f"copy or lora with loss.objective={loss.objective}: distill asks the base for whole "
+            "distributions, which are not kept",
         ),
         (
             "train.compile",
             train.compile,
-            not (train.compile and recipe.loss.objective == "cca"),
-            "false with loss.objective=cca: a compiled model and its reference round differently, "
-            "and their gap must start at 0",
+            not (train.compile and _looks_at_reference(loss)),
+            f"false with loss.objective={loss.objective}: a compiled model and its reference round "
+            "differently, and their gap must start at 0",
         ),
         _at_least("train.lora_rank", train.lora_rank, 1),
         _at_least("train.save_every", train.save_every, 1),

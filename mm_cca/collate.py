@@ -1,6 +1,7 @@
 """From the pairs of a step to the tensors of a forward pass.
 
-Shapes: B pairs, P prompt tokens, N codes per image; M = 2B rows with negatives, else B.
+Shapes: B pairs, m other prompts per image, P prompt tokens, N codes per image; W = m * B rows with
+another prompt, in m blocks of B; M = B + W rows in all.
 """
 
 from collections.abc import Sequence
@@ -9,30 +10,45 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mm_cca import negatives
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.batches import Pairs
-from mm_cca.logprobs import left_pad
+from mm_cca.negatives import normalise
+from mm_cca.padding import left_pad
+from mm_cca.text import TextStream, text_batch
 from mm_cca.tokens import TokenCache
+
+Rows = tuple[torch.Tensor, torch.Tensor]
+"""Left-padded ids and their bool mask."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass: first all own prompts, then (for CCA) all other prompts.
+    """One forward pass: first all own prompts, then (where negatives are planned) the others.
 
     Attributes:
-        prompt_ids: [M, P], left-padded.
-        prompt_mask: [M, P] bool.
+        start: place of the first pair in the order of training.
+        num_pairs: B.
+        prompts: [M, P] ids and mask.
         codes: [M, N].
-        dropped: [B] bool, both prompts are the unconditional form.
-        counts_as_positive: [B] bool, the negative half's prompt is no wrong one.
+        dropped: [B] bool, all prompts are the unconditional form.
+        counts_as_positive: [W] bool, that row's prompt is no wrong one.
+        blanks: [B, P'] ids and mask of the unconditional forms, where a teacher needs them.
+        texts: [B, T] ids and mask of plain texts, where the loss has a text term.
     """
 
-    prompt_ids: torch.Tensor
-    prompt_mask: torch.Tensor
+    start: int
+    num_pairs: int
+    prompts: Rows
     codes: torch.Tensor
     dropped: torch.Tensor
     counts_as_positive: torch.Tensor
+    blanks: Rows | None = None
+    texts: Rows | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt tokens and codes that the model scores."""
+        return int(self.prompts[1].sum()) + self.codes.numel()
 
 
 class Collator:
@@ -44,47 +60,48 @@ class Collator:
         cache: TokenCache,
         image_size: Sequence[int],
         device: torch.device,
+        *,
+        with_blanks: bool = False,
+        texts: TextStream | None = None,
     ) -> None:
         self._model = model
         self._cache = cache
-        self._image_size = image_size
         self._grid = grid_of(model, image_size)
         self._device = device
+        self._with_blanks = with_blanks
+        self._texts = texts
+        self.num_codes = model.layout(self._grid).num_codes
 
-    def of(self, cache: TokenCache) -> "Collator":
-        """The same for another cache."""
-        return Collator(self._model, cache, self._image_size, self._device)
-
-    def __call__(self, pairs: Pairs, *, with_negatives: bool) -> MicroBatch:
+    def __call__(self, pairs: Pairs) -> MicroBatch:
         """The micro-batch of these pairs, on the device."""
-        captions = self._cache.captions
-        own = [captions[i] for i in pairs.rows.tolist()]
-        other = [captions[i] for i in pairs.negatives.tolist()]
-        same = np.array(
-            [
-                negatives.normalise(a) == negatives.normalise(b)
-                for a, b in zip(own, other, strict=True)
-            ]
-        )
+        own = [self._cache.captions[i] for i in pairs.rows.tolist()]
+        others: list[str] = pairs.negatives.T.flatten().tolist()
+        num_others = pairs.negatives.shape[1]
         ids = self._model.prompt_ids(own, self._grid)
-        blanks = {
-            i: self._model.unconditional_ids(ids[i], self._grid)
-            for i in np.flatnonzero(pairs.dropped).tolist()
-        }
-        if with_negatives:
-            others = self._model.prompt_ids(other, self._grid)
-            others = [blanks.get(i, row) for i, row in enumerate(others)]
-        else:
-            others = []
-        ids = [blanks.get(i, row) for i, row in enumerate(ids)] + others
-        prompt_ids, prompt_mask = left_pad(ids, self._model.pad_id)
+        blanks = [self._model.unconditional_ids(row, self._grid) for row in ids]
+        if others:
+            ids = ids + self._model.prompt_ids(others, self._grid)
+        dropped = np.tile(pairs.dropped, 1 + num_others)
+        ids = [blanks[i % len(own)] if dropped[i] else row for i, row in enumerate(ids)]
+        same = [normalise(own[i % len(own)]) == normalise(other) for i, other in enumerate(others)]
         codes = self._cache.codes(torch.from_numpy(pairs.rows), torch.from_numpy(pairs.variants))
-        if with_negatives:
-            codes = codes.repeat(2, 1)
+        no_wrong_prompt = dropped[len(own) :] | np.array(same, dtype=bool)
         return MicroBatch(
-            prompt_ids=prompt_ids.to(self._device),
-            prompt_mask=prompt_mask.to(self._device),
-            codes=codes.to(self._device),
+            start=pairs.start,
+            num_pairs=len(own),
+            prompts=self._rows(left_pad(ids, self._model.pad_id)),
+            codes=codes.repeat(1 + num_others, 1).to(self._device),
             dropped=torch.from_numpy(pairs.dropped).to(self._device),
-            counts_as_positive=torch.from_numpy(pairs.dropped | same).to(self._device),
+            counts_as_positive=torch.from_numpy(no_wrong_prompt).to(self._device),
+            blanks=self._rows(left_pad(blanks, self._model.pad_id)) if self._with_blanks else None,
+            texts=self._text_rows(pairs),
         )
+
+    def _text_rows(self, pairs: Pairs) -> Rows | None:
+        if self._texts is None:
+            return None
+        places = range(pairs.start, pairs.start + len(pairs.rows))
+        return self._rows(text_batch(self._model, list(self._texts.at(places))))
+
+    def _rows(self, rows: Rows) -> Rows:
+        return rows[0].to(self._device), rows[1].to(self._device)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def export_model(run_folder: Path, target: Path, *, merge: bool = False) -> None
     shutil.rmtree(beside, ignore_errors=True)
     try:
         if merge:
-            model = load_source(recipe, RunFolder(run_folder, run.tokens), "cca")
+            model = load_source(recipe, replace(run, root=run_folder), "cca")
             assert isinstance(model.module, PeftModel)
             model.module = model.module.merge_and_unload()
             beside.mkdir(parents=True)

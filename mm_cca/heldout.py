@@ -7,7 +7,6 @@ from accelerate import Accelerator
 from mm_cca.batches import Pairs
 from mm_cca.collate import Collator
 from mm_cca.schema import Recipe
-from mm_cca.tokens import TokenCache
 
 
 @torch.no_grad()
@@ -15,24 +14,32 @@ def heldout_nll(
     accelerator: Accelerator,
     policy: torch.nn.Module,
     collate: Collator,
-    cache: TokenCache,
+    num_rows: int,
     recipe: Recipe,
 ) -> float:
-    """Mean negative log-likelihood in nats per code over the whole split, same on every rank."""
+    """Mean negative log-likelihood in nats per code over a whole split, same on every rank.
+
+    Args:
+        accelerator: of the run.
+        policy: a ``CodeLogProbs``, perhaps wrapped.
+        collate: of the split, without texts and blanks.
+        num_rows: of the split.
+        recipe: for the size of a batch.
+    """
     policy.eval()
-    collate = collate.of(cache)
     size = 2 * recipe.train.micro_batch_size
     total = torch.zeros(2, device=accelerator.device, dtype=torch.float64)
-    starts = range(0, len(cache), size)
+    starts = range(0, num_rows, size)
     ranks, rank = accelerator.num_processes, accelerator.process_index
     # Every rank does as many forward passes, or those with sharded weights wait for ever.
     for first in range(0, len(starts), ranks):
         counts = first + rank < len(starts)
         start = starts[first + rank] if counts else 0
-        rows = np.arange(start, min(start + size, len(cache)))
+        rows = np.arange(start, min(start + size, num_rows))
         none = np.zeros(len(rows), dtype=bool)
-        batch = collate(Pairs(rows, rows, np.zeros_like(rows), none), with_negatives=False)
-        logps = policy(batch.prompt_ids, batch.prompt_mask, batch.codes)
+        no_others = np.empty((len(rows), 0), dtype=object)
+        batch = collate(Pairs(start, rows, no_others, np.zeros_like(rows), none))
+        logps = policy(*batch.prompts, batch.codes).logps
         if counts:
             total[0] -= logps.double().sum()
             total[1] += batch.codes.numel()

@@ -12,10 +12,21 @@ from accelerate.utils import parse_flag_from_env
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
+from mm_cca.cached_reference import prepare_reference
 from mm_cca.errors import UserError
+from mm_cca.losses import LossTerms
 from mm_cca.run import RunFolder, Stage, locked
 from mm_cca.schema import STAGES, AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
 from mm_cca.tokens import prepare_split
+
+NOT_ABOUT_TOKENS = (
+    "max_bad",
+    "encode_batch_size",
+    "train_split",
+    "heldout_split",
+    "attribute_words",
+    "text_path",
+)
 
 
 def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
@@ -64,12 +75,19 @@ def _dispatch(recipe: AnyRecipe, run: RunFolder, stages: Sequence[str]) -> None:
 
 
 def prepare(recipe: Recipe, run: RunFolder) -> None:
-    """Fill the token cache of every split the recipe names."""
+    """Fill the token cache of every split the recipe names, and the reference cache if wanted."""
+    _prepare_tokens(recipe, run)
+    if recipe.train.reference == "cached" and LossTerms.of(recipe.loss).needs_negatives:
+        with locked(run.reference) if PartialState().is_main_process else nullcontext():
+            prepare_reference(recipe, run)
+
+
+def _prepare_tokens(recipe: Recipe, run: RunFolder) -> None:
     for split in (recipe.data.train_split, recipe.data.heldout_split):
         if split is None:
             continue
         data = asdict(recipe.data)
-        for free in ("max_bad", "encode_batch_size", "train_split", "heldout_split"):
+        for free in NOT_ABOUT_TOKENS:
             del data[free]
         settings = {f"data.{key}": value for key, value in data.items()}
         settings |= {"split": split}

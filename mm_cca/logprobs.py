@@ -1,126 +1,40 @@
-"""log p(image codes | prompt), from hidden states and the image rows of the output head.
-
-No logits tensor of the full length or the full vocabulary is ever kept: positions are worked on in
-chunks, and the backward pass computes each chunk's softmax again.
+"""log p(image codes | prompt): the forward pass of training.
 
 Shapes: B rows, P prompt tokens (left-padded), S slots of the image span, N free codes, D hidden
-size, R rows of the head, K image codes.
+size, T tokens of a text; I rows that are distilled.
 """
 
-from typing import Any, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import nn
 
 from mm_cca.adapters.base import ImageLayout, UnifiedModel
-
-LOGITS_BUDGET = 2**24
-"""Most float32 logits alive at a time (64 MB); smaller only costs a little speed."""
-
-
-class _ChunkedLogProbs(torch.autograd.Function):
-    """log softmax(hidden @ weight.T + bias)[target], chunk by chunk over positions."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        targets: torch.Tensor,
-        chunk: int,
-    ) -> torch.Tensor:
-        logps, normalisers = [], []
-        with torch.autocast(hidden.device.type, enabled=False):
-            for rows, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-                logits = _logits(rows, weight, bias)
-                normaliser = logits.logsumexp(dim=-1)
-                logps.append(logits.gather(1, wanted[:, None]).squeeze(1) - normaliser)
-                normalisers.append(normaliser)
-        ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers))
-        ctx.chunk = chunk
-        return torch.cat(logps)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, bias, targets, normalisers = ctx.saved_tensors
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        grad_bias = (
-            torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
-        )
-        with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(hidden), ctx.chunk):
-                part = slice(start, start + ctx.chunk)
-                logits = _logits(hidden[part], weight, bias)
-                # d logp / d logits = onehot - softmax
-                by_logits = -torch.exp(logits - normalisers[part, None])
-                by_logits.scatter_add_(
-                    1, targets[part, None], torch.ones_like(targets[part, None], dtype=logits.dtype)
-                )
-                by_logits *= grad[part, None]
-                if grad_hidden is not None:
-                    grad_hidden[part] = by_logits.to(weight.dtype) @ weight
-                if grad_weight is not None:
-                    grad_weight += by_logits.T @ hidden[part].float()
-                if grad_bias is not None:
-                    grad_bias += by_logits.sum(0)
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-        )
+from mm_cca.guided_kl import Teacher, guided_kl
+from mm_cca.head import chunked_logps
+from mm_cca.padding import positions
+from mm_cca.text import text_nll
 
 
-def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    logits = (hidden.to(weight.dtype) @ weight.T).float()
-    return logits if bias is None else logits + bias.float()
+class Scored(NamedTuple):
+    """What one forward pass gives.
 
-
-def chunked_logps(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    targets: torch.Tensor,
-    *,
-    budget: int = LOGITS_BUDGET,
-) -> torch.Tensor:
-    """log p(target) under a linear head, without a logits tensor of full length.
-
-    Args:
-        hidden: [M, D] hidden states, any float dtype.
-        weight: [R, D] rows of the head; may be a view into a larger matrix.
-        bias: [R] or None.
-        targets: [M] int64 rows of ``weight``.
-        budget: most logits alive at a time; sets how many positions make a chunk.
-
-    Returns:
-        [M] float32, differentiable in hidden, weight and bias.
+    Attributes:
+        per_code: [B, N] float32 log-probability of every code.
+        guided_kl: [I] KL(guided base || model) in nats per image, where a teacher was given.
+        text_nll: [texts] mean nats per token of every text, where texts were given.
+        states: [B, N, D] detached hidden states that predict the codes, where asked for.
     """
-    chunk = max(1, budget // weight.shape[0])
-    logps: torch.Tensor = _ChunkedLogProbs.apply(hidden, weight, bias, targets, chunk)
-    return logps
 
+    per_code: torch.Tensor
+    guided_kl: torch.Tensor | None = None
+    text_nll: torch.Tensor | None = None
+    states: torch.Tensor | None = None
 
-def left_pad(
-    ids: list[list[int]], pad_id: int, multiple: int = 8
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token lists -> [B, P] ids and [B, P] bool mask, padded on the left.
-
-    P is the longest length rounded up to a ``multiple``, so that few shapes occur.
-    """
-    longest = -(-max(len(row) for row in ids) // multiple) * multiple
-    padded = [[pad_id] * (longest - len(row)) + row for row in ids]
-    mask = [[False] * (longest - len(row)) + [True] * len(row) for row in ids]
-    return torch.tensor(padded), torch.tensor(mask)
-
-
-def positions(mask: torch.Tensor) -> torch.Tensor:
-    """[B, L] mask -> [B, L] position of every token counted from the row's first real one."""
-    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    @property
+    def logps(self) -> torch.Tensor:
+        """[B] float32 log p(image | prompt), summed over codes."""
+        return self.per_code.sum(dim=1)
 
 
 def embed_span(model: UnifiedModel, codes: torch.Tensor, layout: ImageLayout) -> torch.Tensor:
@@ -157,15 +71,49 @@ class CodeLogProbs(nn.Module):
         return self
 
     def forward(
-        self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, codes: torch.Tensor
-    ) -> torch.Tensor:
-        """[B, P] ids, [B, P] bool mask and [B, N] codes -> [B] float32 log p, summed over codes."""
-        return self.per_code(prompt_ids, prompt_mask, codes).sum(dim=1)
+        self,
+        prompt_ids: torch.Tensor,
+        prompt_mask: torch.Tensor,
+        codes: torch.Tensor,
+        *,
+        teacher: Teacher | None = None,
+        text_ids: torch.Tensor | None = None,
+        text_mask: torch.Tensor | None = None,
+        keep_states: bool = False,
+    ) -> Scored:
+        """Score images, and in the same pass whatever else the loss needs.
 
-    def per_code(
+        One method, because DDP and FSDP wrap nothing but ``forward``.
+
+        Args:
+            prompt_ids: [B, P], left-padded.
+            prompt_mask: [B, P] bool.
+            codes: [B, N].
+            teacher: of the first I rows.
+            text_ids: [texts, T], left-padded, to be scored as plain text.
+            text_mask: [texts, T] bool.
+            keep_states: return the hidden states too.
+        """
+        states = self._states(prompt_ids, prompt_mask, codes)
+        head = self.model.image_head(whole_vocabulary=self._whole_vocabulary)
+        targets = head.row_of_code.to(codes.device)[codes]
+        flat = chunked_logps(states.flatten(0, 1), head.weight, head.bias, targets.flatten())
+        distilled = None
+        if teacher is not None:
+            image = self.model.image_head()
+            rows = states[: len(teacher.conditional)]
+            distilled = guided_kl(rows, image.weight, image.bias, teacher)
+        texts = None
+        if text_ids is not None and text_mask is not None:
+            texts = text_nll(self.model, text_ids, text_mask)
+        return Scored(
+            flat.view_as(codes), distilled, texts, states.detach() if keep_states else None
+        )
+
+    def _states(
         self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, codes: torch.Tensor
     ) -> torch.Tensor:
-        """As ``forward``, but [B, N]: one log-probability per code."""
+        """[B, N, D]: the hidden state before each code, which predicts it."""
         model, layout = self.model, self._layout
         last = layout.free_slots[-1]
         span = embed_span(model, codes, layout)[:, :last]
@@ -173,10 +121,6 @@ class CodeLogProbs(nn.Module):
         span_mask = prompt_mask.new_ones(len(codes), last)
         mask = torch.cat([prompt_mask, span_mask], dim=1)
         hidden = model.hidden_states(embeds, mask, positions(mask))
-        # The state before a slot predicts it; the first slot comes right after the prompt.
+        # The first slot comes right after the prompt.
         before = torch.as_tensor(layout.free_slots, device=codes.device) + prompt_ids.shape[1] - 1
-        hidden = hidden.index_select(1, before)
-        head = model.image_head(whole_vocabulary=self._whole_vocabulary)
-        targets = head.row_of_code.to(codes.device)[codes]
-        flat = chunked_logps(hidden.flatten(0, 1), head.weight, head.bias, targets.flatten())
-        return flat.view_as(codes)
+        return hidden.index_select(1, before)

@@ -15,8 +15,9 @@ from mm_cca.objectives import Stats
 class StepMetrics:
     """Gathers the micro-batches of one step. Gaps are means in nats per image.
 
-    ``positive_gap`` and ``accuracy`` leave out rows with a dropped condition, ``negative_gap``
-    leaves out rows that count as positive; ``unconditional_gap`` is that of the dropped rows.
+    ``positive_gap`` and ``kl`` leave out rows with a dropped condition; ``negative_gap``,
+    ``margin`` and ``accuracy`` leave out rows that count as positive; ``unconditional_gap`` is the
+    positive gap of the dropped rows.
     """
 
     def __init__(self) -> None:
@@ -33,23 +34,27 @@ class StepMetrics:
             self._stats.setdefault(name, []).append(values)
         self._dropped.append(batch.dropped)
         self._positive.append(batch.counts_as_positive)
-        self.tokens += int(batch.prompt_mask.sum()) + batch.codes.numel()
+        self.tokens += batch.num_tokens
 
     def reduce(self, accelerator: Accelerator) -> dict[str, float | None]:
         """Means over all ranks; None where no row qualifies."""
-        loss = accelerator.gather(torch.stack(self._losses)).mean()
+        numbers: dict[str, float | None] = {
+            "loss": float(accelerator.gather(torch.stack(self._losses)).mean())
+        }
         if not self._stats:
-            return {"loss": float(loss)}
+            return numbers
         stats = {name: accelerator.gather(torch.cat(v)) for name, v in self._stats.items()}
         dropped = accelerator.gather(torch.cat(self._dropped))
         wrong = ~accelerator.gather(torch.cat(self._positive))
-        return {
-            "loss": float(loss),
-            "positive_gap": _mean(stats["positive_gap"], ~dropped),
-            "negative_gap": _mean(stats["negative_gap"], wrong),
-            "unconditional_gap": _mean(stats["positive_gap"], dropped),
-            "accuracy": _mean(stats["accuracy"], wrong),
+        rows = {
+            **dict.fromkeys(("positive_gap", "kl"), ~dropped),
+            **dict.fromkeys(("negative_gap", "margin", "accuracy"), wrong),
         }
+        for name, values in stats.items():
+            numbers[name] = _mean(values, rows.get(name, torch.ones_like(values, dtype=torch.bool)))
+        if "positive_gap" in stats:
+            numbers["unconditional_gap"] = _mean(stats["positive_gap"], dropped)
+        return numbers
 
 
 def _mean(values: torch.Tensor, chosen: torch.Tensor) -> float | None:

@@ -1,7 +1,8 @@
 """Objectives as pure functions of log-probabilities. No models, configs, devices or logging here.
 
-Shapes: B pairs of image and prompt. Every ``*_logps`` is [B], the log-probability of an image's
-codes given a prompt, summed over the codes, in nats, float32.
+Shapes: B pairs of image and own prompt; W = m * B pairs of image and other prompt, m of them per
+image, in m blocks of B. Every ``*_logps`` is the log-probability of an image's codes given a
+prompt, summed over the codes, in nats, float32. ``gap = log p_theta - log p_ref``.
 """
 
 import torch
@@ -19,6 +20,22 @@ def length_aware_beta(beta: float, beta_codes: int | None, num_codes: int) -> fl
     return beta if beta_codes is None else beta * beta_codes / num_codes
 
 
+def contrast_stats(positive_gap: torch.Tensor, negative_gap: torch.Tensor) -> Stats:
+    """What tells a healthy run: [B] and [W] gaps -> detached statistics.
+
+    ``positive_gap`` [B]; ``negative_gap``, ``margin`` (positive minus negative gap) and
+    ``accuracy`` (1 where the positive gap is the larger), each [W].
+    """
+    positive_gap, negative_gap = positive_gap.detach(), negative_gap.detach()
+    margin = positive_gap.repeat(len(negative_gap) // len(positive_gap)) - negative_gap
+    return {
+        "positive_gap": positive_gap,
+        "negative_gap": negative_gap,
+        "margin": margin,
+        "accuracy": (margin > 0).float(),
+    }
+
+
 def cca(
     positive_logps: torch.Tensor,
     negative_logps: torch.Tensor,
@@ -31,23 +48,22 @@ def cca(
 ) -> tuple[torch.Tensor, Stats]:
     """Condition Contrastive Alignment (arXiv 2410.09347, equation 11, and thu-ml/CCA's code).
 
-    ``gap = log p_theta - log p_ref``. The positive half asks every pair's gap to rise; the negative
-    half asks the gap under another prompt to fall, with weight ``lambda_``. Rows of the negative
-    half whose prompt is no wrong one (dropped condition, or equal to their own) count as positive
-    with weight 1, as in the published VAR code. The sum is divided by ``max(lambda_, 1)``.
+    The positive half asks every pair's gap to rise; the negative half asks the gap under another
+    prompt to fall, with weight ``lambda_``. Rows of the negative half whose prompt is no wrong one
+    (dropped condition, or equal to their own) count as positive with weight 1, as in the published
+    VAR code. The sum is divided by ``max(lambda_, 1)``.
 
     Args:
         positive_logps: [B] log p_theta(x | own prompt).
-        negative_logps: [B] log p_theta(x | other prompt).
+        negative_logps: [W] log p_theta(x | other prompt).
         ref_positive_logps: [B] the same of the frozen reference.
-        ref_negative_logps: [B] the same of the frozen reference.
-        counts_as_positive: [B] bool, of the negative half.
+        ref_negative_logps: [W] the same of the frozen reference.
+        counts_as_positive: [W] bool, of the negative half.
         beta: inverse strength; see ``length_aware_beta``.
         lambda_: weight of the negative half.
 
     Returns:
-        loss [] and detached [B] statistics: ``positive_gap``, ``negative_gap`` and ``accuracy``
-        (1 where the positive gap is the larger).
+        loss [] and ``contrast_stats``.
     """
     positive_gap = positive_logps - ref_positive_logps
     negative_gap = negative_logps - ref_negative_logps
@@ -56,21 +72,83 @@ def cca(
     positive_term = -F.logsigmoid(beta * positive_gap)
     negative_term = -weight * F.logsigmoid(sign * beta * negative_gap)
     loss = (positive_term.mean() + negative_term.mean()) / max(lambda_, 1.0)
-    return loss, {
-        "positive_gap": positive_gap.detach(),
-        "negative_gap": negative_gap.detach(),
-        "accuracy": (positive_gap > negative_gap).float().detach(),
-    }
+    return loss, contrast_stats(positive_gap, negative_gap)
 
 
-def nll(positive_logps: torch.Tensor, num_codes: int) -> tuple[torch.Tensor, Stats]:
+def dpo(
+    positive_logps: torch.Tensor,
+    negative_logps: torch.Tensor,
+    ref_positive_logps: torch.Tensor,
+    ref_negative_logps: torch.Tensor,
+    *,
+    counts_as_positive: torch.Tensor,
+    beta: float,
+) -> tuple[torch.Tensor, Stats]:
+    """Direct Preference Optimization with swapped conditions, the paper's baseline.
+
+    arXiv 2305.18290, equation 7, with (image, own prompt) preferred to (image, other prompt) as in
+    arXiv 2410.09347, section 5.3: only the difference of the two gaps matters, so both may fall.
+    Rows without a wrong prompt prefer nothing and have weight 0 (in the published code they add
+    dropout noise). Arguments and result as in ``cca``.
+    """
+    positive_gap = positive_logps - ref_positive_logps
+    negative_gap = negative_logps - ref_negative_logps
+    margin = positive_gap.repeat(len(negative_gap) // len(positive_gap)) - negative_gap
+    terms = torch.where(counts_as_positive, 0.0, -F.logsigmoid(beta * margin))
+    return terms.mean(), contrast_stats(positive_gap, negative_gap)
+
+
+def unlearn(
+    positive_logps: torch.Tensor,
+    negative_logps: torch.Tensor,
+    ref_positive_logps: torch.Tensor,
+    ref_negative_logps: torch.Tensor,
+    *,
+    counts_as_positive: torch.Tensor,
+    lambda_: float,
+    num_codes: int,
+) -> tuple[torch.Tensor, Stats]:
+    """Likelihood of own prompts up, of other prompts down, linearly: the paper's other baseline.
+
+    arXiv 2410.09347, section 5.3, and the branch that thu-ml/CCA's LlamaGen code falls into with
+    ``uncond_ratio`` 0. In nats per code, divided by ``max(lambda_, 1)``; **it has no lower bound**
+    with ``lambda_`` above 0. Arguments and result otherwise as in ``cca``.
+    """
+    positive_gap = positive_logps - ref_positive_logps
+    negative_gap = negative_logps - ref_negative_logps
+    weight = torch.where(counts_as_positive, -1.0, lambda_)
+    loss = (-positive_gap.mean() + (weight * negative_gap).mean()) / max(lambda_, 1.0)
+    return loss / num_codes, contrast_stats(positive_gap, negative_gap)
+
+
+def nll(positive_logps: torch.Tensor, num_codes: int) -> torch.Tensor:
     """Negative log-likelihood in nats per code, for pre-training and plain fine-tuning.
 
     Args:
         positive_logps: [B] log p_theta(x | own prompt).
         num_codes: codes per image.
-
-    Returns:
-        loss [] and an empty set of statistics.
     """
-    return -positive_logps.mean() / num_codes, {}
+    return -positive_logps.mean() / num_codes
+
+
+def distill(guided_kl: torch.Tensor, num_codes: int) -> torch.Tensor:
+    """Guidance distillation in nats per code: the plain rival of CCA.
+
+    The model without guidance learns the frozen base's guided distribution of the next code, along
+    real images (teacher-forced), as arXiv 2210.03142 does for diffusion.
+
+    Args:
+        guided_kl: [B] KL(guided base || model), summed over codes; see ``guided_kl.py``.
+        num_codes: codes per image.
+    """
+    return guided_kl.mean() / num_codes
+
+
+def reference_kl(logps_per_code: torch.Tensor, ref_logps_per_code: torch.Tensor) -> torch.Tensor:
+    """[B, N] and [B, N] -> [B] estimate of KL(reference || model) in nats per image, never below 0.
+
+    Sum over codes of ``r - 1 - log r`` with ``r = p_theta / p_ref`` (Schulman's k3): unbiased where
+    the codes are drawn from the reference, which real images are only nearly.
+    """
+    log_ratio = logps_per_code.detach() - ref_logps_per_code
+    return (log_ratio.expm1() - log_ratio).sum(dim=1)

@@ -29,10 +29,11 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside ``run.dir``, and the token cache, which several runs may share."""
+    """Paths inside ``run.dir``, and the two caches that several runs may share."""
 
     root: Path
     tokens: Path
+    reference: Path
 
     @property
     def train(self) -> Path:
@@ -58,8 +59,12 @@ class RunFolder:
     def of(cls, recipe: AnyRecipe) -> "RunFolder":
         """The folder that a recipe names."""
         root = Path(recipe.run.dir)
-        shared = recipe.run.tokens_dir
-        return cls(root, root / "tokens" if shared is None else Path(shared))
+        tokens, reference = recipe.run.tokens_dir, recipe.run.reference_dir
+        return cls(
+            root,
+            root / "tokens" if tokens is None else Path(tokens),
+            root / "reference" if reference is None else Path(reference),
+        )
 
     def describe(self, recipe: AnyRecipe) -> None:
         """Write ``recipe.yaml`` and ``environment.json``."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mm_cca.adapters.base import FREE, Grid, UnifiedModel
-from mm_cca.logprobs import left_pad, positions
+from mm_cca.padding import left_pad, positions
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ from typing import TypeAlias
 from omegaconf import MISSING
 
 STAGES = ("prepare", "train", "sample", "eval", "report")
+OBJECTIVES = ("cca", "nll", "dpo", "unlearn", "distill")
+CONTRASTIVE = ("cca", "dpo", "unlearn")
+"""Objectives that look at other prompts, and so at a reference."""
 
 
 @dataclass
@@ -14,6 +17,7 @@ class RunConfig:
 
     dir: str = MISSING
     tokens_dir: str | None = None  # share one token cache between runs; None is DIR/tokens
+    reference_dir: str | None = None  # the same for train.reference=cached; None is DIR/reference
     stages: list[str] = field(default_factory=lambda: list(STAGES))
 
 
@@ -42,6 +46,8 @@ class DataConfig:
     max_zoom: float = 1.0
     max_shift: float = 0.0
     max_bad: int = 0
+    attribute_words: str | None = None  # YAML that adds to the shipped colours, numbers ...
+    text_path: str | None = None  # texts for loss.text_weight; None: the captions
     encode_batch_size: int = 64
     rows_per_shard: int = 1024
 
@@ -50,12 +56,18 @@ class DataConfig:
 class LossConfig:
     """The objective and its constants; ``lambda_`` and ``beta`` as in the paper."""
 
-    objective: str = "cca"
+    objective: str = "cca"  # or a weighted sum such as "cca + 0.1 nll"
     beta: float = 0.02
     beta_codes: int | None = 576
     lambda_: float = 1.0
     uncond_ratio: float = 0.1
-    negatives: str = "shuffle"
+    negatives: str = "shuffle"  # or a mixture such as "0.5 shuffle + 0.3 hard + 0.2 edit"
+    num_negatives: int = 1  # other prompts per image
+    negatives_embedding: str = "tfidf"  # or sentence-transformers:NAME, open_clip:NAME:PRETRAINED
+    hard_candidates: int = 16  # the nearest captions that hard draws from
+    max_similarity: float | None = 0.95  # more alike is no wrong prompt; None: not looked at
+    distill_scale: float | None = None  # guidance that distill learns; None is the family's own
+    text_weight: float = 0.0  # of the mean nats per token of plain text, added to the loss
     whole_vocabulary: bool = False
 
 
@@ -79,7 +91,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     compile: bool = False  # torch.compile of the decoder (objective nll only)
     tuning: str = "full"
-    reference: str = "copy"
+    reference: str = "copy"  # or lora (LoRA off), cached (computed once by prepare)
     lora_rank: int = 16
     lora_alpha: int = 32
     control: bool = False  # also train the base with nll on the same batches, for comparison

@@ -1,19 +1,20 @@
-"""Fine-tune a unified model with CCA (or nll) on its token cache. Read this file first.
+"""Fine-tune a unified model with CCA (or another objective) on its token cache. Read this first.
 
 Launch through the CLI (``mm-cca train RECIPE``), alone or under ``accelerate launch``. One step:
 the schedule names the pairs, one forward of 2B rows gives log-probabilities under the own and the
 other prompt, the reference gives the same, the objective turns four numbers per pair into a loss.
 
-Shapes: B pairs of a micro-batch, N codes per image.
+Shapes: B pairs of a micro-batch, M rows with all their prompts.
 """
 
 import math
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,13 +28,16 @@ from mm_cca import checkpoint, objectives
 from mm_cca.assembly import Loop, learning_rate, new_accelerator, set_up, whole_weights
 from mm_cca.attention import training_attention
 from mm_cca.batches import Pairs
-from mm_cca.collate import MicroBatch
+from mm_cca.collate import Collator, MicroBatch
 from mm_cca.errors import Interrupted, UserError
 from mm_cca.heldout import heldout_nll
+from mm_cca.logprobs import Scored
+from mm_cca.losses import loss_of
 from mm_cca.metrics import MetricsFile, StepMetrics
 from mm_cca.reference import write_trained
 from mm_cca.run import RunFolder, Stage
 from mm_cca.schema import LossConfig, Recipe
+from mm_cca.signals import Constants, Health
 from mm_cca.tokens import open_cache
 
 MAX_GAP_AT_START = 1e-3
@@ -54,24 +58,15 @@ def train(recipe: Recipe, run: RunFolder, *, control: bool = False) -> None:
         Interrupted: after saving.
     """
     folder = run.control if control else run.train
-    loss = LossConfig(**{**asdict(recipe.loss), "objective": "nll"}) if control else recipe.loss
+    loss = replace(recipe.loss, objective="nll", text_weight=0.0) if control else recipe.loss
     stage = Stage(folder, _settings(recipe, loss))
     if stage.is_done():
         return
     accelerator = new_accelerator(recipe.train, folder)
     if accelerator.is_main_process:
         stage.begin()
-    loop = set_up(recipe, run, accelerator, loss)
-    heldout = None
-    if recipe.data.heldout_split and recipe.train.eval_every:
-        heldout = open_cache(run.tokens / recipe.data.heldout_split, recipe.data.variants)
-
-    def evaluate() -> float | None:
-        if heldout is None:
-            return None
-        return heldout_nll(loop.accelerator, loop.policy, loop.collate, heldout, recipe)
-
-    _run_steps(loop, folder, evaluate)
+    loop = set_up(recipe, run, accelerator, loss, folder)
+    _run_steps(loop, folder, _heldout(recipe, run, loop))
     _write_model(loop, folder)
     loop.accelerator.wait_for_everyone()
     if loop.accelerator.is_main_process:
@@ -81,6 +76,14 @@ def train(recipe: Recipe, run: RunFolder, *, control: bool = False) -> None:
         tracker.finish()
     # What accelerate wrapped refers to itself, and would lie there beside whatever follows.
     loop.accelerator.free_memory()
+
+
+def _heldout(recipe: Recipe, run: RunFolder, loop: Loop) -> Callable[[], float | None]:
+    if not (recipe.data.heldout_split and recipe.train.eval_every):
+        return lambda: None
+    cache = open_cache(run.tokens / recipe.data.heldout_split, recipe.data.variants)
+    collate = Collator(loop.model, cache, recipe.data.image_size, loop.accelerator.device)
+    return lambda: heldout_nll(loop.accelerator, loop.policy, collate, len(cache), recipe)
 
 
 def _settings(recipe: Recipe, loss: LossConfig) -> dict[str, Any]:
@@ -104,10 +107,11 @@ def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -
     bar = tqdm(
         total=last,
         initial=first,
-        desc=f"training ({loop.loss.objective})",
+        desc=f"training ({loop.terms.config.objective})",
         unit="step",
         disable=not accelerator.is_main_process,
     )
+    health = _health(loop)
     with (
         MetricsFile(folder / "metrics.jsonl", first, accelerator.is_main_process) as metrics,
         _stop_signal() as stopped,
@@ -128,6 +132,8 @@ def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -
                     _save_model(loop, folder / "best")
             metrics.write(step, numbers)
             accelerator.log({k: v for k, v in numbers.items() if v is not None}, step=step)
+            for sentence in health.see(numbers):
+                bar.write(f"warning: step {step}: {sentence}", file=sys.stderr)
             bar.update()
             bar.set_postfix(loss=f"{numbers['loss']:.4f}", refresh=False)
             stop = _on_any_rank(accelerator, stopped())
@@ -156,7 +162,7 @@ def _step(loop: Loop, step: int, folder: Path) -> dict[str, float | None]:
     parts = list(_micro_batches(loop, loop.schedule.step(step)))
     for number, pairs in enumerate(parts):
         last = number == len(parts) - 1
-        batch = loop.collate(pairs, with_negatives=loop.loss.objective == "cca")
+        batch = loop.collate(pairs)
         # FSDP without it would keep every gradient whole on every rank.
         sharded = accelerator.distributed_type == DistributedType.FSDP
         together = nullcontext() if last or sharded else accelerator.no_sync(loop.policy)
@@ -197,31 +203,36 @@ def _micro_batches(loop: Loop, pairs: Pairs) -> Iterator[Pairs]:
             f"train.micro_batch_size {size} it must be a multiple of {size * world}."
         )
     for start in range(rank * size, len(pairs.rows), world * size):
-        yield pairs.part(slice(start, start + size))
+        yield pairs.part(start, start + size)
 
 
 def _loss(
     loop: Loop, batch: MicroBatch, check_start: bool
 ) -> tuple[torch.Tensor, objectives.Stats]:
-    num_codes = batch.codes.shape[1]
-    logps = loop.policy(batch.prompt_ids, batch.prompt_mask, batch.codes)
-    if loop.reference is None:
-        return objectives.nll(logps, num_codes)
-    with loop.accelerator.autocast():
-        ref_logps = loop.reference(batch.prompt_ids, batch.prompt_mask, batch.codes)
-    if check_start:
-        _check_start(logps.detach() - ref_logps)
-    positive, negative = logps.chunk(2)
-    ref_positive, ref_negative = ref_logps.chunk(2)
-    return objectives.cca(
-        positive,
-        negative,
-        ref_positive,
-        ref_negative,
-        counts_as_positive=batch.counts_as_positive,
-        beta=objectives.length_aware_beta(loop.loss.beta, loop.loss.beta_codes, num_codes),
-        lambda_=loop.loss.lambda_,
+    ref, teacher = None, None
+    if loop.reference is not None:
+        with loop.accelerator.autocast():
+            if loop.terms.needs_negatives:
+                ref = loop.reference.scores(batch)
+            if loop.terms.needs_teacher:
+                scale = loop.terms.config.distill_scale or loop.model.defaults.guidance_scale
+                teacher = loop.reference.teacher(batch, scale)
+    text_ids, text_mask = batch.texts or (None, None)
+    scored: Scored = loop.policy(
+        *batch.prompts, batch.codes, teacher=teacher, text_ids=text_ids, text_mask=text_mask
     )
+    if check_start and ref is not None:
+        _check_start(scored.logps.detach() - ref.logps)
+    return loss_of(loop.terms, batch, scored, ref)
+
+
+def _health(loop: Loop) -> Health:
+    terms, config = loop.terms, loop.terms.config
+    num_codes = loop.collate.num_codes
+    beta = objectives.length_aware_beta(config.beta, config.beta_codes, num_codes)
+    has_beta = "cca" in terms.weights or "dpo" in terms.weights
+    unbounded = "unlearn" in terms.weights and config.lambda_ > 0
+    return Health(Constants(num_codes, beta if has_beta else None, unbounded))
 
 
 def _check_start(gaps: torch.Tensor) -> None:

@@ -148,6 +148,18 @@ class AppendedCodes:
     def image_head(self, *, whole_vocabulary: bool = False) -> ImageHead:
         return self._codes.head(self._language.lm_head, whole_vocabulary=whole_vocabulary)
 
+    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self._tokenizer([f"<s>{text}" for text in texts])["input_ids"]
+        return ids
+
+    def text_states(
+        self, ids: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
+        return self.hidden_states(self.embed_text(ids), mask, position_ids)
+
+    def text_head(self) -> nn.Linear:
+        return self._language.lm_head
+
     # 5. What trains.
 
     def frozen(self) -> list[nn.Module]:

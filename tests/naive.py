@@ -70,3 +70,63 @@ def span_logps(
         allowed = row if image_ids is None else row[image_ids]
         found.append(float(row[span[slot]] - allowed.logsumexp(dim=0)))
     return found
+
+
+def dpo(
+    positive: list[float],
+    negative: list[float],
+    ref_positive: list[float],
+    ref_negative: list[float],
+    as_positive: list[bool],
+    beta: float,
+) -> float:
+    """Preference of own over other prompts, one pair at a time."""
+    n = len(negative)
+    total = 0.0
+    for i in range(n):
+        own = i % len(positive)
+        margin = positive[own] - ref_positive[own] - (negative[i] - ref_negative[i])
+        if not as_positive[i]:
+            total -= log_sigmoid(beta * margin) / n
+    return total
+
+
+def unlearn(
+    positive: list[float],
+    negative: list[float],
+    ref_positive: list[float],
+    ref_negative: list[float],
+    as_positive: list[bool],
+    lambda_: float,
+    num_codes: int,
+) -> float:
+    """Gaps up and down, linearly, one pair at a time."""
+    total = 0.0
+    for i in range(len(positive)):
+        total -= (positive[i] - ref_positive[i]) / len(positive)
+    for i in range(len(negative)):
+        gap = negative[i] - ref_negative[i]
+        total += (-gap if as_positive[i] else lambda_ * gap) / len(negative)
+    return total / max(lambda_, 1.0) / num_codes
+
+
+def guided_kl(
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    cond: torch.Tensor,
+    uncond: torch.Tensor,
+    ref_weight: torch.Tensor,
+    ref_bias: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """KL(guided teacher || model), all logits at once, [B, N, D] -> [B]."""
+
+    def logits(hidden: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+        return hidden @ w.T if b is None else hidden @ w.T + b
+
+    c = logits(cond, ref_weight, ref_bias).log_softmax(-1)
+    u = logits(uncond, ref_weight, ref_bias).log_softmax(-1)
+    teacher = torch.distributions.Categorical(logits=u + scale * (c - u))
+    model = torch.distributions.Categorical(logits=logits(states, weight, bias))
+    return torch.distributions.kl_divergence(teacher, model).sum(dim=1)

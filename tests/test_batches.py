@@ -7,6 +7,7 @@ import pytest
 
 from mm_cca.batches import Pairs, Schedule
 from mm_cca.errors import UserError
+from mm_cca.negatives import NegativeSettings, Planner
 from mm_cca.train import _micro_batches
 
 CAPTIONS = [f"caption {i}" for i in range(10)]
@@ -17,10 +18,15 @@ def _schedule(**changed: object) -> Schedule:
         "batch_size": 4,
         "num_variants": 3,
         "uncond_ratio": 0.3,
-        "kind": "shuffle",
+        "planner": planner(CAPTIONS, 5),
         "seed": 5,
     }
     return Schedule(CAPTIONS, **(options | changed))
+
+
+def planner(captions: list[str], seed: int, num_negatives: int = 1) -> Planner:
+    settings = NegativeSettings({"shuffle": 1.0}, num_negatives=num_negatives)
+    return Planner(captions, settings, seed=seed)
 
 
 def _same(a: Pairs, b: Pairs) -> bool:
@@ -83,17 +89,14 @@ def test_negatives_are_never_the_own_caption():
     schedule = _schedule()
     for i in range(20):
         pairs = schedule.step(i)
-        assert (pairs.rows != pairs.negatives).all()
+        own = [CAPTIONS[i] for i in pairs.rows]
+        assert (np.array(own, dtype=object)[:, None] != pairs.negatives).all()
 
 
 def test_dropped_share_and_variants():
+    captions = [f"caption {i}" for i in range(1000)]
     schedule = Schedule(
-        [f"caption {i}" for i in range(1000)],
-        batch_size=1000,
-        num_variants=3,
-        uncond_ratio=0.3,
-        kind="shuffle",
-        seed=0,
+        captions, batch_size=1000, num_variants=3, uncond_ratio=0.3, planner=None, seed=0
     )
     pairs = schedule.step(0)
     assert 0.25 < pairs.dropped.mean() < 0.35
@@ -107,4 +110,32 @@ def test_a_batch_larger_than_the_data_is_refused():
 
 def test_one_caption_is_refused_before_training():
     with pytest.raises(UserError, match="two distinct captions"):
-        Schedule(["x"] * 5, batch_size=2, num_variants=1, uncond_ratio=0.1, kind="shuffle", seed=0)
+        planner(["x"] * 5, 0)
+
+
+def test_places_count_from_the_start_of_training():
+    schedule = _schedule()
+    assert [schedule.step(i).start for i in range(4)] == [0, 4, 8, 12]
+    assert [part.start for part in (schedule.step(2).part(0, 2), schedule.step(2).part(2, 4))] == [
+        8,
+        10,
+    ]
+
+
+def test_without_a_planner_there_are_no_others():
+    assert _schedule(planner=None).step(2).negatives.shape == (4, 0)
+
+
+def test_rows_do_not_depend_on_how_many_negatives_there_are():
+    one, three = _schedule(), _schedule(planner=planner(CAPTIONS, 5, num_negatives=3))
+    for i in range(4):
+        assert three.step(i).negatives.shape == (4, 3)
+        assert one.step(i).rows.tolist() == three.step(i).rows.tolist()
+
+
+def test_every_plan_is_told_once():
+    told = []
+    schedule = _schedule(on_plan=lambda epoch, plan: told.append((epoch, len(plan.negatives))))
+    for i in range(5):
+        schedule.step(i)
+    assert told == [(0, 10), (1, 10)]

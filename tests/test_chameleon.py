@@ -12,7 +12,8 @@ from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
 from mm_cca import load_adapter
 from mm_cca.adapters.base import FREE, UnifiedModel
 from mm_cca.errors import UserError
-from mm_cca.logprobs import CodeLogProbs, left_pad
+from mm_cca.logprobs import CodeLogProbs
+from mm_cca.padding import left_pad
 from mm_cca.tiny import write_tiny
 from tests.helpers import assert_close
 
@@ -121,7 +122,7 @@ def test_logps_equal_the_stock_modules(model: UnifiedModel, stock, whole: bool):
     codes = torch.randint(64, (3, 16), generator=torch.Generator().manual_seed(1))
     rows = model.prompt_ids(PROMPTS, GRID)
     policy = CodeLogProbs(model, model.layout(GRID), whole_vocabulary=whole).eval()
-    ours = policy(*left_pad(rows, model.pad_id), codes)
+    ours = policy(*left_pad(rows, model.pad_id), codes).logps
     mapping = stock_model.model.vocabulary_mapping
     expected = []
     for ids, image in zip(rows, codes.tolist(), strict=True):

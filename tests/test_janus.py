@@ -12,7 +12,8 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 from mm_cca import load_adapter
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.errors import UserError
-from mm_cca.logprobs import CodeLogProbs, left_pad
+from mm_cca.logprobs import CodeLogProbs
+from mm_cca.padding import left_pad
 from mm_cca.reference import attach_lora
 from mm_cca.sampling import SamplingSettings, sample_codes
 from mm_cca.tiny import write_tiny
@@ -104,7 +105,7 @@ def test_logps_equal_a_loop_through_the_stock_modules(model: UnifiedModel, stock
     codes = torch.randint(64, (3, 16), generator=torch.Generator().manual_seed(1))
     rows = model.prompt_ids(PROMPTS, GRID)
     policy = CodeLogProbs(model, model.layout(GRID), whole_vocabulary=False).eval()
-    ours = policy(*left_pad(rows, model.pad_id), codes)
+    ours = policy(*left_pad(rows, model.pad_id), codes).logps
     expected = []
     for ids, image in zip(rows, codes, strict=True):
         text = stock_model.get_input_embeddings()(torch.tensor([ids]))

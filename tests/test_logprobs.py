@@ -9,7 +9,9 @@ from torch.utils._pytree import tree_leaves
 
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.adapters.vocabulary import CodeTokens
-from mm_cca.logprobs import CodeLogProbs, chunked_logps, left_pad, positions
+from mm_cca.head import chunked_logps
+from mm_cca.logprobs import CodeLogProbs
+from mm_cca.padding import left_pad, positions
 from tests import naive
 from tests.helpers import assert_close
 
@@ -79,8 +81,7 @@ def test_equals_the_stock_models_logits(tiny_model: UnifiedModel, whole_vocabula
     prompt_ids, prompt_mask = left_pad(ids, tiny_model.pad_id)
     policy = CodeLogProbs(tiny_model, layout, whole_vocabulary=whole_vocabulary)
     with torch.no_grad():
-        per_code = policy.per_code(prompt_ids, prompt_mask, codes)
-        total = policy(prompt_ids, prompt_mask, codes)
+        scored = policy(prompt_ids, prompt_mask, codes)
         mapping = tiny_model.module.vocabulary_mapping
         image_ids = torch.tensor([mapping.img2bpe[c] for c in range(32)])
         expected = []
@@ -90,8 +91,8 @@ def test_equals_the_stock_models_logits(tiny_model: UnifiedModel, whole_vocabula
             free = layout.free_slots.tolist()
             allowed = None if whole_vocabulary else image_ids
             expected.append(naive.span_logps(tiny_model.module, row, span.tolist(), free, allowed))
-    assert_close(per_code, torch.tensor(expected), 2e-5)
-    assert_close(total, torch.tensor(expected).sum(dim=1), 2e-4)
+    assert_close(scored.per_code, torch.tensor(expected), 2e-5)
+    assert_close(scored.logps, torch.tensor(expected).sum(dim=1), 2e-4)
 
 
 def test_an_image_does_not_depend_on_its_neighbours(tiny_model: UnifiedModel):
@@ -99,10 +100,10 @@ def test_an_image_does_not_depend_on_its_neighbours(tiny_model: UnifiedModel):
     ids = tiny_model.prompt_ids(PROMPTS, GRID)
     codes = torch.randint(32, (3, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        together = policy(*left_pad(ids, tiny_model.pad_id), codes)
+        together = policy(*left_pad(ids, tiny_model.pad_id), codes).logps
         alone = torch.cat(
             [
-                policy(*left_pad([row], tiny_model.pad_id, multiple=1), mine[None])
+                policy(*left_pad([row], tiny_model.pad_id, multiple=1), mine[None]).logps
                 for row, mine in zip(ids, codes, strict=True)
             ]
         )
@@ -126,7 +127,7 @@ def test_codes_whose_rows_are_not_in_order(
     span[layout.free_slots] = shuffled[codes[0]].numpy()
     allowed = None if whole_vocabulary else shuffled
     with torch.no_grad():
-        ours = policy.per_code(*left_pad([prompt], tiny_model.pad_id), codes)[0]
+        ours = policy(*left_pad([prompt], tiny_model.pad_id), codes).per_code[0]
         expected = naive.span_logps(
             tiny_model.module, prompt, span.tolist(), layout.free_slots.tolist(), allowed
         )

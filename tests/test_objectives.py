@@ -1,18 +1,23 @@
-"""CCA and nll: values by hand, every branch, gradients, accumulation."""
+"""Objectives: values by hand, every branch, gradients, accumulation, the published code's faults.
+
+The faults are those of reference/method.md, 1.4, in thu-ml/CCA at 7d5a073.
+"""
 
 import math
 
 import pytest
 import torch
 
-from mm_cca.objectives import cca, length_aware_beta, nll
+from mm_cca.objectives import cca, distill, dpo, length_aware_beta, nll, reference_kl, unlearn
 from tests import naive
 from tests.helpers import assert_close
 
 
-def _random(seed: int, n: int = 7) -> list[torch.Tensor]:
+def _random(seed: int, n: int = 7, per_image: int = 1) -> list[torch.Tensor]:
+    """Four rows of log-probabilities: own, others, and the same of the reference."""
     generator = torch.Generator().manual_seed(seed)
-    return [-50 * torch.rand(n, generator=generator) for _ in range(4)]
+    counts = (n, per_image * n, n, per_image * n)
+    return [-50 * torch.rand(count, generator=generator) for count in counts]
 
 
 def _loss(values: list[torch.Tensor], as_positive: torch.Tensor, beta: float, lambda_: float):
@@ -104,15 +109,13 @@ def test_huge_gaps_stay_finite():
 
 
 def test_nll_is_per_code():
-    loss, stats = nll(torch.tensor([-64.0, -128.0]), 64)
-    assert loss.item() == pytest.approx(1.5)
-    assert stats == {}
+    assert nll(torch.tensor([-64.0, -128.0]), 64).item() == pytest.approx(1.5)
 
 
 def test_micro_batches_of_nll_add_up_too():
     logps = _random(5, n=8)[0]
-    whole, _ = nll(logps, 16)
-    parts = [nll(part, 16)[0] for part in logps.split(2)]
+    whole = nll(logps, 16)
+    parts = [nll(part, 16) for part in logps.split(2)]
     assert_close(torch.stack(parts).mean(), whole, 1e-6)
 
 
@@ -121,3 +124,124 @@ def test_beta_is_rescaled_with_the_length():
     assert length_aware_beta(0.02, 576, 64) == pytest.approx(0.18)
     assert length_aware_beta(0.02, 576, 4096) == pytest.approx(0.0028125)
     assert length_aware_beta(0.02, None, 4096) == 0.02
+
+
+@pytest.mark.parametrize("per_image", [1, 3])
+@pytest.mark.parametrize("dropped", [[], [0, 3]])
+def test_several_negatives_equal_the_naive_loops(per_image: int, dropped: list[int]):
+    values = _random(6, per_image=per_image)
+    as_positive = torch.zeros(7, dtype=torch.bool)
+    as_positive[dropped] = True
+    as_positive = as_positive.repeat(per_image)
+    rows, same = [v.tolist() for v in values], as_positive.tolist()
+    ours, _ = dpo(*values, counts_as_positive=as_positive, beta=0.18)
+    assert ours.item() == pytest.approx(naive.dpo(*rows, same, 0.18), rel=1e-5)
+    for lambda_ in (0.0, 0.5, 3.0):
+        ours, _ = unlearn(*values, counts_as_positive=as_positive, lambda_=lambda_, num_codes=64)
+        expected = naive.unlearn(*rows, same, lambda_, 64)
+        assert ours.item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    ours, _ = _loss(values, as_positive, 0.18, 3.0)
+    each = [
+        _loss(
+            [
+                values[0],
+                values[1].view(per_image, 7)[m],
+                values[2],
+                values[3].view(per_image, 7)[m],
+            ],
+            as_positive[:7],
+            0.18,
+            3.0,
+        )[0]
+        for m in range(per_image)
+    ]
+    assert_close(ours, torch.stack(each).mean(), 1e-6)
+
+
+def test_dpo_by_hand():
+    """gap_pos = 1, gap_neg = -2, beta 0.5: -logsig(1.5) = log(1 + e^-1.5) = 0.201413."""
+    values = [torch.tensor([v]) for v in (-9.0, -12.0, -10.0, -10.0)]
+    loss, stats = dpo(*values, counts_as_positive=torch.tensor([False]), beta=0.5)
+    assert loss.item() == pytest.approx(0.201413, abs=1e-6)
+    assert stats["margin"].item() == 3
+
+
+def test_dpo_cares_for_the_difference_only():
+    """Both likelihoods may fall together, as in the paper's table 3; those of cca may not."""
+    values, none = _random(7), torch.zeros(7, dtype=torch.bool)
+    lower = [values[0] - 30, values[1] - 30, *values[2:]]
+    before, _ = dpo(*values, counts_as_positive=none, beta=0.1)
+    after, _ = dpo(*lower, counts_as_positive=none, beta=0.1)
+    assert after.item() == pytest.approx(before.item(), rel=1e-5)
+    assert _loss(lower, none, 0.1, 1.0)[0] != pytest.approx(_loss(values, none, 0.1, 1.0)[0])
+
+
+def test_dpo_gives_no_gradient_to_rows_without_a_wrong_prompt():
+    """In the published code their margin is dropout noise (fault 9)."""
+    values = _random(8)
+    as_positive = torch.tensor([True] + [False] * 6)
+    positive, negative = values[0].requires_grad_(), values[1].requires_grad_()
+    dpo(*values, counts_as_positive=as_positive, beta=0.1)[0].backward()
+    assert positive.grad[0] == 0
+    assert negative.grad[0] == 0
+    assert (positive.grad[1:] < 0).all()
+    assert_close(positive.grad, -negative.grad, 1e-8)
+
+
+def test_unlearn_by_hand():
+    """(-1 + 4 * -2) / 4 / 64 = -9 / 256."""
+    values = [torch.tensor([v]) for v in (-9.0, -12.0, -10.0, -10.0)]
+    loss, _ = unlearn(*values, counts_as_positive=torch.tensor([False]), lambda_=4.0, num_codes=64)
+    assert loss.item() == pytest.approx(-9 / 256)
+
+
+def test_unlearn_has_no_lower_bound_and_cca_has():
+    """Fault 1: without dropped rows the published loss is the first, under the second's name."""
+    far = [torch.tensor([v]) for v in (0.0, -1e6, 0.0, 0.0)]
+    none = torch.tensor([False])
+    assert unlearn(*far, counts_as_positive=none, lambda_=1.0, num_codes=1)[0].item() == -1e6
+    assert _loss(far, none, 0.02, 1.0)[0].item() >= 0
+
+
+def test_nothing_dropped_is_the_limit_of_few_dropped():
+    """Faults 1 and 2: their loss and their logging change when uncond_ratio is exactly 0."""
+    values, none = _random(9, n=1000), torch.zeros(1000, dtype=torch.bool)
+    one = none.clone()
+    one[0] = True
+    without, stats = _loss(values, none, 0.02, 1.0)
+    assert without.item() == pytest.approx(_loss(values, one, 0.02, 1.0)[0].item(), rel=1e-2)
+    assert stats["accuracy"].shape == (1000,)
+
+
+def test_every_objective_of_a_recipe_exists_by_that_name():
+    """Fault 3: a choice that the code spells another way."""
+    from mm_cca import objectives
+    from mm_cca.schema import OBJECTIVES
+
+    assert all(callable(getattr(objectives, name)) for name in OBJECTIVES)
+
+
+def test_a_row_that_counts_as_positive_is_pushed_up_not_weighted_by_lambda():
+    """Their flag ``neg_weight`` is true for rows that are treated as positive."""
+    values = _random(10)
+    same = torch.tensor([True, False, False, False, False, False, False])
+    negative = values[1].requires_grad_()
+    _loss(values, same, 0.02, 1.0)[0].backward()
+    assert negative.grad[0] < 0 < negative.grad[1:].min()
+
+
+def test_distill_is_per_code():
+    assert distill(torch.tensor([32.0, 64.0]), 64).item() == pytest.approx(0.75)
+
+
+def test_reference_kl_by_hand_and_in_the_mean():
+    """log r = log 2 at one code: 2 - 1 - log 2. Drawn from the reference, its mean is the KL."""
+    logps = torch.tensor([[0.0, math.log(2.0)]])
+    assert reference_kl(logps, torch.zeros(1, 2)).item() == pytest.approx(1 - math.log(2), rel=1e-5)
+    generator = torch.Generator().manual_seed(0)
+    reference, model = (torch.randn(8, generator=generator).log_softmax(0) for _ in range(2))
+    drawn = torch.multinomial(reference.exp(), 200_000, replacement=True, generator=generator)
+    estimate = reference_kl(model[drawn][:, None], reference[drawn][:, None])
+    expected = float((reference.exp() * (reference - model)).sum())
+    assert (estimate >= -1e-6).all()
+    assert estimate.mean().item() == pytest.approx(expected, rel=0.02)

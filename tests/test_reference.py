@@ -6,17 +6,22 @@ import pytest
 import torch
 
 from mm_cca.adapters.base import UnifiedModel
-from mm_cca.logprobs import CodeLogProbs, left_pad
+from mm_cca.collate import MicroBatch
+from mm_cca.logprobs import CodeLogProbs
+from mm_cca.padding import left_pad
 from mm_cca.reference import CopyReference, LoraReference, Reference, attach_lora
 from tests.helpers import assert_close
 
 GRID = (4, 4)
 
 
-def _batch(model: UnifiedModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _batch(model: UnifiedModel) -> MicroBatch:
+    """One image, its own prompt and another."""
     ids = model.prompt_ids(["red owl, noto style", "small waving hand"], GRID)
-    codes = torch.randint(32, (2, 16), generator=torch.Generator().manual_seed(0))
-    return (*left_pad(ids, model.pad_id), codes)
+    codes = torch.randint(32, (1, 16), generator=torch.Generator().manual_seed(0)).repeat(2, 1)
+    none = torch.zeros(1, dtype=torch.bool)
+    blanks = left_pad([model.unconditional_ids(ids[0], GRID)], model.pad_id)
+    return MicroBatch(0, 1, left_pad(ids, model.pad_id), codes, none, none, blanks)
 
 
 @pytest.mark.parametrize("kind", [CopyReference, LoraReference])
@@ -29,17 +34,22 @@ def test_gap_is_zero_at_the_start_and_the_reference_never_moves(
     policy.train()
     reference = kind(policy)
     batch = _batch(tiny_model)
-    before = reference(*batch)
-    assert_close(policy(*batch).detach(), before, 0)
-    assert not before.requires_grad
+    before = reference.scores(batch)
+    taught = reference.teacher(batch, 3.0)
+    assert_close(policy(*batch.prompts, batch.codes).logps.detach(), before.logps, 0)
+    assert not before.logps.requires_grad
 
     optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.05)
     for _ in range(2):
-        policy(*batch).sum().neg().backward()
+        policy(*batch.prompts, batch.codes).logps.sum().neg().backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert (policy(*batch).detach() - before).abs().max() > 1e-3
-    assert_close(reference(*batch), before, 0)
+    moved = policy(*batch.prompts, batch.codes).logps.detach()
+    assert (moved - before.logps).abs().max() > 1e-3
+    assert_close(reference.scores(batch).logps, before.logps, 0)
+    again = reference.teacher(batch, 3.0)
+    assert_close(again.conditional, taught.conditional, 0)
+    assert_close(again.unconditional, taught.unconditional, 0)
 
 
 def test_only_the_lora_trains_and_it_leaves_the_tokenizer_alone(tiny_model: UnifiedModel):

@@ -24,6 +24,8 @@ import mm_cca.train as training
 from mm_cca import assembly, checkpoint
 from mm_cca.batches import Schedule
 from mm_cca.errors import UserError
+from mm_cca.losses import LossTerms
+from mm_cca.planning import training_schedule
 from mm_cca.run import RunFolder, locked
 from mm_cca.sample import load_source, read_manifest
 from mm_cca.schema import TrainConfig
@@ -94,14 +96,7 @@ def newest(folder: Path) -> Path:
 def schedule_of(path: Path, *overrides: str) -> Schedule:
     recipe = runs.load_recipe(path, *overrides)
     cache = open_cache(RunFolder.of(recipe).tokens / "train", 1)
-    return Schedule(
-        cache.captions,
-        batch_size=recipe.train.batch_size,
-        num_variants=1,
-        uncond_ratio=recipe.loss.uncond_ratio,
-        kind="shuffle",
-        seed=recipe.train.seed,
-    )
+    return training_schedule(recipe, cache, LossTerms.of(recipe.loss))
 
 
 def test_metrics_of_every_step(recipe: Path, tmp_path: Path):

@@ -147,6 +147,20 @@ class UnifiedModel(Protocol):
         """The head's image rows, or all its rows."""
         ...
 
+    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of plain texts, as the family begins a text: a prompt without an image."""
+        ...
+
+    def text_states(
+        self, ids: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """[B, L] ids -> [B, L, D] hidden states that ``text_head`` scores the next token with."""
+        ...
+
+    def text_head(self) -> nn.Linear:
+        """The output layer of text, over the whole vocabulary."""
+        ...
+
     def frozen(self) -> list[nn.Module]:
         """Parts that never train and always stay in eval mode (image tokenizer, vision tower)."""
         ...

@@ -199,6 +199,19 @@ class Chameleon:
     def image_head(self, *, whole_vocabulary: bool = False) -> ImageHead:
         return self._codes.head(self._chameleon.lm_head, whole_vocabulary=whole_vocabulary)
 
+    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        tokenizer = self._processor.tokenizer
+        rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        return [[tokenizer.bos_token_id, *row] for row in rows]
+
+    def text_states(
+        self, ids: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
+        return self.hidden_states(self.embed_text(ids), mask, position_ids)
+
+    def text_head(self) -> nn.Linear:
+        return self._chameleon.lm_head
+
     def frozen(self) -> list[nn.Module]:
         return [self._chameleon.model.vqmodel]
 

@@ -18,7 +18,8 @@ import torch
 
 from mm_cca.adapters import load_adapter
 from mm_cca.adapters.base import FREE, Grid, UnifiedModel, grid_of, missing_parts
-from mm_cca.logprobs import CodeLogProbs, left_pad
+from mm_cca.logprobs import CodeLogProbs
+from mm_cca.padding import left_pad
 from mm_cca.reference import attach_lora
 from mm_cca.sampling import SamplingSettings, image_stream, sample_codes
 
@@ -134,7 +135,7 @@ def check_logps(model: UnifiedModel, grid: Grid, whole: bool = False) -> float:
     generator = torch.Generator().manual_seed(1)
     codes = torch.randint(model.num_codes, (len(PROMPTS), layout.num_codes), generator=generator)
     rows = model.prompt_ids(PROMPTS, grid)
-    ours = policy.per_code(*left_pad(rows, model.pad_id), codes)
+    ours = policy(*left_pad(rows, model.pad_id), codes).per_code
     worst = 0.0
     for row, ids in enumerate(rows):
         naive = _naive_logps(model, grid, ids, codes[row], whole)
@@ -215,7 +216,7 @@ def check_training_step(model: UnifiedModel, grid: Grid, lora: bool) -> None:
     generator = torch.Generator().manual_seed(2)
     codes = torch.randint(model.num_codes, (len(PROMPTS), layout.num_codes), generator=generator)
     prompts = left_pad(model.prompt_ids(PROMPTS, grid), model.pad_id)
-    (-policy(*prompts, codes).mean()).backward()
+    (-policy(*prompts, codes).logps.mean()).backward()
     optimizer.step()
     moved = [n for n, p in policy.named_parameters() if not torch.equal(p, before[n])]
     still = [n for n, p in policy.named_parameters() if id(p) in frozen and n in moved]

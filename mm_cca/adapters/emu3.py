@@ -135,6 +135,20 @@ class Emu3:
     def image_head(self, *, whole_vocabulary: bool = False) -> ImageHead:
         return self._codes.head(self._emu3.lm_head, whole_vocabulary=whole_vocabulary)
 
+    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        p = self._processor
+        rows = [f"{p.bos_token}{text}" for text in texts]
+        ids: list[list[int]] = p.tokenizer(rows, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def text_states(
+        self, ids: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
+        return self.hidden_states(self.embed_text(ids), mask, position_ids)
+
+    def text_head(self) -> nn.Linear:
+        return self._emu3.lm_head
+
     def frozen(self) -> list[nn.Module]:
         return [self._emu3.model.vqmodel]
 

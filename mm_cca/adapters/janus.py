@@ -153,6 +153,23 @@ class Janus:
         layer = self._janus.model.generation_head.vision_head
         return ImageHead(layer.weight, layer.bias, torch.arange(self.num_codes))
 
+    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = self._processor.tokenizer(list(texts))["input_ids"]
+        return ids
+
+    def text_states(
+        self, ids: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
+        # Not hidden_states: that goes on into the head of the image codes.
+        output = self._janus.model.language_model(
+            inputs_embeds=self.embed_text(ids), attention_mask=mask, position_ids=position_ids
+        )
+        states: torch.Tensor = output.last_hidden_state
+        return states
+
+    def text_head(self) -> nn.Linear:
+        return self._janus.lm_head
+
     def frozen(self) -> list[nn.Module]:
         model = self._janus.model
         parts: list[nn.Module] = [model.vqmodel, model.vision_model, model.aligner]

@@ -1,0 +1,120 @@
+"""KL from the base's guided distribution of each code to the model's, in chunks of positions.
+
+As in ``logprobs.py`` no logits of the full length are kept; both distributions are computed again
+in the backward pass. Shapes: M positions, D hidden size, K image codes.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from mm_cca.head import LOGITS_BUDGET, head_logits
+from mm_cca.sampling import guide
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The frozen base at the positions of B images of N codes, ready to be guided.
+
+    Attributes:
+        conditional: [B, N, D] hidden states with the own prompt.
+        unconditional: [B, N, D] with the prompt that says nothing.
+        scale: of the guidance.
+        weight: [K, D] image rows of the base's head, in the order of the model's own; None where
+            the model shares it (a LoRA).
+        bias: [K] or None.
+    """
+
+    conditional: torch.Tensor
+    unconditional: torch.Tensor
+    scale: float
+    weight: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+
+    def log_probs(self, chunk: slice) -> torch.Tensor:
+        """[m, K] guided log-probabilities of a chunk of the B * N positions, float32."""
+        assert self.weight is not None
+        cond, uncond = (
+            head_logits(states.flatten(0, 1)[chunk], self.weight, self.bias)
+            for states in (self.conditional, self.unconditional)
+        )
+        return guide(cond, uncond, self.scale).log_softmax(dim=-1)
+
+
+class _ChunkedGuidedKL(torch.autograd.Function):
+    """KL(teacher || softmax(hidden @ weight.T + bias)) at every position."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        teacher: Teacher,
+        chunk: int,
+    ) -> torch.Tensor:
+        found = []
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(hidden), chunk):
+                part = slice(start, start + chunk)
+                wanted = teacher.log_probs(part)
+                own = head_logits(hidden[part], weight, bias).log_softmax(dim=-1)
+                found.append((wanted.exp() * (wanted - own)).sum(dim=-1))
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.teacher, ctx.chunk = teacher, chunk
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight, bias = ctx.saved_tensors
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(hidden), ctx.chunk):
+                part = slice(start, start + ctx.chunk)
+                own = head_logits(hidden[part], weight, bias).softmax(dim=-1)
+                # d KL / d logits = own - teacher
+                by_logits = (own - ctx.teacher.log_probs(part).exp()) * grad[part, None]
+                grad_hidden[part] = by_logits.to(weight.dtype) @ weight
+                if grad_weight is not None:
+                    grad_weight += by_logits.T @ hidden[part].float()
+                if grad_bias is not None:
+                    grad_bias += by_logits.sum(0)
+        return (
+            grad_hidden if wants_hidden else None,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            None,
+            None,
+        )
+
+
+def guided_kl(
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    teacher: Teacher,
+    *,
+    budget: int = LOGITS_BUDGET,
+) -> torch.Tensor:
+    """KL(guided base || model) of each image, summed over its codes.
+
+    Args:
+        states: [B, N, D] the model's hidden states with the own prompt.
+        weight: [K, D] image rows of the model's head.
+        bias: [K] or None.
+        teacher: the base at the same positions.
+        budget: most logits of one distribution alive at a time; three are.
+
+    Returns:
+        [B] float32 nats per image, differentiable in states, weight and bias.
+    """
+    if teacher.weight is None:
+        shared = None if bias is None else bias.detach()
+        teacher = replace(teacher, weight=weight.detach(), bias=shared)
+    chunk = max(1, budget // weight.shape[0])
+    flat: torch.Tensor = _ChunkedGuidedKL.apply(states.flatten(0, 1), weight, bias, teacher, chunk)
+    return flat.view(states.shape[:2]).sum(dim=1)
