@@ -17,6 +17,7 @@ EPILOG = textwrap.dedent(
       mm-cca validate my.yaml loss.lambda_=100  check it without reading data or weights
       mm-cca run my.yaml run.dir=runs/second    run it, with one value changed
       mm-cca tiny janus my_tiny                 a tiny random Janus, to try a recipe on a laptop
+      mm-cca suggest my.yaml                    a beta and a lambda to start with, and why
       mm-cca export runs/second my_model        the tuned model, with a card, for others
       accelerate launch -m mm_cca.cli train my.yaml
                                                 one stage, on as many GPUs as accelerate knows of
@@ -74,6 +75,15 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("run", type=Path, help="the run folder (run.dir of the recipe)")
     export.add_argument("folder", type=Path, help="where to write the model; must not exist")
     export.add_argument("--merge", action="store_true", help="merge a LoRA into its base")
+    hint = verbs.add_parser(
+        "suggest",
+        help="measure the base on a few pairs and name a beta and a lambda to start with",
+        description="Measure log p(x|c) - log p(x) and log p(x|c) - log p(x|wrong c) of the base "
+        "on a few pairs (prepare runs first), print a beta and a lambda to start with, and say why.",
+    )
+    hint.add_argument("recipe", help="a YAML file or the name of a shipped recipe")
+    hint.add_argument("overrides", nargs="*", metavar="key=value", help="such as model.path=DIR")
+    hint.add_argument("--pairs", type=int, default=256, help="how many pairs (default: 256)")
     verbs.add_parser("env", help="print versions and devices, for bug reports")
     return top
 
@@ -88,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "validate": _validate,
         "tiny": _tiny,
         "export": _export,
+        "suggest": _suggest,
     }
     try:
         return verbs.get(args.verb, _stages)(args)
@@ -160,6 +171,16 @@ def _export(args: argparse.Namespace) -> int:
 
     export_model(args.run, args.folder, merge=args.merge)
     print(f"the model of {args.run} is in {args.folder}")
+    return 0
+
+
+def _suggest(args: argparse.Namespace) -> int:
+    from mm_cca.config import load_config
+
+    recipe = load_config(args.recipe, args.overrides)
+    from mm_cca.jobs import suggest_constants
+
+    print(suggest_constants(recipe, args.pairs))
     return 0
 
 

@@ -35,11 +35,7 @@ def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
     Raises:
         UserError: a user's mistake, in words.
     """
-    for noisy in ("transformers", "datasets", "accelerate", "open_clip", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    # Their bars for reading and writing files would hide ours for the work itself.
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
+    _quiet()
     run = RunFolder.of(recipe)
     # accelerate reads this only later, when the ranks have already failed to find each other.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
@@ -52,6 +48,34 @@ def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
     # Scores and report are the main rank's work; the others must not leave before it is done.
     state.wait_for_everyone()
     state.destroy_process_group()
+
+
+def suggest_constants(recipe: AnyRecipe, num_pairs: int) -> str:
+    """Measure the base and name a beta and a lambda to start with.
+
+    Raises:
+        UserError: another job's recipe, no pair to measure on, or what ``prepare`` raises.
+    """
+    from mm_cca.suggest import explain, measure, suggest
+
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"a {recipe.job} recipe has no beta; name a finetune recipe.")
+    if num_pairs < 2:
+        raise UserError(f"--pairs is {num_pairs}; allowed: 2 or more.")
+    _quiet()
+    run = RunFolder.of(recipe)
+    with locked(run.root):
+        _prepare_tokens(recipe, run)
+        blank, wrong, num_codes, scale = measure(recipe, run, num_pairs)
+    return explain(blank, wrong, suggest(blank, wrong, num_codes, scale), num_pairs)
+
+
+def _quiet() -> None:
+    for noisy in ("transformers", "datasets", "accelerate", "open_clip", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    # Their bars for reading and writing files would hide ours for the work itself.
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _dispatch(recipe: AnyRecipe, run: RunFolder, stages: Sequence[str]) -> None:

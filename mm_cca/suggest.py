@@ -1,0 +1,155 @@
+"""A starting beta and lambda, from what the base thinks of right and wrong prompts.
+
+Shapes: n pairs of image and prompts.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from mm_cca.adapters import load_checkpoint
+from mm_cca.adapters.base import grid_of
+from mm_cca.attention import training_attention
+from mm_cca.batches import Pairs, Schedule
+from mm_cca.collate import Collator
+from mm_cca.logprobs import CodeLogProbs, Scored
+from mm_cca.losses import LossTerms
+from mm_cca.planning import training_schedule
+from mm_cca.run import RunFolder
+from mm_cca.schema import Recipe
+from mm_cca.tokens import open_cache
+
+USUAL_LAMBDA = 10.0
+"""Scores hardly change from 1 to 30 on emoji (RESULTS.md); more asks for steps few runs take."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, standard deviation and the 10 % and 90 % quantiles, in nats per image."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Spread":
+        low, high = np.quantile(values, [0.1, 0.9]).tolist()
+        return cls(float(values.mean()), float(values.std()), low, high)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Where to start.
+
+    Attributes:
+        beta: at ``num_codes`` codes.
+        lambda_: weight of the wrong prompts.
+        num_codes: per image.
+        scale: the guidance that is to be replaced.
+        wrong_gap: how far guidance of that scale lowers log p(x | wrong prompt), nats per image.
+    """
+
+    beta: float
+    lambda_: float
+    num_codes: int
+    scale: float
+    wrong_gap: float
+
+
+def suggest(
+    own_minus_blank: Spread, own_minus_wrong: Spread, num_codes: int, scale: float
+) -> Suggestion:
+    """From the spread of log p(x | c) - log p(x) and of log p(x | c) - log p(x | c').
+
+    Guidance of scale s adds (s - 1) (log p(x | c) - log p(x)) to log p(x | c). For a wrong prompt
+    that is negative: it lowers log p(x | c') by about (s - 1) (log p(x) - log p(x | c')), which is
+    (s - 1) (own_minus_wrong - own_minus_blank). CCA's wrong prompts stop teaching once beta times
+    their gap is well below -1, so beta is the inverse of that distance. Lambda is kept below
+    exp(log p(x | c) - log p(x)), beyond which the optimum
+    ``beta * gap = log p(x | c) - log p(x) - log lambda`` (arXiv 2410.09347, section 3) asks the
+    model to forget its own pairs.
+    """
+    distance = (scale - 1) * (own_minus_wrong.mean - own_minus_blank.mean)
+    # A base that can't tell prompts apart gives no distance; one nat keeps beta at most 1.
+    wrong_gap = max(distance, 1.0)
+    bound = math.exp(min(own_minus_blank.low, 50.0))
+    lambda_ = min(USUAL_LAMBDA, max(1.0, bound))
+    return Suggestion(1 / wrong_gap, lambda_, num_codes, scale, wrong_gap)
+
+
+def measure(recipe: Recipe, run: RunFolder, num_pairs: int) -> tuple[Spread, Spread, int, float]:
+    """The two spreads over the first pairs of training, the codes per image, the guidance scale.
+
+    Raises:
+        UserError: no token cache yet, or captions that negatives can't be made of.
+    """
+    accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
+    cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
+    contrastive = LossTerms.of(replace(recipe.loss, objective="cca", uncond_ratio=0.0))
+    schedule = training_schedule(recipe, cache, contrastive)
+    model = load_checkpoint(recipe.model)
+    layout = model.layout(grid_of(model, recipe.data.image_size))
+    policy = CodeLogProbs(model, layout, whole_vocabulary=recipe.loss.whole_vocabulary)
+    policy.to(accelerator.device).eval().requires_grad_(False)
+    device = accelerator.device
+    collate = Collator(model, cache, recipe.data.image_size, device, with_blanks=True)
+    blank, wrong = [], []
+    with tqdm(total=num_pairs, desc="log-probabilities of the base", unit="pair") as bar:
+        for pairs in _parts(schedule, recipe.train.micro_batch_size, num_pairs):
+            batch = collate(pairs)
+            with torch.no_grad(), accelerator.autocast(), training_attention(device):
+                scored: Scored = policy(*batch.prompts, batch.codes)
+                assert batch.blanks is not None
+                without: Scored = policy(*batch.blanks, batch.codes[: batch.num_pairs])
+            own, other = scored.logps[: batch.num_pairs], scored.logps[batch.num_pairs :]
+            blank.append((own - without.logps).cpu())
+            wrong.append((own.repeat(len(other) // len(own)) - other).cpu())
+            bar.update(len(own))
+    scale = recipe.loss.distill_scale or model.defaults.guidance_scale
+    spreads = [Spread.of(torch.cat(values).numpy()) for values in (blank, wrong)]
+    return spreads[0], spreads[1], layout.num_codes, scale
+
+
+def _parts(schedule: Schedule, size: int, num_pairs: int) -> Iterator[Pairs]:
+    """The first pairs of training in micro-batches, none with its prompt dropped."""
+    done = 0
+    for step in itertools.count():
+        pairs = schedule.step(step)
+        kept = replace(pairs, dropped=np.zeros_like(pairs.dropped))
+        for start in range(0, schedule.batch_size, size):
+            if done >= num_pairs:
+                return
+            yield kept.part(start, start + size)
+            done += size
+
+
+def explain(blank: Spread, wrong: Spread, found: Suggestion, num_pairs: int) -> str:
+    """The suggestion in words, with the overrides to copy."""
+    bound = math.exp(min(blank.low, 50.0))
+    beta, gap = found.beta, found.wrong_gap
+    return f"""\
+Measured on {num_pairs} pairs with the base, in nats per image of {found.num_codes} codes
+(mean, and the range of the middle 80 %):
+  log p(x|c) - log p(x)             {blank.mean:9.1f}   {blank.low:.1f} to {blank.high:.1f}
+  log p(x|c) - log p(x|wrong c)     {wrong.mean:9.1f}   {wrong.low:.1f} to {wrong.high:.1f}
+
+Start with
+  loss.beta={beta:.2g} loss.beta_codes={found.num_codes} loss.lambda_={found.lambda_:.3g}
+
+Why. Guidance of scale {found.scale:g} lowers log p(x|wrong c) by about {gap:.0f} nats:
+(scale - 1) * (log p(x) - log p(x|wrong c)). A wrong prompt teaches as long as beta * gap is not
+far below -1, so beta = 1 / {gap:.0f}. A larger beta saturates before the strength of guidance is
+reached (warning "saturated"); a smaller one drags the own prompts down too (warning "collapse").
+Lambda is {USUAL_LAMBDA:g} unless the base hardly knows its prompts: above exp({blank.low:.1f}), that is
+{bound:.3g}, the optimum of one pair in ten asks the model to forget that pair.
+
+To choose by scores:
+  mm-cca sweep RECIPE loss.beta_codes={found.num_codes} \\
+    'loss.beta=[{beta / 2:.2g},{beta:.2g},{2 * beta:.2g}]' 'loss.lambda_=[1,10]'"""
