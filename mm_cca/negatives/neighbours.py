@@ -16,6 +16,7 @@ APPROXIMATE_ABOVE = 100_000
 """Distinct captions; comparing all of these takes minutes, and the time grows with the square."""
 
 CELLS_LOOKED_AT = 32
+OVERSAMPLE = 4
 MAX_CELLS = 8192
 COSINES_AT_ONCE = 1 << 23
 STEPS = 1 << 20
@@ -29,8 +30,8 @@ class Search:
 
     Attributes:
         nearest: (rows [r], w) -> ids [r, w] int64, nearest first, -1 where there are fewer, and
-            their cosines [r, w] float32. The row itself and whatever is more similar than the limit
-            is left out.
+            their cosines [r, w] float32, -1 there too. The row itself and whatever is more similar
+            than the limit is left out.
         max_width: the most neighbours it can be asked for.
         rows_at_once: how many rows to ask for in one call.
     """
@@ -74,6 +75,7 @@ def _sorted(
 ) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(-rank, axis=1, kind="stable")
     ids = np.where(rank == _LEFT_OUT, -1, ids)
+    cosines = np.where(rank == _LEFT_OUT, np.float32(-1), cosines)
     return np.take_along_axis(ids, order, 1), np.take_along_axis(cosines, order, 1)
 
 
@@ -83,8 +85,9 @@ def _approximate(vectors: Vectors, limit: float) -> Search:
     total = len(vectors)
 
     def nearest(rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        # One more for the row itself, which comes first unless others say the same.
-        _, ids = index.search(index_vectors[rows].astype(np.float32), width + 1)
+        # One more for the row itself, and more again for the order of the full vectors.
+        wide = min(total, OVERSAMPLE * width + 1)
+        _, ids = index.search(index_vectors[rows].astype(np.float32), wide)
         asked = np.repeat(rows, ids.shape[1])
         flat = ids.ravel()
         known = (flat >= 0) & (flat != asked)
