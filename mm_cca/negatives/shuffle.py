@@ -1,19 +1,13 @@
 """Which other caption each image is paired with: a seeded plan over the whole data set."""
 
 import itertools
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from mm_cca.errors import UserError
-
-KINDS = ("shuffle",)
-
-
-def normalise(caption: str) -> str:
-    """Captions that differ only in case or white space say the same."""
-    return " ".join(caption.casefold().split())
+from mm_cca.negatives.captions import Distinct, distinct
+from mm_cca.negatives.settings import KINDS
 
 
 def plan(captions: Sequence[str], *, kind: str = "shuffle", seed: int, epoch: int) -> np.ndarray:
@@ -26,7 +20,7 @@ def plan(captions: Sequence[str], *, kind: str = "shuffle", seed: int, epoch: in
 
     Args:
         captions: [n] captions.
-        kind: ``shuffle``.
+        kind: ``shuffle``; the other kinds are no rows of the data and come from ``Planner``.
         seed: of the run.
         epoch: pass over the data; each has another plan.
 
@@ -34,25 +28,26 @@ def plan(captions: Sequence[str], *, kind: str = "shuffle", seed: int, epoch: in
         [n] int64 indices.
 
     Raises:
-        UserError: fewer than two distinct captions, or an unknown kind.
+        UserError: fewer than two distinct captions, or a kind other than ``shuffle``.
     """
     if kind not in KINDS:
         raise UserError(f"loss.negatives is {kind!r}; allowed: {', '.join(KINDS)}.")
-    says = [normalise(caption) for caption in captions]
-    # No numpy array of strings: it would give every caption the room of the longest.
-    number = {text: i for i, text in enumerate(sorted(set(says)))}
-    labels = np.array([number[text] for text in says], dtype=np.int64)
-    if len(number) < 2:
+    if kind != "shuffle":
         raise UserError(
-            f"all {len(captions)} captions say the same ({captions[0]!r}): CCA learns from wrong "
-            "prompts and needs at least two distinct captions. Check data.caption_column."
-            if len(captions)
-            else "there are no captions to pair. Check data.path and data.train_split."
+            f"plan pairs rows with rows and allows kind='shuffle', not {kind!r}; "
+            f"use mm_cca.negatives.Planner for {kind!r}."
         )
-    stream = np.random.default_rng([seed, epoch, 0x6E65])
-    ((_, most),) = Counter(labels.tolist()).most_common(1)
-    if 2 * most > len(labels):
-        return _draw_from_others(labels, stream)
+    return shuffled(distinct(captions), seed=seed, epoch=epoch, column=0)
+
+
+def shuffled(groups: Distinct, *, seed: int, epoch: int, column: int) -> np.ndarray:
+    """The plan of one of several negatives: [n] int64 indices, another plan for every column."""
+    labels = groups.labels
+    # Column 0 keeps the stream it had when an image had one negative only.
+    entropy = [seed, epoch, 0x6E65] if column == 0 else [seed, epoch, 0x6E65, column]
+    stream = np.random.default_rng(entropy)
+    if 2 * int(groups.sizes.max()) > len(labels):
+        return draw_from_others(groups, np.arange(len(labels)), stream)
     return _derangement(labels, stream)
 
 
@@ -80,12 +75,10 @@ def _candidates(n: int, stream: np.random.Generator) -> Iterable[int]:
     return itertools.chain(range(start, n), range(start))
 
 
-def _draw_from_others(labels: np.ndarray, stream: np.random.Generator) -> np.ndarray:
-    """For every row a row of another label, uniformly."""
-    order = np.argsort(labels, kind="stable")
-    starts = np.searchsorted(labels[order], labels, side="left")
-    ends = np.searchsorted(labels[order], labels, side="right")
-    size = ends - starts
-    pick = stream.integers(0, len(labels) - size)
+def draw_from_others(groups: Distinct, rows: np.ndarray, stream: np.random.Generator) -> np.ndarray:
+    """For each of [r] rows a row of another label, uniformly: [r] int64."""
+    own = groups.labels[rows]
+    total = len(groups.labels)
+    pick = stream.integers(0, total - groups.sizes[own])
     # Positions count from the end of the row's own group, around the end of the list.
-    return order[(ends + pick) % len(labels)]
+    return groups.order[(groups.ends[own] + pick) % total]

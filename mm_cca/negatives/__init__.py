@@ -1,0 +1,26 @@
+"""Wrong prompts: which other caption each image is paired with, or how its own is made wrong.
+
+Imports neither torch nor scikit-learn nor faiss: recipes are checked before these are loaded.
+"""
+
+from mm_cca.negatives.captions import normalise
+from mm_cca.negatives.edit import attributes_of, variants
+from mm_cca.negatives.planner import Planner
+from mm_cca.negatives.record import write_plan
+from mm_cca.negatives.settings import KINDS, EpochPlan, NegativeSettings
+from mm_cca.negatives.shuffle import plan
+from mm_cca.negatives.words import WordLists, load_words
+
+__all__ = [
+    "KINDS",
+    "EpochPlan",
+    "NegativeSettings",
+    "Planner",
+    "WordLists",
+    "attributes_of",
+    "load_words",
+    "normalise",
+    "plan",
+    "variants",
+    "write_plan",
+]

@@ -1,0 +1,109 @@
+"""Captions to vectors: TF-IDF, or the text tower of a model that the recipe names."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mm_cca.errors import UserError
+from mm_cca.negatives.captions import WORD
+from mm_cca.negatives.vectors import BLOCK, DenseVectors, SparseVectors, Vectors, blocks, on_grid
+
+ALLOWED = (
+    "tfidf, sentence-transformers:NAME_OR_FOLDER, open_clip:NAME, open_clip:NAME:PRETRAINED, "
+    "open_clip:local-dir:FOLDER"
+)
+MAX_FIT_ROWS = 1_000_000
+MAX_TERMS = 1 << 18
+"""Above ``MAX_FIT_ROWS`` captions TF-IDF learns its terms from that many of them, and keeps the
+most common: pairs of words alone would be tens of millions."""
+
+Encode = Callable[[list[str]], np.ndarray]
+
+
+def check_embedding(name: str) -> None:
+    """Raises UserError for a name of no known form; loads nothing."""
+    family, colon, rest = name.partition(":")
+    if name != "tfidf" and not (family in _ENCODERS and colon and rest):
+        raise UserError(f"embedding is {name!r}; allowed: {ALLOWED}.")
+
+
+def embed(texts: Sequence[str], name: str) -> Vectors:
+    """Vectors of [D] normalised captions.
+
+    Raises:
+        UserError: unknown name, a missing package, or a model that can't be loaded.
+    """
+    check_embedding(name)
+    if name == "tfidf":
+        return _tfidf(texts)
+    family, _, rest = name.partition(":")
+    encode = _ENCODERS[family](rest)
+    parts = [on_grid(encode(list(texts[part]))) for part in blocks(len(texts))]
+    return DenseVectors(np.concatenate(parts))
+
+
+def _tfidf(texts: Sequence[str]) -> Vectors:
+    from scipy.sparse import csr_matrix, vstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    step = -(-len(texts) // MAX_FIT_ROWS)
+    vectorizer = TfidfVectorizer(
+        # The texts are normalised, and single letters and digits tell captions apart.
+        lowercase=False,
+        token_pattern=WORD.pattern,
+        ngram_range=(1, 2),
+        sublinear_tf=True,
+        max_features=MAX_TERMS if step > 1 else None,
+        dtype=np.float32,
+    )
+    try:
+        vectorizer.fit(texts[::step])
+    except ValueError:  # captions without any word
+        return SparseVectors(csr_matrix((len(texts), 1), dtype=np.float32))
+    parts = [vectorizer.transform(texts[part]) for part in blocks(len(texts), BLOCK * 8)]
+    return SparseVectors(vstack(parts, format="csr"))
+
+
+def _sentence_transformers(name: str) -> Encode:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise UserError(
+            f"embedding sentence-transformers:{name} needs a package that is not installed; "
+            'pip install "mm-cca[hard]", or use embedding tfidf.'
+        ) from error
+    try:
+        model = SentenceTransformer(name)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"embedding sentence-transformers:{name} can't be loaded: {error}\n"
+            "Give the name or the folder of a sentence-transformers model."
+        ) from error
+
+    def encode(texts: list[str]) -> np.ndarray:
+        return np.asarray(model.encode(texts, batch_size=256, show_progress_bar=False))
+
+    return encode
+
+
+def _open_clip(name: str) -> Encode:
+    import torch
+
+    from mm_cca.eval.clip import load_scorer
+
+    whole = name.startswith(("local-dir:", "hf-hub:"))
+    model, _, pretrained = (name, "", "") if whole else name.partition(":")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        scorer = load_scorer(model, pretrained or None, batch_size=256, device=device)
+    except UserError as error:
+        raise UserError(
+            f"embedding open_clip:{name} can't be loaded: {error.__cause__}\nGive one of {ALLOWED}."
+        ) from error
+    return lambda texts: np.asarray(scorer.text_features(texts).numpy())
+
+
+_ENCODERS: dict[str, Callable[[str], Encode]] = {
+    "sentence-transformers": _sentence_transformers,
+    "open_clip": _open_clip,
+}

@@ -1,0 +1,200 @@
+"""The negatives of every epoch: kinds drawn by weight, each built for the rows that drew it.
+
+Shapes: n images, m negatives each, D distinct captions, K kinds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mm_cca.errors import UserError
+from mm_cca.negatives.captions import distinct, key_of
+from mm_cca.negatives.edit import attributes_of, edit
+from mm_cca.negatives.embed import check_embedding, embed
+from mm_cca.negatives.guard import FINE, IDENTICAL, make_guard
+from mm_cca.negatives.hard import Candidates, draw, find_candidates
+from mm_cca.negatives.neighbours import make_search
+from mm_cca.negatives.redraw import redraw, repeats
+from mm_cca.negatives.settings import KINDS, REASONS, EpochPlan, NegativeSettings, check_settings
+from mm_cca.negatives.shuffle import shuffled
+from mm_cca.negatives.words import load_words
+
+SHUFFLE, HARD, EDIT = range(3)
+_KIND_STREAM, _HARD_STREAM, _EDIT_STREAM, _REDRAW_STREAM, _POSSIBLE_STREAM = range(0x6E70, 0x6E75)
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """An epoch in the making: ``said`` holds [n, m] ``key_of`` every negative so far."""
+
+    epoch: int
+    plan: EpochPlan
+    said: np.ndarray
+
+
+class Planner:
+    """Plans the negatives of any epoch: a function of captions, settings, seed and epoch alone."""
+
+    def __init__(self, captions: Sequence[str], settings: NegativeSettings, *, seed: int) -> None:
+        """Embed the captions and look for what can't be built.
+
+        Args:
+            captions: [n] captions.
+            settings: see there.
+            seed: of the run.
+
+        Raises:
+            UserError: a wrong setting, fewer than two distinct captions, a missing package, or
+                captions that no kind of the mixture can be built for.
+        """
+        check_settings(settings)
+        check_embedding(settings.embedding)
+        self._settings = settings
+        self._seed = seed
+        self._lists = load_words(settings.words)
+        self._groups = groups = distinct(captions)
+        self._captions = np.empty(len(captions), dtype=object)
+        self._captions[:] = captions
+        hard = "hard" in settings.mixture
+        guarded = "shuffle" in settings.mixture and settings.max_similarity is not None
+        vectors = embed(groups.texts, settings.embedding) if hard or guarded else None
+        self._guard = make_guard(groups.texts, vectors, settings.max_similarity)
+        # Keys tell repeats among an image's negatives; a single one has no other to repeat.
+        keys = [key_of(t) if settings.num_negatives > 1 else 0 for t in groups.texts]
+        self._keys = np.array(keys, dtype=np.uint64)
+        self._candidates = Candidates(np.full((len(groups.texts), 1), -1, np.int32))
+        if hard and vectors is not None:
+            search = make_search(vectors, settings.max_similarity)
+            self._candidates = find_candidates(
+                search, self._guard, settings.candidates, settings.num_negatives
+            )
+        self._weights = np.array([settings.mixture.get(kind, 0.0) for kind in KINDS])
+        self._possible = self._find_possible()
+        self._refuse_impossible()
+
+    def _stream(self, epoch: int, purpose: int, column: int = 0) -> np.random.Generator:
+        return np.random.default_rng([self._seed, epoch, purpose, column])
+
+    def _find_possible(self) -> np.ndarray:
+        """[D, K] bool: what the mixture can build for each distinct caption."""
+        groups, mixture = self._groups, self._settings.mixture
+        possible = np.zeros((len(groups.texts), len(KINDS)), dtype=bool)
+        if "shuffle" in mixture:
+            rows = groups.first_rows
+            none_said = np.empty((len(rows), 0), np.uint64)
+            stream = self._stream(0, _POSSIBLE_STREAM)
+            chosen = redraw(groups, self._guard, rows, self._keys, none_said, stream)
+            possible[:, SHUFFLE] = chosen >= 0
+        possible[:, HARD] = self._candidates.possible
+        if "edit" in mixture:
+            found = (bool(attributes_of(caption, self._lists)) for caption in self._captions)
+            by_row = np.fromiter(found, dtype=bool, count=len(self._captions))
+            # Case can hide a word (a dotted capital I), so every row of a caption must have one.
+            starts = groups.ends - groups.sizes
+            possible[:, EDIT] = np.logical_and.reduceat(by_row[groups.order], starts)
+        return possible
+
+    def _refuse_impossible(self) -> None:
+        none_works = np.flatnonzero(~self._possible.any(axis=1))
+        rows = np.flatnonzero(np.isin(self._groups.labels, none_works))
+        if not len(rows):
+            return
+        kinds = " + ".join(kind for kind in KINDS if kind in self._settings.mixture)
+        why = {
+            "shuffle": "every other caption says the same (max_similarity) or part of the same",
+            "hard": "no other caption has words in common without saying the same",
+            "edit": "none of the attribute words stands in them",
+        }
+        first = ", ".join(repr(caption) for caption in self._captions[rows[:3]].tolist())
+        raise UserError(
+            f"negatives {kinds!r} can't be built for {len(rows)} of {len(self._captions)} captions "
+            f"(such as {first}): "
+            + "; ".join(f"{kind}: {why[kind]}" for kind in kinds.split(" + "))
+            + '. Use a mixture such as "0.5 shuffle + 0.5 edit", where another kind takes over, '
+            "or add words of your captions by data.attribute_words."
+        )
+
+    def epoch(self, epoch: int) -> EpochPlan:
+        """The plan of pass 0, 1, 2, ... over the data."""
+        n, m = len(self._captions), self._settings.num_negatives
+        plan = EpochPlan(
+            negatives=np.empty((n, m), dtype=object),
+            kinds=np.zeros((n, m), np.int8),
+            similarity=np.full((n, m), np.nan, np.float32),
+            replaced=dict.fromkeys(REASONS, 0),
+        )
+        draft = _Draft(epoch, plan, np.zeros((n, m), np.uint64))
+        for column in range(m):
+            kinds = self._draw_kinds(draft, column)
+            plan.kinds[:, column] = kinds
+            self._shuffle(draft, column, np.flatnonzero(kinds == SHUFFLE))
+            self._hard(draft, column, np.flatnonzero(kinds == HARD))
+            self._edit(draft, column, np.flatnonzero(kinds == EDIT))
+        return plan
+
+    def _draw_kinds(self, draft: _Draft, column: int) -> np.ndarray:
+        """[n] kinds by weight; by the weights of the possible ones where the first is none."""
+        stream = self._stream(draft.epoch, _KIND_STREAM, column)
+        first, second = stream.random((2, len(self._captions)))
+        share = np.cumsum(self._weights)
+        kinds = np.searchsorted(share / share[-1], first, side="right")
+        labels = self._groups.labels
+        failed = np.flatnonzero(~self._possible[labels, kinds])
+        left = np.cumsum(self._weights * self._possible[labels[failed]], axis=1)
+        drawn = second[failed] * left[:, -1]
+        kinds[failed] = (left <= drawn[:, None]).sum(axis=1)
+        draft.plan.replaced["impossible"] += len(failed)
+        return kinds
+
+    def _shuffle(self, draft: _Draft, column: int, rows: np.ndarray) -> None:
+        if not len(rows):
+            return
+        groups, said = self._groups, draft.said[rows, :column]
+        planned = shuffled(groups, seed=self._seed, epoch=draft.epoch, column=column)[rows]
+        verdicts = self._guard.verdicts(groups.labels[rows], groups.labels[planned])
+        again = repeats(said, self._keys[groups.labels[planned]])
+        verdicts[(verdicts == FINE) & again] = IDENTICAL
+        counts = np.bincount(verdicts, minlength=len(REASONS))[1:]
+        for reason, count in zip(REASONS, counts.tolist(), strict=False):
+            draft.plan.replaced[reason] += count
+        bad = np.flatnonzero(verdicts != FINE)
+        stream = self._stream(draft.epoch, _REDRAW_STREAM, column)
+        planned[bad] = redraw(groups, self._guard, rows[bad], self._keys, said[bad], stream)
+        self._write_rows(draft, column, rows, planned)
+
+    def _hard(self, draft: _Draft, column: int, rows: np.ndarray) -> None:
+        if not len(rows):
+            return
+        uniform = self._stream(draft.epoch, _HARD_STREAM, column).random(len(self._captions))
+        ids = self._candidates.ids[self._groups.labels[rows]]
+        labels = draw(ids, self._keys, draft.said[rows, :column], uniform[rows])
+        self._write_rows(draft, column, rows, self._groups.first_rows[labels])
+
+    def _write_rows(self, draft: _Draft, column: int, rows: np.ndarray, chosen: np.ndarray) -> None:
+        own, other = self._groups.labels[rows], self._groups.labels[chosen]
+        draft.plan.negatives[rows, column] = self._captions[chosen]
+        draft.plan.similarity[rows, column] = self._guard.similarity(own, other)
+        draft.said[rows, column] = self._keys[other]
+
+    def _edit(self, draft: _Draft, column: int, rows: np.ndarray) -> None:
+        stream = self._stream(draft.epoch, _EDIT_STREAM, column)
+        which, value = stream.random((2, len(self._captions)))
+        for row in rows.tolist():
+            said = set(draft.said[row, :column].tolist())
+            negative = self._one_edit(row, which[row], value[row], said)
+            draft.plan.negatives[row, column] = negative
+            if self._settings.num_negatives > 1:
+                draft.said[row, column] = key_of(negative)
+
+    def _one_edit(self, row: int, which: float, value: float, said: set[int]) -> str:
+        def is_said(text: str) -> bool:
+            return bool(said) and key_of(text) in said
+
+        caption = self._captions[row]
+        found = edit(caption, self._lists, which=which, value=value, refused=is_said)
+        # Fewer edits than negatives: better one twice than none.
+        if found is None:
+            found = edit(caption, self._lists, which=which, value=value, refused=lambda _: False)
+        assert found is not None, "captions without an attribute are not planned as edits"
+        return found

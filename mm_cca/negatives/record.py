@@ -1,0 +1,54 @@
+"""An epoch's negatives as a Parquet file, to be looked at."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mm_cca.negatives.settings import KINDS, EpochPlan
+from mm_cca.negatives.vectors import blocks
+
+ROWS = 1 << 16
+
+
+def write_plan(
+    path: Path, plan: EpochPlan, captions: Sequence[str], source_rows: Sequence[int]
+) -> None:
+    """Write m rows for each image: image, prompt, negative, kind, similarity.
+
+    The file appears whole or not at all.
+
+    Args:
+        path: the file.
+        plan: of n images.
+        captions: [n] the images' own.
+        source_rows: [n] where each image stands in the data.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema = pa.schema(
+        [
+            ("image", pa.int64()),
+            ("prompt", pa.string()),
+            ("negative", pa.string()),
+            ("kind", pa.string()),
+            ("similarity", pa.float32()),
+        ]
+    )
+    n, m = plan.kinds.shape
+    if not len(captions) == len(source_rows) == n:
+        raise ValueError(f"{n} planned images, {len(captions)} captions, {len(source_rows)} rows")
+    beside = path.with_name(path.name + ".tmp")
+    with parquet.ParquetWriter(beside, schema) as file:
+        for part in blocks(n, max(1, ROWS // m)):
+            similarity = plan.similarity[part].ravel()
+            columns = [
+                pa.array(np.repeat(np.asarray(source_rows[part], dtype=np.int64), m)),
+                pa.array([text for text in captions[part] for _ in range(m)], pa.string()),
+                pa.array(plan.negatives[part].ravel().tolist(), pa.string()),
+                pa.array([KINDS[k] for k in plan.kinds[part].ravel().tolist()], pa.string()),
+                pa.array(similarity, mask=np.isnan(similarity)),
+            ]
+            file.write_table(pa.Table.from_arrays(columns, schema=schema))
+    beside.replace(path)
