@@ -79,10 +79,13 @@ def parser() -> argparse.ArgumentParser:
         "suggest",
         help="measure the base on a few pairs and name a beta and a lambda to start with",
         description="Measure log p(x|c) - log p(x) and log p(x|c) - log p(x|wrong c) of the base "
-        "on a few pairs (prepare runs first), print a beta and a lambda to start with, and say why.",
+        "on a few pairs (prepare runs first), name a beta and a lambda to start with, and say why.",
     )
     hint.add_argument("recipe", help="a YAML file or the name of a shipped recipe")
     hint.add_argument("overrides", nargs="*", metavar="key=value", help="such as model.path=DIR")
+    hint.add_argument(
+        "--scale", type=float, help="the guidance to replace (default: the model family's own)"
+    )
     hint.add_argument("--pairs", type=int, default=256, help="how many pairs (default: 256)")
     verbs.add_parser("env", help="print versions and devices, for bug reports")
     return top
@@ -180,7 +183,7 @@ def _suggest(args: argparse.Namespace) -> int:
     recipe = load_config(args.recipe, args.overrides)
     from mm_cca.jobs import suggest_constants
 
-    print(suggest_constants(recipe, args.pairs))
+    print(suggest_constants(recipe, args.pairs, args.scale))
     return 0
 
 

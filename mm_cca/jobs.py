@@ -50,7 +50,7 @@ def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
     state.destroy_process_group()
 
 
-def suggest_constants(recipe: AnyRecipe, num_pairs: int) -> str:
+def suggest_constants(recipe: AnyRecipe, num_pairs: int, scale: float | None) -> str:
     """Measure the base and name a beta and a lambda to start with.
 
     Raises:
@@ -62,12 +62,14 @@ def suggest_constants(recipe: AnyRecipe, num_pairs: int) -> str:
         raise UserError(f"a {recipe.job} recipe has no beta; name a finetune recipe.")
     if num_pairs < 2:
         raise UserError(f"--pairs is {num_pairs}; allowed: 2 or more.")
+    if scale is not None and scale <= 1:
+        raise UserError(f"--scale is {scale:g}; allowed: more than 1, which is no guidance.")
     _quiet()
     run = RunFolder.of(recipe)
     with locked(run.root):
         _prepare_tokens(recipe, run)
-        blank, wrong, num_codes, scale = measure(recipe, run, num_pairs)
-    return explain(blank, wrong, suggest(blank, wrong, num_codes, scale), num_pairs)
+        measured = measure(recipe, run, num_pairs)
+    return explain(measured, suggest(measured, scale or measured.usual_scale))
 
 
 def _quiet() -> None:

@@ -45,47 +45,62 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What the base says of its own pairs.
+
+    Attributes:
+        blank: log p(x | c) - log p(x).
+        wrong: log p(x | c) - log p(x | wrong c).
+        num_pairs: how many were looked at.
+        num_codes: per image.
+        usual_scale: the guidance that the family's authors sample with.
+    """
+
+    blank: Spread
+    wrong: Spread
+    num_pairs: int
+    num_codes: int
+    usual_scale: float
+
+
+@dataclass(frozen=True)
 class Suggestion:
     """Where to start.
 
     Attributes:
-        beta: at ``num_codes`` codes.
+        beta: at the measured number of codes.
         lambda_: weight of the wrong prompts.
-        num_codes: per image.
         scale: the guidance that is to be replaced.
         wrong_gap: how far guidance of that scale lowers log p(x | wrong prompt), nats per image.
     """
 
     beta: float
     lambda_: float
-    num_codes: int
     scale: float
     wrong_gap: float
 
 
-def suggest(
-    own_minus_blank: Spread, own_minus_wrong: Spread, num_codes: int, scale: float
-) -> Suggestion:
+def suggest(measured: Measured, scale: float) -> Suggestion:
     """From the spread of log p(x | c) - log p(x) and of log p(x | c) - log p(x | c').
 
     Guidance of scale s adds (s - 1) (log p(x | c) - log p(x)) to log p(x | c). For a wrong prompt
     that is negative: it lowers log p(x | c') by about (s - 1) (log p(x) - log p(x | c')), which is
-    (s - 1) (own_minus_wrong - own_minus_blank). CCA's wrong prompts stop teaching once beta times
+    (s - 1) (wrong - blank). CCA's wrong prompts stop teaching once beta times
     their gap is well below -1, so beta is the inverse of that distance. Lambda is kept below
     exp(log p(x | c) - log p(x)), beyond which the optimum
     ``beta * gap = log p(x | c) - log p(x) - log lambda`` (arXiv 2410.09347, section 3) asks the
     model to forget its own pairs.
     """
-    distance = (scale - 1) * (own_minus_wrong.mean - own_minus_blank.mean)
+    distance = (scale - 1) * (measured.wrong.mean - measured.blank.mean)
     # A base that can't tell prompts apart gives no distance; one nat keeps beta at most 1.
     wrong_gap = max(distance, 1.0)
-    bound = math.exp(min(own_minus_blank.low, 50.0))
+    bound = math.exp(min(measured.blank.low, 50.0))
     lambda_ = min(USUAL_LAMBDA, max(1.0, bound))
-    return Suggestion(1 / wrong_gap, lambda_, num_codes, scale, wrong_gap)
+    return Suggestion(1 / wrong_gap, lambda_, scale, wrong_gap)
 
 
-def measure(recipe: Recipe, run: RunFolder, num_pairs: int) -> tuple[Spread, Spread, int, float]:
-    """The two spreads over the first pairs of training, the codes per image, the guidance scale.
+def measure(recipe: Recipe, run: RunFolder, num_pairs: int) -> Measured:
+    """Score the first pairs of training with their own, a wrong and no prompt.
 
     Raises:
         UserError: no token cache yet, or captions that negatives can't be made of.
@@ -112,9 +127,13 @@ def measure(recipe: Recipe, run: RunFolder, num_pairs: int) -> tuple[Spread, Spr
             blank.append((own - without.logps).cpu())
             wrong.append((own.repeat(len(other) // len(own)) - other).cpu())
             bar.update(len(own))
-    scale = recipe.loss.distill_scale or model.defaults.guidance_scale
-    spreads = [Spread.of(torch.cat(values).numpy()) for values in (blank, wrong)]
-    return spreads[0], spreads[1], layout.num_codes, scale
+    return Measured(
+        Spread.of(torch.cat(blank).numpy()),
+        Spread.of(torch.cat(wrong).numpy()),
+        sum(len(part) for part in blank),
+        layout.num_codes,
+        model.defaults.guidance_scale,
+    )
 
 
 def _parts(schedule: Schedule, size: int, num_pairs: int) -> Iterator[Pairs]:
@@ -130,26 +149,27 @@ def _parts(schedule: Schedule, size: int, num_pairs: int) -> Iterator[Pairs]:
             done += size
 
 
-def explain(blank: Spread, wrong: Spread, found: Suggestion, num_pairs: int) -> str:
+def explain(measured: Measured, found: Suggestion) -> str:
     """The suggestion in words, with the overrides to copy."""
+    blank, wrong, codes = measured.blank, measured.wrong, measured.num_codes
     bound = math.exp(min(blank.low, 50.0))
     beta, gap = found.beta, found.wrong_gap
     return f"""\
-Measured on {num_pairs} pairs with the base, in nats per image of {found.num_codes} codes
+Measured on {measured.num_pairs} pairs with the base, in nats per image of {codes} codes
 (mean, and the range of the middle 80 %):
   log p(x|c) - log p(x)             {blank.mean:9.1f}   {blank.low:.1f} to {blank.high:.1f}
   log p(x|c) - log p(x|wrong c)     {wrong.mean:9.1f}   {wrong.low:.1f} to {wrong.high:.1f}
 
 Start with
-  loss.beta={beta:.2g} loss.beta_codes={found.num_codes} loss.lambda_={found.lambda_:.3g}
+  loss.beta={beta:.2g} loss.beta_codes={codes} loss.lambda_={found.lambda_:.3g}
 
 Why. Guidance of scale {found.scale:g} lowers log p(x|wrong c) by about {gap:.0f} nats:
 (scale - 1) * (log p(x) - log p(x|wrong c)). A wrong prompt teaches as long as beta * gap is not
 far below -1, so beta = 1 / {gap:.0f}. A larger beta saturates before the strength of guidance is
 reached (warning "saturated"); a smaller one drags the own prompts down too (warning "collapse").
-Lambda is {USUAL_LAMBDA:g} unless the base hardly knows its prompts: above exp({blank.low:.1f}), that is
-{bound:.3g}, the optimum of one pair in ten asks the model to forget that pair.
+Lambda is {USUAL_LAMBDA:g} unless the base hardly knows its prompts: above exp({blank.low:.1f}),
+here {bound:.3g}, the optimum of one pair in ten asks the model to forget that pair.
 
 To choose by scores:
-  mm-cca sweep RECIPE loss.beta_codes={found.num_codes} \\
+  mm-cca sweep RECIPE loss.beta_codes={codes} \\
     'loss.beta=[{beta / 2:.2g},{beta:.2g},{2 * beta:.2g}]' 'loss.lambda_=[1,10]'"""
