@@ -74,6 +74,13 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("run", type=Path, help="the run folder (run.dir of the recipe)")
     export.add_argument("folder", type=Path, help="where to write the model; must not exist")
     export.add_argument("--merge", action="store_true", help="merge a LoRA into its base")
+    export.add_argument(
+        "--dial",
+        type=float,
+        default=1.0,
+        metavar="A",
+        help="base + A * (trained - base): 0 is the base, 1 (default) as trained, 1.5 beyond",
+    )
     verbs.add_parser("env", help="print versions and devices, for bug reports")
     return top
 
@@ -158,7 +165,7 @@ def _tiny(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from mm_cca.export import export_model
 
-    export_model(args.run, args.folder, merge=args.merge)
+    export_model(args.run, args.folder, merge=args.merge, dial=args.dial)
     print(f"the model of {args.run} is in {args.folder}")
     return 0
 

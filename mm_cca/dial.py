@@ -27,6 +27,19 @@ def dial_lora(module: PeftModel, dial: float) -> None:
             layer.scale_layer(dial)
 
 
+def bake_lora(folder: Path, dial: float) -> None:
+    """Write ``dial`` into a saved LoRA, so that plain peft loads what ``dial_lora`` makes.
+
+    alpha is what peft's scale is computed from; B would have to be rounded.
+    """
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["lora_alpha"] *= dial
+    special = config.get("alpha_pattern") or {}
+    config["alpha_pattern"] = {layer: alpha * dial for layer, alpha in special.items()}
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 @torch.no_grad()
 def dial_full(module: nn.Module, trained: Path, dial: float) -> None:
     """Blend a trained checkpoint into the base, in place.

@@ -393,7 +393,7 @@ def entry(name: str, scale: float = 1.0, dial: float | None = None) -> dict[str,
     scores = {"alignment": {"value": scale}}
     return {
         "name": name,
-        "source": name.split("+")[0],
+        "source": name.partition("+")[0],
         "guidance_scale": scale,
         "dial": dial,
         "scores": {"train": scores},
