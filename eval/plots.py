@@ -9,6 +9,11 @@ from matplotlib.figure import Figure
 
 COLOURS = {"base": "#4c6ef5", "cca": "#e8590c", "control": "#868e96"}
 MARKERS = {"base": "o", "cca": "*", "control": "s"}
+LEGEND = {
+    "base": "base (number: CFG scale)",
+    "cca": "CCA (large star: no guidance, dial 1)",
+    "control": "control (number: CFG scale)",
+}
 
 
 @dataclass(frozen=True)
@@ -21,33 +26,43 @@ class Point:
     y: float
 
 
-def scatter(points: list[Point], x_label: str, y_label: str, *, connect: bool) -> str:
-    """An SVG element: arms as points, the guided sweep of each source joined by a line."""
+def scatter(points: list[Point], x_label: str, y_label: str, *, lines: list[list[int]]) -> str:
+    """An SVG element: arms as points; each of ``lines`` joins those points in its order."""
     figure = Figure(figsize=(5.6, 4.0), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.add_subplot()
-    for source in dict.fromkeys(point.source for point in points):
-        mine = [point for point in points if point.source == source]
+    for line in lines:
+        joined = [points[number] for number in line]
         axes.plot(
-            [p.x for p in mine],
-            [p.y for p in mine],
-            linestyle="-" if connect and len(mine) > 1 else "none",
+            [p.x for p in joined],
+            [p.y for p in joined],
             linewidth=1,
-            marker=MARKERS[source],
-            markersize=15 if source == "cca" else 7,
-            color=COLOURS[source],
-            label="CCA, no guidance" if source == "cca" else f"{source} (number: CFG scale)",
-            zorder=3 if source == "cca" else 2,
+            color=COLOURS[joined[-1].source],
+            zorder=1,
         )
-        for point in mine:
-            axes.annotate(
-                point.label,
-                (point.x, point.y),
-                textcoords="offset points",
-                xytext=(7, 5),
-                fontsize=8,
-                color=COLOURS[source],
-            )
+    named = set()
+    for point in points:
+        is_cca = point.source == "cca"
+        plain = point.label == "cca"
+        axes.plot(
+            [point.x],
+            [point.y],
+            linestyle="none",
+            marker=MARKERS[point.source],
+            markersize=15 if plain else 7,
+            color=COLOURS[point.source],
+            label=None if point.source in named else LEGEND[point.source],
+            zorder=3 if is_cca else 2,
+        )
+        named.add(point.source)
+        axes.annotate(
+            point.label,
+            (point.x, point.y),
+            textcoords="offset points",
+            xytext=(7, 5),
+            fontsize=8,
+            color=COLOURS[point.source],
+        )
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.margins(x=0.15, y=0.12)

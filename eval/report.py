@@ -66,6 +66,7 @@ def render(recipe: Recipe, run: RunFolder, summary: dict[str, Any]) -> str:
         scores=SCORES,
         splits=splits,
         best=best,
+        dialled=bool(recipe.sample.dial),
         cost_plots={s: _cost_plot(summary, s) for s in splits},
         trade_plots={s: _trade_plot(summary, s) for s in splits},
         grids={s: _grid(recipe, run, summary, s, best[s]) for s in splits},
@@ -89,9 +90,38 @@ def _points(summary: dict[str, Any], split: str, x: str, y: str) -> list[Point]:
     for arm in summary["arms"]:
         values = {name: s["value"] for name, s in arm["scores"][split].items()}
         values["forwards"] = arm["forwards_per_image"]
-        label = arm["name"] if arm["guidance_scale"] == 1.0 else f"{arm['guidance_scale']:g}"
-        points.append(Point(arm["source"], label, values[x], values[y]))
+        points.append(Point(arm["source"], _label(arm["name"]), values[x], values[y]))
     return points
+
+
+def _label(name: str) -> str:
+    """``base``, ``3``, ``3 neg1``, ``dial 0.5``: the colour says which source."""
+    source, *parts = name.split("+")
+    words = [part.removeprefix("cfg").replace("dial", "dial ") for part in parts]
+    return " ".join(words) if words else source
+
+
+def sweeps(arms: list[dict[str, Any]]) -> list[list[int]]:
+    """Places of the arms that a line joins, in its order.
+
+    One line for every source and negative prompt, from no guidance to the most; one along the dial,
+    on which the base is 0 and the arm cca 1.
+    """
+    place = {arm["name"]: number for number, arm in enumerate(arms)}
+    lines: dict[tuple[str, str], list[int]] = {}
+    dialled = {0.0: place["base"], 1.0: place["cca"]}
+    for number, arm in enumerate(arms):
+        if arm["guidance_scale"] != 1.0:
+            key = (arm["source"], arm["name"].partition("+neg")[2])
+            lines.setdefault(key, [place[arm["source"]]]).append(number)
+        elif arm["dial"] not in (None, 1.0):
+            dialled[arm["dial"]] = number
+    found = [
+        sorted(line, key=lambda number: arms[number]["guidance_scale"]) for line in lines.values()
+    ]
+    if any(arm["dial"] not in (None, 1.0) for arm in arms):
+        found.append([dialled[a] for a in sorted(dialled)])
+    return found
 
 
 def _cost_plot(summary: dict[str, Any], split: str) -> str:
@@ -99,7 +129,7 @@ def _cost_plot(summary: dict[str, Any], split: str) -> str:
         _points(summary, split, "forwards", "alignment"),
         "forward passes per image",
         "alignment ×100",
-        connect=False,
+        lines=[],
     )
 
 
@@ -108,7 +138,7 @@ def _trade_plot(summary: dict[str, Any], split: str) -> str:
         _points(summary, split, "recall", "frechet_distance"),
         "recall (diversity)",
         "FD (fidelity, lower is better)",
-        connect=True,
+        lines=sweeps(summary["arms"]),
     )
 
 

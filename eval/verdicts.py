@@ -1,5 +1,6 @@
 """Is guidance-free CCA as good as the best guided arm? Paired differences with intervals."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -36,20 +37,23 @@ def verdicts_of(
 ) -> list[dict[str, Any]]:
     """CCA against the base and against the best arm of each guided sweep, split by split.
 
-    The best scale is the one with the highest alignment on the split at hand. A difference is
-    CCA's score minus the other's; its interval resamples prompts, the same ones in both arms.
+    Where there are dials, the same for the best of them. The best scale or dial is the one with the
+    highest alignment on the split at hand. A difference is CCA's score minus the other's; its
+    interval resamples prompts, the same ones in both arms.
     """
     found = []
     for split, truth in truths.items():
         rivals = ["base", *_best_guided(arms, measured, split)]
         if "control" in measured:
             rivals.append("control")
-        for rival in rivals:
-            ours, theirs = measured["cca"][split], measured[rival][split]
+        dialled = [arm.name for arm in arms if arm.dial != 1.0]
+        ours_by_name = ["cca", *_best(dialled, measured, split)]
+        for name, rival in itertools.product(ours_by_name, rivals):
+            ours, theirs = measured[name][split], measured[rival][split]
             found.append(
                 {
                     "split": split,
-                    "arm": "cca",
+                    "arm": name,
                     "against": rival,
                     "alignment": mean_interval(100 * (ours.cosine - theirs.cosine), recipe),
                     "r_at_5": mean_interval(
@@ -66,10 +70,14 @@ def _best_guided(
 ) -> list[str]:
     best = []
     for source in ("base", "control"):
-        guided = [a.name for a in arms if a.source == source and a.guidance_scale != 1.0]
-        if guided:
-            best.append(max(guided, key=lambda name: measured[name][split].cosine.mean()))
+        guided = [arm.name for arm in arms if arm.source == source and arm.is_guided]
+        best += _best(guided, measured, split)
     return best
+
+
+def _best(names: list[str], measured: Mapping[str, Mapping[str, Any]], split: str) -> list[str]:
+    """The one with the highest alignment, or none of none."""
+    return sorted(names, key=lambda name: -measured[name][split].cosine.mean())[:1]
 
 
 def _frechet_difference(

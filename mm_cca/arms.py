@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mm_cca.run import RunFolder
-from mm_cca.schema import Recipe
+from mm_cca.schema import Recipe, SampleConfig
 from mm_cca.tokens import open_cache
 
 SOURCES = ("base", "cca", "control")
@@ -13,16 +13,36 @@ SOURCES = ("base", "cca", "control")
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of drawing: which weights, with how much guidance."""
+    """One way of drawing: which weights, with how much guidance.
+
+    Attributes:
+        source: one of ``SOURCES``.
+        guidance_scale: 1.0 is without guidance.
+        negative_prompt: what guidance leads away from; "" is the prompt that says nothing.
+        dial: 0.0 is the base, 1.0 what training made of it; base and control have no other.
+        negative_number: place of ``negative_prompt`` among those of the recipe that say something.
+    """
 
     source: str
     guidance_scale: float
+    negative_prompt: str = ""
+    dial: float = 1.0
+    negative_number: int = 0
+
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance_scale != 1.0
 
     @property
     def name(self) -> str:
-        if self.guidance_scale == 1.0:
-            return self.source
-        return f"{self.source}+cfg{self.guidance_scale:g}"
+        name = self.source
+        if self.dial != 1.0:
+            name += f"+dial{self.dial:g}"
+        if self.is_guided:
+            name += f"+cfg{self.guidance_scale:g}"
+        if self.is_guided and self.negative_prompt:
+            name += f"+neg{self.negative_number}"
+        return name
 
 
 @dataclass(frozen=True)
@@ -37,11 +57,23 @@ class Prompt:
 
 def arms_of(recipe: Recipe) -> list[Arm]:
     """Every arm of a recipe, base first."""
-    arms = [Arm("base", 1.0), *(Arm("base", s) for s in recipe.sample.guidance_scales)]
-    arms.append(Arm("cca", 1.0))
+    sample = recipe.sample
+    arms = [Arm("base", 1.0), *_guided("base", sample.guidance_scales, sample)]
+    arms += [Arm("cca", 1.0), *_guided("cca", sample.cca_scales, sample)]
+    arms += [Arm("cca", 1.0, dial=a) for a in sample.dial]
     if recipe.train.control:
-        arms += [Arm("control", 1.0), *(Arm("control", s) for s in recipe.sample.control_scales)]
+        arms += [Arm("control", 1.0), *_guided("control", sample.control_scales, sample)]
     return arms
+
+
+def _guided(source: str, scales: list[float], sample: SampleConfig) -> list[Arm]:
+    """The sweep of a source, once per negative prompt."""
+    saying = [text for text in sample.negative_prompts if text]
+    return [
+        Arm(source, scale, text, negative_number=saying.index(text) + 1 if text else 0)
+        for text in sample.negative_prompts
+        for scale in scales
+    ]
 
 
 def prompts_of(recipe: Recipe, run: RunFolder) -> list[Prompt]:

@@ -1,6 +1,6 @@
 """What makes a recipe's values wrong, found without reading data or weights."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mm_cca.negatives import KINDS
@@ -86,6 +86,12 @@ def _terms(value: str, names: tuple[str, ...]) -> dict[str, float]:
 
 def _looks_at_reference(loss: LossConfig) -> bool:
     return any(name in CONTRASTIVE for name in _terms(loss.objective, OBJECTIVES))
+
+
+def _no_two_alike(key: str, values: Sequence[float | str]) -> Check:
+    # Numbers become names of arms with six digits.
+    names = [value if isinstance(value, str) else f"{value:g}" for value in values]
+    return key, values, len(set(names)) == len(names), "no two alike"
 
 
 def _when(condition: bool, check: Callable[[], Check]) -> list[Check]:
@@ -221,6 +227,27 @@ def _sample(recipe: Recipe) -> list[Check]:
         _at_least("sample.num_images", sample.num_images, MIN_IMAGES),
         *(_above("sample.guidance_scales", s, 1) for s in sample.guidance_scales),
         *(_above("sample.control_scales", s, 1) for s in sample.control_scales),
+        *(_above("sample.cca_scales", s, 1) for s in sample.cca_scales),
+        *(
+            ("sample.dial", a, a >= 0 and a != 1, "0 or more, but not 1, which is the arm cca")
+            for a in sample.dial
+        ),
+        (
+            "sample.negative_prompts",
+            sample.negative_prompts,
+            bool(sample.negative_prompts),
+            'one or more texts; [""] guides away from the prompt that says nothing',
+        ),
+        *(
+            _no_two_alike(f"sample.{key}", values)
+            for key, values in (
+                ("guidance_scales", sample.guidance_scales),
+                ("control_scales", sample.control_scales),
+                ("cca_scales", sample.cca_scales),
+                ("dial", sample.dial),
+                ("negative_prompts", sample.negative_prompts),
+            )
+        ),
         *_when(
             sample.temperature is not None,
             lambda: _above("sample.temperature", sample.temperature or 0, 0),

@@ -75,6 +75,13 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("run", type=Path, help="the run folder (run.dir of the recipe)")
     export.add_argument("folder", type=Path, help="where to write the model; must not exist")
     export.add_argument("--merge", action="store_true", help="merge a LoRA into its base")
+    export.add_argument(
+        "--dial",
+        type=float,
+        default=1.0,
+        metavar="A",
+        help="base + A * (trained - base): 0 is the base, 1 (default) as trained, 1.5 beyond",
+    )
     hint = verbs.add_parser(
         "suggest",
         help="measure the base on a few pairs and name a beta and a lambda to start with",
@@ -172,7 +179,7 @@ def _tiny(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from mm_cca.export import export_model
 
-    export_model(args.run, args.folder, merge=args.merge)
+    export_model(args.run, args.folder, merge=args.merge, dial=args.dial)
     print(f"the model of {args.run} is in {args.folder}")
     return 0
 

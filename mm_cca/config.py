@@ -5,12 +5,12 @@ together, before any weight is read.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -42,12 +42,15 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     schema = JOBS[job]
     recipe = OmegaConf.structured(schema)
     found: list[str] = []
+    keys = dict(_known_keys(schema))
+    lists = {key for key, kind in keys.items() if get_origin(kind) is list}
     for key, value in _leaves(raw, schema):
-        if (unknown := _unknown_key(key, schema)) is not None:
+        if (unknown := _unknown_key(key, keys)) is not None:
             found.append(unknown)
             continue
+        bare = key in lists and value is not None and not isinstance(value, list)
         try:
-            OmegaConf.update(recipe, key, value)
+            OmegaConf.update(recipe, key, [value] if bare else value)  # sample.dial=0.5 is [0.5]
         except OmegaConfBaseException as error:
             found.append(f"{key} is {value!r}: {str(error).splitlines()[0]}")
     given = {key for key, _ in _leaves(raw, schema)}
@@ -142,8 +145,7 @@ def _leaves(node: dict[str, Any], schema: type, prefix: str = "") -> Iterator[tu
             yield f"{prefix}{name}", value
 
 
-def _unknown_key(key: str, schema: type) -> str | None:
-    known = list(_known_keys(schema))
+def _unknown_key(key: str, known: Iterable[str]) -> str | None:
     if key in known:
         return None
     near = get_close_matches(key, known, n=1, cutoff=0.5)
@@ -151,11 +153,12 @@ def _unknown_key(key: str, schema: type) -> str | None:
     return f"{key} is no key of this recipe{hint}"
 
 
-def _known_keys(schema: type, prefix: str = "") -> Iterator[str]:
+def _known_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their types."""
     hints = get_type_hints(schema)
     for entry in fields(schema):
         inner = hints[entry.name]
         if is_dataclass(inner):
             yield from _known_keys(inner, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
         else:
-            yield f"{prefix}{entry.name}"
+            yield f"{prefix}{entry.name}", inner

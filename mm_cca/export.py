@@ -1,6 +1,7 @@
 """A finished run as a model folder for others: weights, generation config, model card."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import GenerationConfig
 
 from mm_cca.config import dump, load_config
 from mm_cca.demo import shipped
+from mm_cca.dial import bake_lora
 from mm_cca.errors import UserError
 from mm_cca.run import RunFolder
 from mm_cca.sample import load_source
@@ -39,16 +41,19 @@ HOW = {
 """How the exported model is sampled."""
 
 
-def export_model(run_folder: Path, target: Path, *, merge: bool = False) -> None:
+def export_model(run_folder: Path, target: Path, *, merge: bool = False, dial: float = 1.0) -> None:
     """Write the CCA model of a run so that plain transformers or peft loads it.
 
     A full fine-tune becomes a ``save_pretrained`` folder; a LoRA stays an adapter, or with
-    ``merge`` becomes such a folder too. The folder appears whole or not at all.
+    ``merge`` becomes such a folder too. ``dial`` is baked into the weights, or into an adapter's
+    scale. The folder appears whole or not at all.
 
     Raises:
         UserError: not a run folder, not trained to the end, a target in use, a full fine-tune with
-            ``merge``, a full disk.
+            ``merge``, a dial below 0 or without its base, a full disk.
     """
+    if not 0 <= dial < math.inf:
+        raise UserError(f"--dial is {dial:g}; allowed: 0 (the base) or more, 1 is as trained.")
     recipe = _recipe(run_folder)
     run = RunFolder.of(recipe)
     trained = run_folder / "train" / "model"
@@ -62,16 +67,19 @@ def export_model(run_folder: Path, target: Path, *, merge: bool = False) -> None
     beside = target.with_name(target.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        if merge:
-            model = load_source(recipe, replace(run, root=run_folder), "cca")
-            assert isinstance(model.module, PeftModel)
-            model.module = model.module.merge_and_unload()
+        if merge or (not is_lora and dial != 1.0):
+            model = load_source(recipe, replace(run, root=run_folder), "cca", dial=dial)
+            if isinstance(model.module, PeftModel):
+                model.module = model.module.merge_and_unload()
             beside.mkdir(parents=True)
             model.save(beside)
         else:
             shutil.copytree(trained, beside)
+            if dial != 1.0:
+                bake_lora(beside, dial)
         _write_generation_config(recipe, beside)
-        _card(recipe, run_folder, is_adapter=is_lora and not merge).save(beside / "README.md")
+        card = _card(recipe, run_folder, is_adapter=is_lora and not merge, dial=dial)
+        card.save(beside / "README.md")
         if target.exists():
             target.rmdir()
         beside.rename(target)
@@ -106,7 +114,7 @@ def _write_generation_config(recipe: Recipe, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def _card(recipe: Recipe, run_folder: Path, *, is_adapter: bool) -> ModelCard:
+def _card(recipe: Recipe, run_folder: Path, *, is_adapter: bool, dial: float) -> ModelCard:
     data = ModelCardData(
         base_model=recipe.model.path,
         library_name="peft" if is_adapter else "transformers",
@@ -115,6 +123,11 @@ def _card(recipe: Recipe, run_folder: Path, *, is_adapter: bool) -> ModelCard:
         license="other",
     )
     how = HOW.get(recipe.model.adapter, WITH_MM_CCA)
+    if dial != 1.0:
+        how += (
+            f"\n\n**Dial {dial:g}**: the weights are base + {dial:g} * (trained - base); "
+            f"in the scores below that is the arm `cca+dial{dial:g}`, if it was drawn."
+        )
     licence = LICENCES.get(recipe.model.adapter, "Look up the licence of the base.")
     text = f"""---
 {data.to_yaml()}

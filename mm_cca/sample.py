@@ -19,6 +19,7 @@ from tqdm import tqdm
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import Defaults, Grid, UnifiedModel, grid_of
 from mm_cca.arms import Arm, Prompt, arms_of, prompts_of
+from mm_cca.dial import dial_full, dial_lora
 from mm_cca.errors import UserError
 from mm_cca.run import RunFolder, Stage, write_text
 from mm_cca.sampling import SamplingSettings, image_stream, sample_codes
@@ -34,7 +35,7 @@ def sample_arms(recipe: Recipe, run: RunFolder) -> None:
         UserError: no trained model yet, a changed recipe, a full disk (what was drawn stays).
     """
     prompts = prompts_of(recipe, run)
-    loaded: tuple[str, UnifiedModel] | None = None
+    loaded: tuple[tuple[str, float], UnifiedModel] | None = None
     for arm in arms_of(recipe):
         folder = run.samples / arm.name
         stage = Stage(folder, _settings(recipe, run, arm))
@@ -42,10 +43,11 @@ def sample_arms(recipe: Recipe, run: RunFolder) -> None:
             continue
         if PartialState().is_main_process:
             stage.begin()
-        if loaded is None or loaded[0] != arm.source:
+        weights = (arm.source, arm.dial)
+        if loaded is None or loaded[0] != weights:
             loaded = None
             release_memory()  # or two models would lie on the device at once
-            loaded = (arm.source, load_source(recipe, run, arm.source))
+            loaded = (weights, load_source(recipe, run, arm.source, dial=arm.dial))
         try:
             _draw_arm(loaded[1], recipe, arm, prompts, folder)
         except OSError as error:
@@ -60,19 +62,39 @@ def sample_arms(recipe: Recipe, run: RunFolder) -> None:
         PartialState().wait_for_everyone()
 
 
-def load_source(recipe: Recipe, run: RunFolder, source: str) -> UnifiedModel:
-    """The weights of an arm: the base, or what training wrote. Raises UserError if untrained."""
-    model_config = recipe.model
+def load_source(recipe: Recipe, run: RunFolder, source: str, *, dial: float = 1.0) -> UnifiedModel:
+    """The weights of an arm: the base, or what training wrote, at a ``dial`` between and beyond.
+
+    Raises:
+        UserError: untrained, a checkpoint that can't be read, or a dial whose base is gone.
+    """
     trained = {"cca": run.train / "model", "control": run.control / "model"}.get(source)
     if trained is not None and not trained.is_dir():
         raise UserError(f"{trained} does not exist: run `mm-cca train RECIPE` first.")
-    lora = trained is not None and recipe.train.tuning == "lora"
-    path = model_config.path if trained is None or lora else str(trained)
-    model = load_checkpoint(model_config, path)
-    if lora:
+    if trained is None:
+        model = load_checkpoint(recipe.model)
+    elif recipe.train.tuning == "lora":
+        model = _base_of(recipe, dial)
         model.module = PeftModel.from_pretrained(model.module, str(trained))  # type: ignore[arg-type]
+        dial_lora(model.module, dial)
+    elif dial != 1.0:
+        model = _base_of(recipe, dial)
+        dial_full(model.module, trained, dial)
+    else:
+        model = load_checkpoint(recipe.model, str(trained))
     model.module.eval().requires_grad_(False).to(PartialState().device)
     return model
+
+
+def _base_of(recipe: Recipe, dial: float) -> UnifiedModel:
+    try:
+        return load_checkpoint(recipe.model)
+    except UserError as error:
+        if dial == 1.0:
+            raise
+        raise UserError(
+            f"the dial is {dial:g}, which needs the base beside what was trained: {error}"
+        ) from error
 
 
 def sampling_settings(recipe: Recipe, arm: Arm, defaults: Defaults) -> SamplingSettings:
@@ -83,21 +105,23 @@ def sampling_settings(recipe: Recipe, arm: Arm, defaults: Defaults) -> SamplingS
         temperature=defaults.temperature if s.temperature is None else s.temperature,
         top_k=defaults.top_k if s.top_k is None else s.top_k,
         top_p=defaults.top_p if s.top_p is None else s.top_p,
-        negative_prompt=s.negative_prompt,
+        negative_prompt=arm.negative_prompt,
     )
 
 
 def _settings(recipe: Recipe, run: RunFolder, arm: Arm) -> dict[str, Any]:
-    free = ("batch_size", "guidance_scales", "control_scales")
-    sample = {k: v for k, v in asdict(recipe.sample).items() if k not in free}
+    arms = ("guidance_scales", "control_scales", "cca_scales", "dial", "negative_prompts")
+    sample = {k: v for k, v in asdict(recipe.sample).items() if k not in (*arms, "batch_size")}
     settings = {f"sample.{key}": value for key, value in sample.items()}
     settings |= {f"model.{key}": value for key, value in asdict(recipe.model).items()}
     data = asdict(recipe.data)
     for key in ("path", "caption_column", "split_column", "train_split", "heldout_split"):
         settings[f"data.{key}"] = data[key]
     settings |= {"data.image_size": data["image_size"], "guidance_scale": arm.guidance_scale}
-    if arm.guidance_scale == 1.0:
-        del settings["sample.negative_prompt"]  # nothing is guided by it
+    if arm.is_guided:
+        settings["sample.negative_prompt"] = arm.negative_prompt
+    if arm.dial != 1.0:
+        settings["dial"] = arm.dial
     trained = {"cca": run.train, "control": run.control}.get(arm.source)
     if trained is not None and (trained / "stage.json").exists():
         settings["train"] = json.loads((trained / "stage.json").read_text())["settings"]

@@ -109,10 +109,12 @@ class SampleConfig:
     num_images: int = 256  # per split
     guidance_scales: list[float] = field(default_factory=lambda: [1.5, 2.0, 3.0, 5.0, 7.5])
     control_scales: list[float] = field(default_factory=list)
+    cca_scales: list[float] = field(default_factory=list)  # guide the trained model too
+    dial: list[float] = field(default_factory=list)  # base + a * (trained - base), unguided
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
-    negative_prompt: str = ""
+    negative_prompts: list[str] = field(default_factory=lambda: [""])  # for every guided arm
     batch_size: int = 64
     seed: int = 0
 

@@ -33,7 +33,8 @@ from mm_cca.errors import UserError
 class WithTokenizer(nn.Module):
     """The language model and its image tokenizer side by side, so that both move to the GPU.
 
-    A LoRA's names then start with ``language.``, which plain peft must be told.
+    A LoRA's names then start with ``language.``, which plain peft must be told:
+    ``PeftModel.from_pretrained(llama, folder, key_mapping={r"^language\\.": ""})``.
     """
 
     def __init__(self, language: LlamaForCausalLM, vq: ChameleonVQVAE) -> None:

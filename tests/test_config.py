@@ -165,7 +165,7 @@ def test_all_mistakes_at_once(path: Path):
         "train.max_steps=1.5",
         "train.learning_rate=fast",
         "train.control=perhaps",
-        "train.trackers=tensorboard",
+        "train.trackers=null",
         "sample.guidance_scales=[low]",
         "train.seed=null",
         "train.batch_size=[4]",
@@ -269,6 +269,15 @@ def test_all_missing_keys_at_once(tmp_path: Path):
         ("sample.num_images=3", "4 or more"),
         ("sample.guidance_scales=[1.0]", "more than 1"),
         ("sample.control_scales=[0.5]", "more than 1"),
+        ("sample.cca_scales=[2, 1]", "more than 1"),
+        ("sample.dial=[0.5, 1]", "0 or more, but not 1, which is the arm cca"),
+        ("sample.dial=[-0.5]", "0 or more, but not 1"),
+        ("sample.dial=[0.5, 0.50000001]", "no two alike"),
+        ("sample.guidance_scales=[2, 3, 2.0]", "no two alike"),
+        ("sample.control_scales=[2, 2]", "no two alike"),
+        ("sample.cca_scales=[2, 2]", "no two alike"),
+        ("sample.negative_prompts=[blurry, blurry]", "no two alike"),
+        ("sample.negative_prompts=[]", "one or more texts"),
         ("sample.temperature=0", "more than 0"),
         ("sample.top_k=0", "1 or more"),
         ("sample.top_p=0", "null, or more than 0 and at most 1"),
@@ -296,12 +305,43 @@ def test_value_out_of_range(path: Path, override: str, allowed: str):
         "sample.top_k=1",
         "model.adapter=some.module:Class",
         "sample.guidance_scales=[]",
+        "sample.dial=[0, 1.5]",
+        "sample.negative_prompts=['', blurry]",
         "train.batch_size=8",
         "data.max_zoom=1",
     ],
 )
 def test_value_at_the_edge_is_accepted(path: Path, override: str):
     runs.load_recipe(path, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("sample.dial=0.5", [0.5]),
+        ("sample.guidance_scales=2", [2.0]),
+        ("sample.negative_prompts=blurry", ["blurry"]),
+        ("sample.negative_prompts=''", [""]),
+        ("run.stages=train", ["train"]),
+    ],
+)
+def test_one_bare_value_is_a_list_of_one(path: Path, override: str, found: list[object]):
+    group, _, key = override.partition("=")[0].partition(".")
+    assert getattr(getattr(runs.load_recipe(path, override), group), key) == found
+
+
+def test_one_bare_value_in_the_file(path: Path):
+    values = yaml.safe_load(path.read_text())
+    values["sample"]["dial"] = 0.5
+    assert runs.load_recipe(runs.write_recipe(path, values)).sample.dial == [0.5]
+
+
+def test_a_bare_value_of_a_list_is_still_checked(path: Path):
+    assert "data.image_size is [16]; allowed: [height, width]" in message_of(
+        path, "data.image_size=16"
+    )
+    assert "sample.dial is 'much': " in message_of(path, "sample.dial=much")
+    assert "sample.dial is None: " in message_of(path, "sample.dial=null")
 
 
 def test_keys_that_allow_each_other(path: Path):

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
@@ -15,9 +17,11 @@ from mm_cca.adapters import ADAPTERS, contract
 from mm_cca.adapters.base import ImageHead, UnifiedModel
 from mm_cca.demo.tiny import bpe
 from mm_cca.errors import UserError
+from mm_cca.export import export_model
 from mm_cca.tiny import write_tiny
 from mm_cca.tiny_tokenizers import CAPTIONS
 from tests import runs
+from tests.helpers import assert_close
 
 STRANGER = "tests.example_adapter:AppendedCodes"
 
@@ -92,6 +96,37 @@ def test_a_strangers_model_goes_the_whole_way(folders: Path, tmp_path: Path):
     assert (tmp_path / "run" / "report.html").exists()
     trained = LlamaForCausalLM.from_pretrained(tmp_path / "run" / "train" / "model")
     assert trained.config.vocab_size == LlamaConfig.from_pretrained(where["path"]).vocab_size
+
+
+def test_plain_peft_reads_a_strangers_lora_once_told_the_prefix(folders: Path, tmp_path: Path):
+    """The lines of CONTRIBUTING; and that they are needed."""
+    where = _where(folders, STRANGER)
+    values = runs.tiny_recipe(tmp_path, Path(str(where["path"])), runs.two_splits(tmp_path / "d"))
+    values["model"].update(adapter=STRANGER, image_tokenizer=where["image_tokenizer"])
+    values["data"]["image_size"] = [64, 64]
+    values["train"].update(tuning="lora", reference="lora", lora_rank=2)
+    runs.do(runs.write_recipe(tmp_path / "recipe.yaml", values))
+    adapter = str(tmp_path / "run" / "train" / "model")
+
+    @torch.no_grad()
+    def logits(**told: object) -> torch.Tensor:
+        llama = LlamaForCausalLM.from_pretrained(where["path"])
+        ids = torch.tensor([[1, 5, 9]])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return PeftModel.from_pretrained(llama, adapter, **told)(input_ids=ids).logits
+
+    export_model(tmp_path / "run", tmp_path / "merged", merge=True)
+    merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged")
+    expected = merged(input_ids=torch.tensor([[1, 5, 9]])).logits
+    told = logits(key_mapping={r"^language\.": ""})
+    assert_close(told, expected, 1e-4)
+    assert (logits() - told).abs().max() > 1e-3
+
+
+def test_the_lines_for_peft_are_those_of_contributing():
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    assert 'key_mapping={r"^language\\.": ""}' in text
 
 
 @pytest.fixture

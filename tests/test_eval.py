@@ -12,6 +12,7 @@ import torch
 from mm_cca.eval.clip import cosines, load_scorer, retrieval_ranks
 from mm_cca.eval.fid import frechet_distance, kernel_distance, precision_recall
 from mm_cca.eval.intervals import mean_interval
+from mm_cca.eval.report import best_guided, sweeps
 from scipy.linalg import sqrtm
 
 from mm_cca import cli
@@ -21,7 +22,21 @@ from mm_cca.errors import UserError
 from mm_cca.schema import Recipe
 from tests import runs
 
-ARMS = ["base", "base+cfg2", "base+cfg3", "cca", "control", "control+cfg2"]
+ARMS = [
+    "base",
+    "base+cfg2",
+    "base+cfg3",
+    "base+cfg2+neg1",
+    "base+cfg3+neg1",
+    "cca",
+    "cca+cfg2",
+    "cca+cfg2+neg1",
+    "cca+dial1.5",
+    "cca+dial0.5",
+    "control",
+    "control+cfg2",
+    "control+cfg2+neg1",
+]
 SCORES = {
     "alignment",
     "r_at_1",
@@ -190,6 +205,7 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     values["data"]["heldout_split"] = "heldout"
     values["train"] |= {"control": True, "max_steps": 3}
     values["sample"] |= {"guidance_scales": [2.0, 3.0], "control_scales": [2.0], "num_images": 8}
+    values["sample"] |= {"cca_scales": 2, "dial": [1.5, 0.5], "negative_prompts": ["", "red owl"]}
     values["eval"]["scorer"] = f"local-dir:{write_scorer(folder / 'scorer')}"
     recipe = runs.write_recipe(folder / "recipe.yaml", values)
     assert cli.main(["run", str(recipe)]) == 0
@@ -206,12 +222,26 @@ def test_report_json_has_every_arm(report: dict[str, Any]):
     assert [arm["name"] for arm in report["arms"]] == ARMS
     for arm in report["arms"]:
         guided = "cfg" in arm["name"]
-        assert arm["guidance_scale"] == (float(arm["name"][-1]) if guided else 1.0)
+        assert arm["guidance_scale"] == (float(arm["name"].split("cfg")[1][0]) if guided else 1.0)
         assert arm["forwards_per_image"] == (32 if guided else 16)
-        assert arm["dial"] is None
+        negative = "red owl" if arm["name"].endswith("neg1") else ""
+        assert arm["negative_prompt"] == (negative if guided else None)
         assert arm["source"] == arm["name"].split("+")[0]
         assert arm["num_images"] == 16
         assert arm["seconds_per_image"] > 0
+
+
+def test_report_json_dials(report: dict[str, Any]):
+    dials = {arm["name"]: arm["dial"] for arm in report["arms"]}
+    trained = {name: dial for name, dial in dials.items() if name.startswith("cca")}
+    assert trained == {
+        "cca": 1.0,
+        "cca+cfg2": 1.0,
+        "cca+cfg2+neg1": 1.0,
+        "cca+dial0.5": 0.5,
+        "cca+dial1.5": 1.5,
+    }
+    assert {dials[name] for name in dials.keys() - trained.keys()} == {None}
 
 
 def every_score(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -238,21 +268,21 @@ def test_report_json_scores(report: dict[str, Any]):
 def test_report_json_verdicts(report: dict[str, Any]):
     best = {}
     for split in ("train", "heldout"):
-        for source in ("base", "control"):
-            guided = [a for a in report["arms"] if a["name"].startswith(f"{source}+")]
+        for start in ("base+", "control+", "cca+dial"):
+            guided = [a for a in report["arms"] if a["name"].startswith(start)]
             top = max(guided, key=lambda a: a["scores"][split]["alignment"]["value"])
-            best[split, source] = top["name"]
+            best[split, start] = top["name"]
     expected = [
-        (split, rival)
+        (split, ours, rival)
         for split in ("train", "heldout")
-        for rival in ("base", best[split, "base"], best[split, "control"], "control")
+        for ours in ("cca", best[split, "cca+dial"])
+        for rival in ("base", best[split, "base+"], best[split, "control+"], "control")
     ]
-    assert [(v["split"], v["against"]) for v in report["verdicts"]] == expected
+    assert [(v["split"], v["arm"], v["against"]) for v in report["verdicts"]] == expected
     scores = {arm["name"]: arm["scores"] for arm in report["arms"]}
     for verdict in report["verdicts"]:
-        assert verdict["arm"] == "cca"
         for name in ("alignment", "r_at_5", "frechet_distance"):
-            ours = scores["cca"][verdict["split"]][name]["value"]
+            ours = scores[verdict["arm"]][verdict["split"]][name]["value"]
             theirs = scores[verdict["against"]][verdict["split"]][name]["value"]
             assert verdict[name]["value"] == pytest.approx(ours - theirs, abs=1e-4)
             assert verdict[name]["low"] <= verdict[name]["high"]
@@ -341,7 +371,7 @@ def test_report_html_is_self_contained(page: Page):
 
 
 def test_report_html_has_a_row_for_every_arm(page: Page, report: dict[str, Any]):
-    tables = [table for table in page.tables if "cca" in table]
+    tables = [table for table in page.tables if "real images" in table]
     assert len(tables) == 2, "one per split"
     for table in tables:
         arms = [name.removesuffix(" (best CFG)") for name in table]
@@ -355,8 +385,54 @@ def test_report_html_shows_the_prompts_of_the_grid(page: Page, finished: Path):
     for split in ("train", "heldout"):
         captions = [line["prompt"] for line in lines if line["split"] == split][:3]
         assert captions in page.tables
-    # Two grids of 3 rows: real, base, base's best, cca, control, control's best.
-    assert page.tags.count("img") == 2 * 3 * 6
+    # Two grids of 3 rows: real, base, base's best, cca, two dials, control, control's best.
+    assert page.tags.count("img") == 2 * 3 * 8
+
+
+def entry(name: str, scale: float = 1.0, dial: float | None = None) -> dict[str, Any]:
+    scores = {"alignment": {"value": scale}}
+    return {
+        "name": name,
+        "source": name.partition("+")[0],
+        "guidance_scale": scale,
+        "dial": dial,
+        "scores": {"train": scores},
+    }
+
+
+def test_lines_of_the_plot():
+    """The guided sweep of each source and negative prompt; the dial from base through cca."""
+    arms = [
+        entry("base"),
+        entry("base+cfg3", 3.0),
+        entry("base+cfg2", 2.0),
+        entry("base+cfg2+neg1", 2.0),
+        entry("cca", dial=1.0),
+        entry("cca+cfg9", 9.0, dial=1.0),
+        entry("cca+dial1.5", dial=1.5),
+        entry("cca+dial0.5", dial=0.5),
+        entry("control"),
+    ]
+    names = [[arms[number]["name"] for number in line] for line in sweeps(arms)]
+    assert names == [
+        ["base", "base+cfg2", "base+cfg3"],
+        ["base", "base+cfg2+neg1"],
+        ["cca", "cca+cfg9"],
+        ["base", "cca+dial0.5", "cca", "cca+dial1.5"],
+    ]
+    assert sweeps([arms[0], arms[4], arms[8]]) == []
+    assert best_guided({"arms": arms}, "train") == "base+cfg3"
+    assert best_guided({"arms": arms}, "train", "control") is None
+
+
+def test_labels_of_the_plot(finished: Path):
+    html = (finished.parent / "run" / "report.html").read_text(encoding="utf-8")
+    plots = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+    assert len(plots) == 4
+    for plot in plots:
+        said = re.findall(r"<text[^>]*>([^<]*)</text>", plot)
+        labels = ("base", "2", "3", "2 neg1", "3 neg1", "cca", "dial 0.5", "dial 1.5", "control")
+        assert set(labels) <= set(said)
 
 
 def test_second_run_changes_nothing(finished: Path, report: dict[str, Any]):

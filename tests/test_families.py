@@ -14,12 +14,15 @@ from transformers import (
     JanusForConditionalGeneration,
 )
 
-from mm_cca import cli
+from mm_cca import cli, load_adapter
 from mm_cca.adapters import ADAPTERS
+from mm_cca.adapters.base import grid_of
 from mm_cca.adapters.chameleon import Chameleon
 from mm_cca.errors import UserError
+from mm_cca.export import export_model
 from mm_cca.tiny import FAMILIES, write_tiny
 from tests import runs
+from tests.helpers import assert_close
 
 STOCK = {
     "emu3": Emu3ForConditionalGeneration,
@@ -76,6 +79,42 @@ def test_whole_pipeline(family: str, folder: Path, prepared: Path, tmp_path: Pat
     moved = [n for n, x in before.items() if not torch.equal(x, after[n])]
     assert moved, "training changed no weight that stock classes read"
     assert not [n for n in moved if "vqmodel" in n or "vision_model" in n]
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_an_exported_run_is_read_by_stock_classes(
+    family: str, folder: Path, prepared: Path, tmp_path: Path, tuning: str
+):
+    keys = [f"run.dir={tmp_path / 'run'}", f"train.tuning={tuning}"]
+    if tuning == "lora":
+        keys += ["train.reference=lora", "train.lora_rank=2"]
+    runs.do(prepared, *keys, stages=["train"])
+    expected = _reload(family, folder, tmp_path / "run" / "train" / "model", tuning).state_dict()
+    export_model(tmp_path / "run", tmp_path / "out")
+    _same_weights(_reload(family, folder, tmp_path / "out", tuning), expected)
+    whole = tmp_path / "out"
+    if tuning == "lora":
+        whole = tmp_path / "merged"
+        export_model(tmp_path / "run", whole, merge=True)
+        _same_weights(_reload(family, folder, whole, "full"), expected)
+    base = STOCK[family].from_pretrained(folder).state_dict()
+    assert [name for name, value in base.items() if not torch.equal(value, expected[name])]
+    assert (whole / "README.md").exists()
+    # It draws again: the decoder, which stock Chameleon does not know, came along.
+    recipe = runs.load_recipe(prepared)
+    tokenizer = recipe.model.image_tokenizer
+    again = load_adapter(family, str(whole), image_tokenizer=tokenizer)
+    first = load_adapter(family, str(folder), image_tokenizer=tokenizer)
+    grid = grid_of(again, recipe.data.image_size)
+    codes = torch.arange(grid[0] * grid[1])[None] % again.num_codes
+    assert torch.equal(again.decode(codes, grid), first.decode(codes, grid))
+
+
+def _same_weights(model: torch.nn.Module, expected: dict[str, torch.Tensor]) -> None:
+    found = model.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert_close(value, expected[name], 0)
 
 
 def _reload(family: str, base: Path, model: Path, tuning: str) -> torch.nn.Module:

@@ -1,12 +1,15 @@
 """The janus adapter against stock transformers, on tiny random weights."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
 from mm_cca import load_adapter
@@ -15,11 +18,15 @@ from mm_cca.errors import UserError
 from mm_cca.logprobs import CodeLogProbs
 from mm_cca.padding import left_pad
 from mm_cca.reference import attach_lora
+from mm_cca.run import RunFolder
+from mm_cca.sample import load_source
 from mm_cca.sampling import SamplingSettings, sample_codes
 from mm_cca.tiny import write_tiny
+from tests import runs
 from tests.helpers import assert_close
 
 GRID = (4, 4)
+HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 PROMPTS = ["red owl, noto style", "a", "small waving hand and three green owls"]
 
 
@@ -178,3 +185,44 @@ def test_the_text_head_is_frozen_unless_tied(model: UnifiedModel):
     assert any(part is head for part in model.frozen())
     head.weight = model.module.model.language_model.embed_tokens.weight
     assert not any(part is head for part in model.frozen())
+
+
+def _tied(folder: Path, target: Path) -> Path:
+    model = JanusForConditionalGeneration.from_pretrained(folder)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    shutil.copytree(folder, target)
+    model.save_pretrained(target)
+    assert HEAD not in load_file(target / "model.safetensors")
+    return target
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_tied_text_head_goes_the_whole_way(folder: Path, tmp_path: Path, tuning: str):
+    base = _tied(folder, tmp_path / "tied")
+    values = runs.tiny_recipe(tmp_path, base, runs.two_splits(tmp_path / "data.parquet"))
+    values["model"]["adapter"] = "janus"
+    values["data"]["image_size"] = [64, 64]
+    values["train"] |= {"tuning": tuning, "max_steps": 2}
+    values["train"] |= {"reference": "lora", "lora_rank": 2} if tuning == "lora" else {}
+    recipe = runs.do(runs.write_recipe(tmp_path / "recipe.yaml", values))
+    trained = tmp_path / "run" / "train" / "model"
+    before = JanusForConditionalGeneration.from_pretrained(base)
+    if tuning == "full":
+        assert HEAD not in load_file(trained / "model.safetensors")
+        after = JanusForConditionalGeneration.from_pretrained(trained)
+    else:
+        loaded = JanusForConditionalGeneration.from_pretrained(base)
+        after = PeftModel.from_pretrained(loaded, str(trained)).merge_and_unload()
+    assert after.lm_head.weight is after.get_parameter(EMBEDDING)
+    moved = not torch.equal(after.get_parameter(EMBEDDING), before.get_parameter(EMBEDDING))
+    assert moved == (tuning == "full")  # a LoRA leaves the embedding alone
+    layer = "model.language_model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(after.get_parameter(layer), before.get_parameter(layer))
+    ours = load_source(recipe, RunFolder.of(recipe), "cca")
+    if tuning == "lora":
+        ours.module = ours.module.merge_and_unload()
+    found, expected = ours.module.state_dict(), after.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert_close(value, expected[name], 0)

@@ -76,6 +76,84 @@ def test_arms_of_a_recipe(drawn: Path):
     assert arms_of(recipe)[1] == Arm("base", 2.0)
 
 
+def test_scales_and_dials_of_the_trained_model(drawn: Path):
+    recipe = runs.load_recipe(drawn, "sample.cca_scales=1.5", "sample.dial=[0.5, 1.25]")
+    assert [arm.name for arm in arms_of(recipe)][2:] == [
+        "cca",
+        "cca+cfg1.5",
+        "cca+dial0.5",
+        "cca+dial1.25",
+    ]
+    assert arms_of(recipe)[4] == Arm("cca", 1.0, dial=0.5)
+
+
+def test_every_guided_arm_once_per_negative_prompt(drawn: Path):
+    words = "sample.negative_prompts=['', blurry, text]"
+    recipe = runs.load_recipe(drawn, words, "sample.guidance_scales=[2, 3]", "sample.cca_scales=2")
+    assert {arm.name: arm.negative_prompt for arm in arms_of(recipe)} == {
+        "base": "",
+        "base+cfg2": "",
+        "base+cfg3": "",
+        "base+cfg2+neg1": "blurry",
+        "base+cfg3+neg1": "blurry",
+        "base+cfg2+neg2": "text",
+        "base+cfg3+neg2": "text",
+        "cca": "",
+        "cca+cfg2": "",
+        "cca+cfg2+neg1": "blurry",
+        "cca+cfg2+neg2": "text",
+    }
+    only = runs.load_recipe(drawn, "sample.negative_prompts=blurry")
+    assert arms_of(only)[1].name == "base+cfg2+neg1"
+
+
+def test_new_arms_leave_the_others_alone_and_note_what_decides_them(again: Path):
+    """Their pictures differ from those of their neighbours, and dial 0 draws the base's."""
+    folder = again.parent / "run" / "samples"
+    before = runs.mtimes_of(folder)
+    options = ["sample.negative_prompts=['', red owl]", "sample.cca_scales=2"]
+    sample(again, *options, "sample.dial=[0, 0.5, 30]")
+    after = runs.mtimes_of(folder)
+    assert {name: after[name] for name in before} == before
+    sets = {path.name: pictures(path) for path in folder.iterdir()}
+    assert set(sets) == {
+        *ARMS,
+        "base+cfg2+neg1",
+        "cca+cfg2",
+        "cca+cfg2+neg1",
+        "cca+dial0",
+        "cca+dial0.5",
+        "cca+dial30",
+    }
+    assert sets["cca+dial0"] == sets["base"]
+    assert sets["cca+dial30"] != sets["cca"]
+    assert sets["base+cfg2+neg1"] != sets["base+cfg2"]
+    settings = {
+        name: json.loads((folder / name / "stage.json").read_text())["settings"] for name in sets
+    }
+    keys = ("guidance_scale", "sample.negative_prompt", "dial")
+    noted = {name: [s.get(key, "-") for key in keys] for name, s in settings.items()}
+    assert noted == {
+        "base": [1.0, "-", "-"],
+        "base+cfg2": [2.0, "", "-"],
+        "base+cfg2+neg1": [2.0, "red owl", "-"],
+        "cca": [1.0, "-", "-"],
+        "cca+cfg2": [2.0, "", "-"],
+        "cca+cfg2+neg1": [2.0, "red owl", "-"],
+        "cca+dial0": [1.0, "-", 0.0],
+        "cca+dial0.5": [1.0, "-", 0.5],
+        "cca+dial30": [1.0, "-", 30.0],
+    }
+    listed = ("sample.guidance_scales", "sample.dial", "sample.negative_prompts")
+    assert not [s for s in settings.values() if set(listed) & set(s)]
+
+
+def test_another_text_under_the_same_number_is_refused(again: Path):
+    sample(again, "sample.negative_prompts=blurry")
+    with pytest.raises(UserError, match="negative_prompt: was 'blurry', is now 'text'"):
+        sample(again, "sample.negative_prompts=text")
+
+
 def test_prompts_are_half_of_a_split_at_most_and_the_rest_is_reference(drawn: Path):
     for wanted, counts in ((100, (8, 6)), (5, (5, 5)), (4, (4, 4))):
         recipe = runs.load_recipe(drawn, f"sample.num_images={wanted}")
@@ -268,4 +346,4 @@ def test_slow_rank_leaves_no_prompt_out(again: Path, monkeypatch: pytest.MonkeyP
 
 def frozen(recipe: Recipe) -> Callable[..., UnifiedModel]:
     model = frozen_model(recipe)
-    return lambda *_: model
+    return lambda *_, **__: model

@@ -70,6 +70,63 @@ def test_decoder_equals_januss_where_the_two_are_the_same_network():
     assert_close(images, stock(latents.clone()), 1e-5)
 
 
+def metas_decoder() -> dict[str, tuple[int, ...]]:
+    """Parameters of taming-transformers' Decoder with the ddconfig of Meta's vqgan.yaml.
+
+    That is ch 128, ch_mult [1, 1, 2, 2, 4], num_res_blocks 2, attn_resolutions [], z_channels 256
+    and out_ch 3.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def layer(name: str, *shape: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
+
+    def block(name: str, inside: int, outside: int) -> None:
+        layer(f"{name}.norm1", inside)
+        layer(f"{name}.conv1", outside, inside, 3, 3)
+        layer(f"{name}.norm2", outside)
+        layer(f"{name}.conv2", outside, outside, 3, 3)
+        if inside != outside:
+            layer(f"{name}.nin_shortcut", outside, inside, 1, 1)
+
+    layer("conv_in", 512, 256, 3, 3)
+    block("mid.block_1", 512, 512)
+    layer("mid.attn_1.norm", 512)
+    for part in ("q", "k", "v", "proj_out"):
+        layer(f"mid.attn_1.{part}", 512, 512, 1, 1)
+    block("mid.block_2", 512, 512)
+    channels = {4: (512, 512), 3: (512, 256), 2: (256, 256), 1: (256, 128), 0: (128, 128)}
+    for level, (inside, outside) in channels.items():
+        block(f"up.{level}.block.0", inside, outside)
+        block(f"up.{level}.block.1", outside, outside)
+        block(f"up.{level}.block.2", outside, outside)
+        if level > 0:
+            layer(f"up.{level}.upsample.conv", outside, outside, 3, 3)
+    layer("norm_out", 128)
+    layer("conv_out", 3, 128, 3, 3)
+    return shapes
+
+
+def test_names_and_shapes_are_those_of_metas_vqgan():
+    with torch.device("meta"):
+        decoder = VQDecoder(
+            ChameleonVQVAEConfig(
+                embed_dim=256,
+                num_embeddings=8192,
+                latent_channels=256,
+                resolution=512,
+                base_channels=128,
+                channel_multiplier=[1, 1, 2, 2, 4],
+                num_res_blocks=2,
+                attn_resolutions=[],
+            )
+        )
+    found = {name: tuple(value.shape) for name, value in decoder.state_dict().items()}
+    expected = metas_decoder()
+    assert len(expected) == 2 * (3 + 4 + 5 + 4 + 15 * 4 + 2 + 4)
+    assert found == expected
+
+
 @torch.no_grad()
 def test_encoder_from_a_taming_file_equals_the_stock_one(halves, tmp_path: Path):
     vq, decoder = halves
