@@ -1,6 +1,7 @@
 """The report's plots, as SVG text."""
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -26,7 +27,14 @@ class Point:
     y: float
 
 
-def scatter(points: list[Point], x_label: str, y_label: str, *, lines: list[list[int]]) -> str:
+def scatter(
+    points: list[Point],
+    x_label: str,
+    y_label: str,
+    *,
+    lines: list[list[int]],
+    legend: Mapping[str, str] = LEGEND,
+) -> str:
     """An SVG element: arms as points; each of ``lines`` joins those points in its order."""
     figure = Figure(figsize=(5.6, 4.0), layout="constrained")
     FigureCanvasSVG(figure)
@@ -51,7 +59,7 @@ def scatter(points: list[Point], x_label: str, y_label: str, *, lines: list[list
             marker=MARKERS[point.source],
             markersize=15 if plain else 7,
             color=COLOURS[point.source],
-            label=None if point.source in named else LEGEND[point.source],
+            label=None if point.source in named else legend[point.source],
             zorder=3 if is_cca else 2,
         )
         named.add(point.source)

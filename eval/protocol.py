@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
+from mm_cca.eval.attributes import Question, answers, questions_of
 from mm_cca.eval.clip import Scorer, cosines, load_scorer, open_images, retrieval_ranks
 from mm_cca.eval.fid import frechet_distance, kernel_distance, precision_recall
 from mm_cca.eval.intervals import mean_interval
+from mm_cca.eval.text import measure_text
 from mm_cca.eval.verdicts import verdicts_of
 from PIL import Image
 from tqdm import tqdm
@@ -24,6 +26,7 @@ from mm_cca.arms import Arm, Prompt, arms_of, prompts_of, reference_rows
 from mm_cca.checks import MIN_IMAGES
 from mm_cca.data import decode_image, load_split
 from mm_cca.errors import UserError
+from mm_cca.negatives import load_words
 from mm_cca.run import RunFolder, Stage, write_json
 from mm_cca.sample import load_source, read_manifest
 from mm_cca.schema import Recipe
@@ -42,6 +45,7 @@ class SplitTruth:
         captions: [c, F] features of all distinct captions.
         own: [n] index of each prompt's caption among them.
         reference: [m, F] features of the real images that no prompt was drawn from.
+        questions: of ``eval.attributes``, by kind.
     """
 
     prompts: list[Prompt]
@@ -49,6 +53,7 @@ class SplitTruth:
     captions: torch.Tensor
     own: torch.Tensor
     reference: torch.Tensor
+    questions: dict[str, Question]
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Measured:
 
     cosine: np.ndarray
     rank: np.ndarray
+    attributes: dict[str, np.ndarray]
     features: torch.Tensor
 
 
@@ -82,7 +88,8 @@ def evaluate_arms(recipe: Recipe, run: RunFolder) -> None:
     prompts = prompts_of(recipe, run)
     truths = _truths(recipe, run, scorer, prompts)
     measured: dict[str, dict[str, Measured]] = {}
-    names = [*FLOORS, *(arm.name for arm in arms)]
+    floors = FLOORS if "base" in recipe.run.sources else ()
+    names = [*floors, *(arm.name for arm in arms)]
     for name in tqdm(names, desc="scoring", unit="arm"):
         images = _floor_images(recipe, run, name) if name in FLOORS else None
         measured[name] = {
@@ -92,11 +99,14 @@ def evaluate_arms(recipe: Recipe, run: RunFolder) -> None:
         "arms": [_arm_entry(recipe, run, arm, measured[arm.name], truths) for arm in arms],
         "floors": {
             name: {s: _scores(recipe, m, truths[s]) for s, m in measured[name].items()}
-            for name in FLOORS
+            for name in floors
         },
         "verdicts": verdicts_of(recipe, arms, measured, truths),
         "protocol": _protocol(recipe, scorer, truths),
     }
+    if recipe.eval.text_nll is not None:
+        sources = list(dict.fromkeys(arm.source for arm in arms))
+        summary["text_nll"] = measure_text(recipe, run, sources)
     for entry in summary["arms"]:
         write_json(run.eval / f"{entry['name']}.json", entry)
     write_json(run.eval / "summary.json", summary)
@@ -138,7 +148,13 @@ def _truths(
                 f"with; scores need at least {MIN_IMAGES} of each, so {2 * MIN_IMAGES} usable rows."
             )
         reference = scorer.image_features(real_images(recipe, run, split, rows.tolist()))
-        truths[split] = SplitTruth(mine, captions[own], captions, own, reference)
+        questions = questions_of(
+            [p.caption for p in mine],
+            recipe.eval.attributes,
+            load_words(recipe.data.attribute_words),
+            scorer.text_features,
+        )
+        truths[split] = SplitTruth(mine, captions[own], captions, own, reference, questions)
     return truths
 
 
@@ -193,6 +209,10 @@ def _measure(
     return Measured(
         cosine=cosines(features, truth.texts).numpy(),
         rank=retrieval_ranks(features, truth.captions, truth.own).numpy(),
+        attributes={
+            kind: answers(features, truth.texts, question)
+            for kind, question in truth.questions.items()
+        },
         features=features,
     )
 
@@ -211,6 +231,11 @@ def _scores(recipe: Recipe, measured: Measured, truth: SplitTruth) -> dict[str, 
         },
         "precision": {"value": precision},
         "recall": {"value": recall},
+        **{
+            f"attribute_{kind}": mean_interval(right, recipe)
+            | {"count": len(right), "chance": truth.questions[kind].chance}
+            for kind, right in measured.attributes.items()
+        },
     }
 
 

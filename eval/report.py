@@ -63,7 +63,7 @@ def render(recipe: Recipe, run: RunFolder, summary: dict[str, Any]) -> str:
     best = {split: best_guided(summary, split) for split in splits}
     return environment.get_template("report.html.j2").render(
         summary=summary,
-        scores=SCORES,
+        scores=scores_of(summary),
         splits=splits,
         best=best,
         dialled=bool(recipe.sample.dial),
@@ -75,6 +75,22 @@ def render(recipe: Recipe, run: RunFolder, summary: dict[str, Any]) -> str:
         loss=asdict(recipe.loss),
         train=asdict(recipe.train),
     )
+
+
+def scores_of(summary: dict[str, Any]) -> dict[str, tuple[str, str, int]]:
+    """Label, hint and digits of every score of the summary, attributes last."""
+    found = dict(SCORES)
+    for arm in summary["arms"]:
+        for scores in arm["scores"].values():
+            for name in scores:
+                kind = name.removeprefix("attribute_")
+                if name != kind:
+                    chance = scores[name]["chance"]
+                    hint = (
+                        f"the own caption fits better than with another {kind}; chance {chance:.2f}"
+                    )
+                    found[name] = (f"{kind.replace('_', ' ')} right", hint, 3)
+    return found
 
 
 def best_guided(summary: dict[str, Any], split: str, source: str = "base") -> str | None:
@@ -109,11 +125,12 @@ def sweeps(arms: list[dict[str, Any]]) -> list[list[int]]:
     """
     place = {arm["name"]: number for number, arm in enumerate(arms)}
     lines: dict[tuple[str, str], list[int]] = {}
-    dialled = {0.0: place["base"], 1.0: place["cca"]}
+    dialled = {a: place[name] for a, name in ((0.0, "base"), (1.0, "cca")) if name in place}
     for number, arm in enumerate(arms):
         if arm["guidance_scale"] != 1.0:
             key = (arm["source"], arm["name"].partition("+neg")[2])
-            lines.setdefault(key, [place[arm["source"]]]).append(number)
+            first = [place[arm["source"]]] if arm["source"] in place else []
+            lines.setdefault(key, first).append(number)
         elif arm["dial"] not in (None, 1.0):
             dialled[arm["dial"]] = number
     found = [
@@ -176,36 +193,45 @@ def _png(image: Image.Image) -> str:
 def print_table(summary: dict[str, Any], report: Path) -> None:
     """The arm table and the path of the report."""
     console = Console()
-    for split, count in summary["protocol"]["num_prompts"].items():
-        table = Table(title=f"{split}: {count} prompts, scored by {summary['protocol']['scorer']}")
-        table.caption = "* best CFG; in brackets: real images, and what the tokenizer makes of them"
-        table.add_column("arm", no_wrap=True)
-        for heading in ("alignment", "R@5", "FD", "recall", "forwards", "img/s"):
-            table.add_column(heading, justify="right")
-        best = best_guided(summary, split)
-        for arm in summary["arms"]:
-            s = {name: score["value"] for name, score in arm["scores"][split].items()}
-            table.add_row(
-                arm["name"] + (" *" if arm["name"] == best else ""),
-                f"{s['alignment']:.1f}",
-                f"{s['r_at_5']:.3f}",
-                f"{s['frechet_distance']:.2f}",
-                f"{s['recall']:.3f}",
-                str(arm["forwards_per_image"]),
-                f"{1 / arm['seconds_per_image']:.1f}",
-                style="bold" if arm["name"] == "cca" else None,
-            )
-        for name, floor in summary["floors"].items():
-            s = {key: score["value"] for key, score in floor[split].items()}
-            table.add_row(
-                f"({name})",
-                f"{s['alignment']:.1f}",
-                f"{s['r_at_5']:.3f}",
-                f"{s['frechet_distance']:.2f}",
-                f"{s['recall']:.3f}",
-                "-",
-                "-",
-                style="dim",
-            )
-        console.print(table)
+    for split in summary["protocol"]["num_prompts"]:
+        console.print(score_table(summary, split, bold="cca", best=best_guided(summary, split)))
     console.print(f"report: {report}", soft_wrap=True)
+
+
+def score_table(
+    summary: dict[str, Any], split: str, *, bold: str | None, best: str | None
+) -> Table:
+    """The arms of a split, one of them in bold, the best guided one with a star."""
+    count = summary["protocol"]["num_prompts"][split]
+    table = Table(title=f"{split}: {count} prompts, scored by {summary['protocol']['scorer']}")
+    table.caption = "* best CFG; in brackets: real images, and what the tokenizer makes of them"
+    table.add_column("arm", no_wrap=True)
+    for heading in ("alignment", "R@1", "R@5", "FD", "recall", "forwards", "img/s"):
+        table.add_column(heading, justify="right")
+    for arm in summary["arms"]:
+        s = {name: score["value"] for name, score in arm["scores"][split].items()}
+        table.add_row(
+            arm["name"] + (" *" if arm["name"] == best else ""),
+            f"{s['alignment']:.1f}",
+            f"{s['r_at_1']:.3f}",
+            f"{s['r_at_5']:.3f}",
+            f"{s['frechet_distance']:.2f}",
+            f"{s['recall']:.3f}",
+            str(arm["forwards_per_image"]),
+            f"{1 / arm['seconds_per_image']:.1f}",
+            style="bold" if arm["name"] == bold else None,
+        )
+    for name, floor in summary["floors"].items():
+        s = {key: score["value"] for key, score in floor[split].items()}
+        table.add_row(
+            f"({name})",
+            f"{s['alignment']:.1f}",
+            f"{s['r_at_1']:.3f}",
+            f"{s['r_at_5']:.3f}",
+            f"{s['frechet_distance']:.2f}",
+            f"{s['recall']:.3f}",
+            "-",
+            "-",
+            style="dim",
+        )
+    return table

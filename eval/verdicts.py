@@ -41,7 +41,9 @@ def verdicts_of(
     highest alignment on the split at hand. A difference is CCA's score minus the other's; its
     interval resamples prompts, the same ones in both arms.
     """
-    found = []
+    found: list[dict[str, Any]] = []
+    if not {"base", "cca"} <= measured.keys():
+        return found
     for split, truth in truths.items():
         rivals = ["base", *_best_guided(arms, measured, split)]
         if "control" in measured:

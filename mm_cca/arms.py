@@ -8,15 +8,13 @@ from mm_cca.run import RunFolder
 from mm_cca.schema import Recipe, SampleConfig
 from mm_cca.tokens import open_cache
 
-SOURCES = ("base", "cca", "control")
-
 
 @dataclass(frozen=True)
 class Arm:
     """One way of drawing: which weights, with how much guidance.
 
     Attributes:
-        source: one of ``SOURCES``.
+        source: one of ``schema.SOURCES``.
         guidance_scale: 1.0 is without guidance.
         negative_prompt: what guidance leads away from; "" is the prompt that says nothing.
         dial: 0.0 is the base, 1.0 what training made of it; base and control have no other.
@@ -63,7 +61,7 @@ def arms_of(recipe: Recipe) -> list[Arm]:
     arms += [Arm("cca", 1.0, dial=a) for a in sample.dial]
     if recipe.train.control:
         arms += [Arm("control", 1.0), *_guided("control", sample.control_scales, sample)]
-    return arms
+    return [arm for arm in arms if arm.source in recipe.run.sources]
 
 
 def _guided(source: str, scales: list[float], sample: SampleConfig) -> list[Arm]:

@@ -33,6 +33,25 @@ from mm_cca.tokens import TokenCache, open_cache
 
 FILE = "logps.npy"
 FLUSH_EVERY = 64
+DEPENDS_ON = (
+    "data.path",
+    "data.image_size",
+    "data.variants",
+    "data.max_zoom",
+    "data.max_shift",
+    "data.attribute_words",
+    "loss.uncond_ratio",
+    "loss.negatives",
+    "loss.num_negatives",
+    "loss.negatives_embedding",
+    "loss.hard_candidates",
+    "loss.max_similarity",
+    "loss.whole_vocabulary",
+    "train.seed",
+    "train.micro_batch_size",
+    "train.mixed_precision",
+)
+"""Keys of a recipe, beside those of the model, that the numbers depend on, to the last bit."""
 
 
 class CachedReference:
@@ -164,23 +183,11 @@ def _allocate(file: Path, num_places: int, columns: int) -> None:
 
 def _settings(recipe: Recipe, model: UnifiedModel, cache: TokenCache) -> dict[str, Any]:
     """All that the numbers depend on, to the last bit."""
-    data, loss, train = asdict(recipe.data), asdict(recipe.loss), asdict(recipe.train)
-    data_keys = ("path", "image_size", "variants", "max_zoom", "max_shift", "attribute_words")
-    loss_keys = (
-        "uncond_ratio",
-        "negatives",
-        "num_negatives",
-        "negatives_embedding",
-        "hard_candidates",
-        "max_similarity",
-        "whole_vocabulary",
-    )
-    train_keys = ("seed", "micro_batch_size", "mixed_precision")
+    groups = asdict(recipe)
+    values = {key: groups[key.split(".")[0]][key.split(".")[1]] for key in DEPENDS_ON}
     return {
-        **{f"data.{key}": data[key] for key in data_keys},
+        **values,
         **{f"model.{key}": value for key, value in asdict(recipe.model).items()},
-        **{f"loss.{key}": loss[key] for key in loss_keys},
-        **{f"train.{key}": train[key] for key in train_keys},
         "captions (sha256)": texts_digest(cache.captions),
         "weights (sha256)": weights_digest(model.module),
         "adapter": code_digest(model),

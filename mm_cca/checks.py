@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from mm_cca.negatives import KINDS
+from mm_cca.errors import UserError
+from mm_cca.negatives import KINDS, load_words
 from mm_cca.schema import (
     CONTRASTIVE,
     OBJECTIVES,
+    SOURCES,
     STAGES,
     AnyRecipe,
     DataConfig,
@@ -32,6 +34,7 @@ def problems(recipe: AnyRecipe) -> list[str]:
     """One sentence for every wrong value; empty when the recipe is sound."""
     checks: list[Check] = [
         *(_one_of("run.stages", stage, STAGES) for stage in recipe.run.stages),
+        *(_one_of("run.sources", source, SOURCES) for source in recipe.run.sources),
         *_data(recipe.data),
     ]
     if isinstance(recipe, Recipe):
@@ -260,9 +263,19 @@ def _sample(recipe: Recipe) -> list[Check]:
             "null, or more than 0 and at most 1",
         ),
         _at_least("sample.batch_size", sample.batch_size, 1),
+        *_attributes(recipe),
         _at_least("eval.bootstrap_samples", recipe.eval.bootstrap_samples, 100),
         _at_least("eval.grid_prompts", recipe.eval.grid_prompts, 1),
     ]
+
+
+def _attributes(recipe: Recipe) -> list[Check]:
+    path = recipe.data.attribute_words
+    try:
+        kinds = load_words(path).kinds
+    except UserError as error:
+        return [("data.attribute_words", path, False, f"a YAML file of word lists ({error})")]
+    return [_one_of("eval.attributes", kind, kinds) for kind in recipe.eval.attributes]
 
 
 def _tokenizer(recipe: TokenizerRecipe) -> list[Check]:

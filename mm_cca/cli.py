@@ -18,6 +18,8 @@ EPILOG = textwrap.dedent(
       mm-cca run my.yaml run.dir=runs/second    run it, with one value changed
       mm-cca tiny janus my_tiny                 a tiny random Janus, to try a recipe on a laptop
       mm-cca suggest my.yaml                    a beta and a lambda to start with, and why
+      mm-cca sweep my.yaml 'loss.lambda_=[1,10]'
+                                                a run for each value, all on one plot
       mm-cca export runs/second my_model        the tuned model, with a card, for others
       accelerate launch -m mm_cca.cli train my.yaml
                                                 one stage, on as many GPUs as accelerate knows of
@@ -94,6 +96,18 @@ def parser() -> argparse.ArgumentParser:
         "--scale", type=float, help="the guidance to replace (default: the model family's own)"
     )
     hint.add_argument("--pairs", type=int, default=256, help="how many pairs (default: 256)")
+    sweep = verbs.add_parser(
+        "sweep",
+        help="train, draw and score a grid of values, beside the base's guided sweep",
+        description="Every key that takes one value and is given a list is swept: "
+        "mm-cca sweep my.yaml 'loss.lambda_=[1,10,100]' 'loss.beta=[0.01,0.02]' does six runs. "
+        "Tokens, base arms and cached reference (train.reference=cached) are shared; what is done "
+        "is skipped, so lists may grow. Writes sweep.html and sweep.json into run.dir.",
+    )
+    sweep.add_argument("recipe", help="a YAML file or the name of a shipped recipe")
+    sweep.add_argument(
+        "overrides", nargs="+", metavar="key=value", help="lists are swept: 'loss.beta=[0.01,0.02]'"
+    )
     verbs.add_parser("env", help="print versions and devices, for bug reports")
     return top
 
@@ -109,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "tiny": _tiny,
         "export": _export,
         "suggest": _suggest,
+        "sweep": _sweep,
     }
     try:
         return verbs.get(args.verb, _stages)(args)
@@ -191,6 +206,13 @@ def _suggest(args: argparse.Namespace) -> int:
     from mm_cca.jobs import suggest_constants
 
     print(suggest_constants(recipe, args.pairs, args.scale))
+    return 0
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from mm_cca.jobs import sweep_job
+
+    sweep_job(args.recipe, args.overrides)
     return 0
 
 

@@ -42,7 +42,7 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     schema = JOBS[job]
     recipe = OmegaConf.structured(schema)
     found: list[str] = []
-    keys = dict(_known_keys(schema))
+    keys = dict(known_keys(schema))
     lists = {key for key, kind in keys.items() if get_origin(kind) is list}
     for key, value in _leaves(raw, schema):
         if (unknown := _unknown_key(key, keys)) is not None:
@@ -116,14 +116,19 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+def split_override(override: str) -> tuple[str, Any]:
+    """``key=value`` -> the key, and the value read as YAML. Raises UserError."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"{override!r} is no override; write key=value, as in train.seed=1.")
     try:
-        value = yaml.load(text, _Loader)
+        return key, yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{override!r}: the value can't be read as YAML: {error}") from error
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, value = split_override(override)
     *parents, last = key.split(".")
     node = raw
     for parent in parents:
@@ -153,12 +158,12 @@ def _unknown_key(key: str, known: Iterable[str]) -> str | None:
     return f"{key} is no key of this recipe{hint}"
 
 
-def _known_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def known_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and their types."""
     hints = get_type_hints(schema)
     for entry in fields(schema):
         inner = hints[entry.name]
         if is_dataclass(inner):
-            yield from _known_keys(inner, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
+            yield from known_keys(inner, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
         else:
             yield f"{prefix}{entry.name}", inner

@@ -50,6 +50,26 @@ def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
     state.destroy_process_group()
 
 
+def sweep_job(path_or_name: str, overrides: Sequence[str]) -> None:
+    """Train, draw and score every point of a sweep, and write ``sweep.json`` and ``sweep.html``.
+
+    Raises:
+        UserError: nothing to sweep, wrong values, or what a stage raises.
+    """
+    from mm_cca.eval.sweeps import write_sweep
+    from mm_cca.sweep import diverged, plan_sweep, run_sweep
+
+    sweep = plan_sweep(path_or_name, overrides)
+    _quiet()
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    with locked(sweep.root) if state.is_main_process else nullcontext():
+        run_sweep(sweep, _dispatch)
+        if state.is_main_process:
+            write_sweep(sweep, diverged(sweep))
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
+
 def suggest_constants(recipe: AnyRecipe, num_pairs: int, scale: float | None) -> str:
     """Measure the base and name a beta and a lambda to start with.
 
@@ -148,8 +168,9 @@ def frozen_model(recipe: Recipe) -> UnifiedModel:
 def _train(recipe: Recipe, run: RunFolder) -> None:
     from mm_cca.train import train
 
-    train(recipe, run)
-    if recipe.train.control:
+    if "cca" in recipe.run.sources:
+        train(recipe, run)
+    if recipe.train.control and "control" in recipe.run.sources:
         train(recipe, run, control=True)
 
 

@@ -6,6 +6,7 @@ from typing import TypeAlias
 from omegaconf import MISSING
 
 STAGES = ("prepare", "train", "sample", "eval", "report")
+SOURCES = ("base", "cca", "control")
 OBJECTIVES = ("cca", "nll", "dpo", "unlearn", "distill")
 CONTRASTIVE = ("cca", "dpo", "unlearn")
 """Objectives that look at other prompts, and so at a reference."""
@@ -19,6 +20,7 @@ class RunConfig:
     tokens_dir: str | None = None  # share one token cache between runs; None is DIR/tokens
     reference_dir: str | None = None  # the same for train.reference=cached; None is DIR/reference
     stages: list[str] = field(default_factory=lambda: list(STAGES))
+    sources: list[str] = field(default_factory=lambda: list(SOURCES))  # no others
 
 
 @dataclass
@@ -126,6 +128,10 @@ class EvalConfig:
     scorer: str = MISSING
     scorer_pretrained: str | None = None
     batch_size: int = 256
+    attributes: list[str] = field(default_factory=list)  # such as colour, style: is it right?
+    text_nll: str | None = (
+        None  # "captions" (held-out) or a text file: nats per token, before, after
+    )
     bootstrap_samples: int = 1000
     grid_prompts: int = 12
 

@@ -29,7 +29,7 @@ from mm_cca.assembly import Loop, learning_rate, new_accelerator, set_up, whole_
 from mm_cca.attention import training_attention
 from mm_cca.batches import Pairs
 from mm_cca.collate import Collator, MicroBatch
-from mm_cca.errors import Interrupted, UserError
+from mm_cca.errors import Diverged, Interrupted, UserError
 from mm_cca.heldout import heldout_nll
 from mm_cca.logprobs import Scored
 from mm_cca.losses import loss_of
@@ -54,7 +54,8 @@ def train(recipe: Recipe, run: RunFolder, *, control: bool = False) -> None:
             order with the same schedule: what the extra steps alone would have given.
 
     Raises:
-        UserError: changed recipe, NaN, full disk, a reference that is not the model at step 0.
+        Diverged: NaN or infinity.
+        UserError: changed recipe, full disk, a reference that is not the model at step 0.
         Interrupted: after saving.
     """
     folder = run.control if control else run.train
@@ -258,7 +259,7 @@ def _stop_on_nan(loop: Loop, step: int, loss: float | None, norm: float, folder:
         {"best": None, "nan_rows": rows},
         loop.train.keep_checkpoints,
     )
-    raise UserError(
+    raise Diverged(
         f"step {step}: the loss is {loss} and the gradient norm {norm}. The weights before this "
         f"step are saved in {folder / 'checkpoints'}. Rows of the batch: {rows}. Lower "
         "train.learning_rate or loss.lambda_, or use train.mixed_precision=bf16, in a new run.dir."

@@ -16,7 +16,8 @@ import mm_cca.sample
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.errors import UserError
-from mm_cca.logprobs import CodeLogProbs, left_pad
+from mm_cca.logprobs import CodeLogProbs
+from mm_cca.padding import left_pad
 from mm_cca.reference import attach_lora, write_trained
 from mm_cca.run import RunFolder
 from mm_cca.sample import load_source
@@ -71,7 +72,7 @@ def logps(recipe: Recipe, model: UnifiedModel) -> torch.Tensor:
     policy = CodeLogProbs(model, model.layout(grid), whole_vocabulary=False).eval()
     generator = torch.Generator().manual_seed(1)
     codes = torch.randint(model.num_codes, (2, grid[0] * grid[1]), generator=generator)
-    return policy.per_code(*left_pad(model.prompt_ids(PROMPTS, grid), model.pad_id), codes)
+    return policy(*left_pad(model.prompt_ids(PROMPTS, grid), model.pad_id), codes).per_code
 
 
 @pytest.fixture(scope="module", params=[*FAMILIES, STRANGER])

@@ -41,6 +41,11 @@ class WordLists:
     groups: tuple[Group, ...]
     starts: dict[str, tuple[Spelling, ...]]
 
+    @property
+    def kinds(self) -> list[str]:
+        """Names of the kinds, sorted."""
+        return sorted({group.kind for group in self.groups})
+
 
 Groups = dict[tuple[str, str], list[list[str]]]
 """(kind, name of the list) -> values -> spellings; the name is "" for a kind of one list."""

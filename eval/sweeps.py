@@ -1,0 +1,121 @@
+"""All points of a sweep beside the base's guided sweep: one table, one plot of each kind."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from mm_cca.eval.plots import LEGEND, Point, scatter
+from mm_cca.eval.report import best_guided, score_table, scores_of, sweeps
+from rich.console import Console
+
+from mm_cca.config import dump
+from mm_cca.run import RunFolder, write_json, write_text
+from mm_cca.schema import Recipe
+from mm_cca.sweep import Sweep
+
+LAST_STEPS = 20
+
+
+def write_sweep(sweep: Sweep, diverged: dict[str, str]) -> None:
+    """Write ``sweep.json`` and ``sweep.html`` and print the table.
+
+    Args:
+        sweep: every point but the diverged ones is scored.
+        diverged: name -> reason.
+    """
+    base = _summary(sweep.base)
+    arms = list(base["arms"])
+    for name, recipe in sweep.points.items():
+        if name in diverged:
+            continue
+        signals = _last_signals(RunFolder.of(recipe).train / "metrics.jsonl")
+        for arm in _summary(recipe)["arms"]:
+            renamed = arm["name"].replace("cca", name, 1)
+            values = sweep.values[name].values
+            arms.append(arm | {"name": renamed, "values": values, "signals": signals})
+    summary = {
+        "arms": arms,
+        "diverged": diverged,
+        "floors": base["floors"],
+        "protocol": base["protocol"],
+        "best": {split: _best(arms, split) for split in base["protocol"]["num_prompts"]},
+    }
+    write_json(sweep.root / "sweep.json", summary)
+    write_text(sweep.root / "sweep.html", _render(sweep, summary))
+    _print(summary, sweep.root / "sweep.html")
+
+
+def _summary(recipe: Recipe) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RunFolder.of(recipe).eval / "summary.json").read_text())
+    return found
+
+
+def _last_signals(path: Path) -> dict[str, float]:
+    """Means of the training signals over the last steps."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()][-LAST_STEPS:]
+    means = {}
+    for name in ("positive_gap", "negative_gap", "accuracy", "kl"):
+        values = [line[name] for line in lines if line.get(name) is not None]
+        if values:
+            means[name] = sum(values) / len(values)
+    return means
+
+
+def _best(arms: list[dict[str, Any]], split: str) -> dict[str, str | None]:
+    """The point without guidance and the guided arm of the base with the highest alignment."""
+    points = [arm for arm in arms if "values" in arm and arm["guidance_scale"] == 1.0]
+    best = max(points, key=lambda a: a["scores"][split]["alignment"]["value"], default=None)
+    return {
+        "point": None if best is None else best["name"],
+        "base": best_guided({"arms": arms}, split, "base"),
+        "control": best_guided({"arms": arms}, split, "control"),
+    }
+
+
+def _render(sweep: Sweep, summary: dict[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    splits = list(summary["protocol"]["num_prompts"])
+    return environment.get_template("sweep.html.j2").render(
+        summary=summary,
+        scores=scores_of(summary),
+        splits=splits,
+        plots={
+            split: [
+                _plot(summary["arms"], split, "alignment", "alignment ×100"),
+                _plot(summary["arms"], split, "recall", "recall (diversity)"),
+            ]
+            for split in splits
+        },
+        recipe_yaml=dump(sweep.base),
+    )
+
+
+def _plot(arms: list[dict[str, Any]], split: str, score: str, label: str) -> str:
+    points = []
+    for arm in arms:
+        values = {name: s["value"] for name, s in arm["scores"][split].items()}
+        points.append(Point(arm["source"], _label(arm), values[score], values["frechet_distance"]))
+    legend = LEGEND | {"cca": "points of the sweep"}
+    return scatter(points, label, "FD (lower is better)", lines=sweeps(arms), legend=legend)
+
+
+def _label(arm: dict[str, Any]) -> str:
+    if "values" in arm or arm["guidance_scale"] == 1.0:
+        return str(arm["name"])
+    return f"{arm['guidance_scale']:g}"
+
+
+def _print(summary: dict[str, Any], path: Path) -> None:
+    console = Console()
+    for split, best in summary["best"].items():
+        console.print(score_table(summary, split, bold=best["point"], best=best["base"]))
+    for name, reason in summary["diverged"].items():
+        console.print(f"{name} diverged: {reason.splitlines()[0]}", soft_wrap=True)
+    console.print(f"sweep: {path}", soft_wrap=True)

@@ -1,0 +1,89 @@
+"""The points of a sweep: every override whose key takes one value but was given a list."""
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_origin
+
+from mm_cca.config import known_keys, load_config, split_override
+from mm_cca.errors import UserError
+from mm_cca.schema import Recipe
+
+SWEPT = ("loss.", "train.")
+"""Groups whose keys may be swept: all points share images, base and sampling."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination of values.
+
+    Attributes:
+        name: of its folder and of its arm, such as ``beta=0.01,lambda_=10``.
+        values: key -> value.
+        overrides: the same as ``key=value`` words.
+    """
+
+    name: str
+    values: dict[str, Any]
+    overrides: list[str]
+
+
+def points_of(path_or_name: str, overrides: Sequence[str]) -> tuple[list[str], list[Point]]:
+    """Overrides for all points alike, and the points, in the order of the lists.
+
+    Raises:
+        UserError: nothing is swept, a key that can't be, an empty list, or points of one name.
+    """
+    kinds = dict(known_keys(Recipe))
+    common: list[str] = []
+    axes: dict[str, list[Any]] = {}
+    for override in overrides:
+        key, value = split_override(override)
+        if isinstance(value, list) and get_origin(kinds.get(key)) is not list:
+            axes[key] = value
+        else:
+            common.append(override)
+    _refuse(path_or_name, axes)
+    points = [
+        _point(dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())
+    ]
+    names = [point.name for point in points]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"a sweep has the point {twice[0]} twice; give each value once.")
+    return common, points
+
+
+def _refuse(path_or_name: str, axes: dict[str, list[Any]]) -> None:
+    if not axes:
+        raise UserError(
+            "nothing is swept: give at least one key a list of values, such as "
+            f"mm-cca sweep {path_or_name} 'loss.lambda_=[1,10,100]'."
+        )
+    for key, values in axes.items():
+        if not key.startswith(SWEPT):
+            raise UserError(
+                f"{key} can't be swept: all points share images, base and sampling; allowed: keys "
+                "of loss and train."
+            )
+        if not values:
+            raise UserError(f"{key} is an empty list; give it at least one value.")
+
+
+def _point(values: dict[str, Any]) -> Point:
+    named = ",".join(f"{key.split('.')[-1]}={_shown(value)}" for key, value in values.items())
+    words = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return Point(re.sub(r"[^\w.,=+-]+", "_", named), values, words)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def recipe_of(path_or_name: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe with these overrides. Raises UserError, also for another job's recipe."""
+    recipe = load_config(path_or_name, overrides)
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"a {recipe.job} recipe can't be swept; name a finetune recipe.")
+    return recipe
