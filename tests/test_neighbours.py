@@ -15,7 +15,8 @@ from mm_cca.demo import SHIPPED
 from mm_cca.errors import UserError
 from mm_cca.negatives import embed as embedding
 from mm_cca.negatives import neighbours
-from mm_cca.negatives.captions import key_of, spaced_words
+from mm_cca.negatives import redraw as redrawing
+from mm_cca.negatives.captions import distinct, key_of, spaced_words
 from mm_cca.negatives.embed import check_embedding, embed
 from mm_cca.negatives.guard import CONTAINED, FINE, IDENTICAL, SIMILAR, contains, make_guard
 from mm_cca.negatives.hard import draw, find_candidates
@@ -290,3 +291,38 @@ def test_draws_are_uniform_and_not_said_before():
     assert np.bincount(draw(ids, keys, said, uniform)).tolist() == [150, 0, 0, 150]
     all_said = np.tile(keys[[0, 1, 3]], (300, 1))
     assert np.bincount(draw(ids, keys, all_said, uniform)).tolist() == [100, 100, 0, 100]
+
+
+def test_a_search_goes_on_behind_many_that_are_contained():
+    """30 longer captions are nearer than the one valid one, and 18 are looked at first."""
+    texts = sorted(["red owl", *(f"red owl {i}" for i in range(30)), "far owl in red snow"])
+    vectors = embed(texts, "tfidf")
+    guard = make_guard(texts, vectors, None)
+    ids = find_candidates(make_search(vectors, None), guard, 1, 1).ids
+    assert texts[ids[texts.index("red owl"), 0]] == "far owl in red snow"
+
+
+@pytest.mark.parametrize("tries", [0, 16])
+def test_a_redraw_repeats_nothing_while_there_is_another(
+    tries: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(redrawing, "TRIES", tries)
+    groups = distinct(["a", "b", "c"] * 50)
+    guard = make_guard(groups.texts, None, None)
+    keys = np.array([key_of(text) for text in groups.texts], dtype=np.uint64)
+    rows = np.arange(0, 150, 3)
+    said = np.tile(keys[[1]], (50, 1))
+    drawn = redrawing.redraw(groups, guard, rows, keys, said, np.random.default_rng(0))
+    assert set(groups.labels[drawn].tolist()) == {2}
+    said = np.tile(keys[[1, 2]], (50, 1))
+    drawn = redrawing.redraw(groups, guard, rows, keys, said, np.random.default_rng(0))
+    assert set(groups.labels[drawn].tolist()) == {1, 2}
+
+
+def test_the_index_leaves_the_row_itself_out(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(neighbours, "APPROXIMATE_ABOVE", 100)
+    rows = np.arange(300)
+    ids, _ = make_search(dense(300), None).nearest(rows, 5)
+    assert (ids != rows[:, None]).all()
+    assert (ids >= 0).all()

@@ -61,6 +61,7 @@ def test_wheel_holds_what_is_no_code(wheel: zipfile.ZipFile):
         "mm_cca/demo/emoji.parquet",
         "mm_cca/demo/NOTICE.md",
         "mm_cca/py.typed",
+        "mm_cca/negatives/words.yaml",
     } <= inside
     shipped = (ROOT / "mm_cca" / "demo" / "emoji.parquet").read_bytes()
     assert wheel.read("mm_cca/demo/emoji.parquet") == shipped

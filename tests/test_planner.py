@@ -354,3 +354,19 @@ def test_a_written_plan_is_read_back(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(ValueError, match="3 planned images, 2 captions"):
         write_plan(path, made, ["a", "b"], [7, 1, 3])
+
+
+def test_kinds_that_take_over_keep_their_weights(emoji: list[str]):
+    captions = [f"thing {caption.split(',')[0]} number {i}" for i, caption in enumerate(emoji)]
+    lists = load_words()
+    captions = [caption for caption in captions if not variants(caption, lists)]
+    made = Planner(captions, NegativeSettings(ALL, max_similarity=None), seed=0).epoch(0)
+    assert made.replaced["impossible"] == pytest.approx(0.3 * len(captions), rel=0.2)
+    assert (made.kinds == KINDS.index("hard")).mean() == pytest.approx(3 / 7, abs=0.06)
+
+
+def test_a_word_that_case_hides_is_no_edit():
+    """Both say the same; a dotted capital I is a letter, its small form ends a word."""
+    captions = ["İred", "İred".casefold(), "red cat"]
+    with pytest.raises(UserError, match="2 of 3 captions"):
+        Planner(captions, NegativeSettings({"edit": 1.0}), seed=0)
