@@ -1,6 +1,7 @@
 """Everything a training run works with, loaded and prepared before the first step."""
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from tqdm import tqdm
 
 from mm_cca import checkpoint
 from mm_cca.adapters import load_checkpoint
@@ -101,9 +103,13 @@ def set_up(
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
 
     def keep_plan(epoch: int, plan: EpochPlan) -> None:
-        if accelerator.is_main_process:
-            path = folder / "negatives" / f"epoch-{epoch:04d}.parquet"
-            write_plan(path, plan, cache.captions, cache.source_rows)
+        if not accelerator.is_main_process:
+            return
+        path = folder / "negatives" / f"epoch-{epoch:04d}.parquet"
+        write_plan(path, plan, cache.captions, cache.source_rows)
+        if any(plan.replaced.values()):
+            why = ", ".join(f"{count} {reason}" for reason, count in plan.replaced.items() if count)
+            tqdm.write(f"negatives replaced in epoch {epoch}: {why}", file=sys.stderr)
 
     schedule = training_schedule(recipe, cache, terms, keep_plan)
     dtypes = {name: value.dtype for name, value in policy.state_dict().items()}

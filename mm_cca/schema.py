@@ -129,9 +129,7 @@ class EvalConfig:
     scorer_pretrained: str | None = None
     batch_size: int = 256
     attributes: list[str] = field(default_factory=list)  # such as colour, style: is it right?
-    text_nll: str | None = (
-        None  # "captions" (held-out) or a text file: nats per token, before, after
-    )
+    text_nll: str | None = None  # "captions" (held-out) or a text file: nats per token
     bootstrap_samples: int = 1000
     grid_prompts: int = 12
 
