@@ -123,7 +123,8 @@ def _dispatch(recipe: AnyRecipe, run: RunFolder, stages: Sequence[str]) -> None:
 def prepare(recipe: Recipe, run: RunFolder) -> None:
     """Fill the token cache of every split the recipe names, and the reference cache if wanted."""
     _prepare_tokens(recipe, run)
-    if recipe.train.reference == "cached" and LossTerms.of(recipe.loss).needs_negatives:
+    trains = "cca" in recipe.run.sources and LossTerms.of(recipe.loss).needs_negatives
+    if recipe.train.reference == "cached" and trains:
         with locked(run.reference) if PartialState().is_main_process else nullcontext():
             prepare_reference(recipe, run)
 
