@@ -9,11 +9,6 @@ from matplotlib.figure import Figure
 
 COLOURS = {"base": "#4c6ef5", "cca": "#e8590c", "control": "#868e96"}
 MARKERS = {"base": "o", "cca": "*", "control": "s"}
-LEGEND = {
-    "base": "base (number: CFG scale)",
-    "cca": "CCA (large star: no guidance, dial 1)",
-    "control": "control (number: CFG scale)",
-}
 
 
 @dataclass(frozen=True)
@@ -38,23 +33,24 @@ def scatter(points: list[Point], x_label: str, y_label: str, *, lines: list[list
             [p.y for p in joined],
             linewidth=1,
             color=COLOURS[joined[-1].source],
+            # The dial leads from one model to another, guidance away from the same one.
+            linestyle="-" if len({p.source for p in joined}) == 1 else "--",
             zorder=1,
         )
     named = set()
     for point in points:
-        is_cca = point.source == "cca"
-        plain = point.label == "cca"
+        said = _legend(point)
         axes.plot(
             [point.x],
             [point.y],
             linestyle="none",
             marker=MARKERS[point.source],
-            markersize=15 if plain else 7,
+            markersize=15 if point.label == "cca" else 7,
             color=COLOURS[point.source],
-            label=None if point.source in named else LEGEND[point.source],
-            zorder=3 if is_cca else 2,
+            label=None if said in named else said,
+            zorder=3 if point.source == "cca" else 2,
         )
-        named.add(point.source)
+        named.add(said)
         axes.annotate(
             point.label,
             (point.x, point.y),
@@ -73,3 +69,9 @@ def scatter(points: list[Point], x_label: str, y_label: str, *, lines: list[list
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :]
+
+
+def _legend(point: Point) -> str:
+    if point.source != "cca":
+        return f"{point.source} (number: CFG scale)"
+    return "CCA, no guidance" if point.label == "cca" else "CCA with another dial, or guided"

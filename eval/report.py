@@ -95,9 +95,10 @@ def _points(summary: dict[str, Any], split: str, x: str, y: str) -> list[Point]:
 
 
 def _label(name: str) -> str:
-    """``base``, ``3``, ``3 neg1``, ``dial 0.5``: the colour says which source."""
+    """``base``, ``3``, ``3 neg1``, ``dial 0.5``, ``CFG 3``: the colour says which source."""
     source, *parts = name.split("+")
-    words = [part.removeprefix("cfg").replace("dial", "dial ") for part in parts]
+    scale = "CFG " if source == "cca" else ""
+    words = [part.replace("cfg", scale).replace("dial", "dial ") for part in parts]
     return " ".join(words) if words else source
 
 
