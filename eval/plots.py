@@ -1,7 +1,6 @@
 """The report's plots, as SVG text."""
 
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -10,31 +9,26 @@ from matplotlib.figure import Figure
 
 COLOURS = {"base": "#4c6ef5", "cca": "#e8590c", "control": "#868e96"}
 MARKERS = {"base": "o", "cca": "*", "control": "s"}
-LEGEND = {
-    "base": "base (number: CFG scale)",
-    "cca": "CCA (large star: no guidance, dial 1)",
-    "control": "control (number: CFG scale)",
-}
 
 
 @dataclass(frozen=True)
 class Point:
-    """One arm in a plot; ``source`` decides its colour."""
+    """One arm in a plot.
+
+    Attributes:
+        source: decides its colour.
+        series: what the legend calls it and its like.
+        label: what is written beside it.
+    """
 
     source: str
+    series: str
     label: str
     x: float
     y: float
 
 
-def scatter(
-    points: list[Point],
-    x_label: str,
-    y_label: str,
-    *,
-    lines: list[list[int]],
-    legend: Mapping[str, str] = LEGEND,
-) -> str:
+def scatter(points: list[Point], x_label: str, y_label: str, *, lines: list[list[int]]) -> str:
     """An SVG element: arms as points; each of ``lines`` joins those points in its order."""
     figure = Figure(figsize=(5.6, 4.0), layout="constrained")
     FigureCanvasSVG(figure)
@@ -46,23 +40,23 @@ def scatter(
             [p.y for p in joined],
             linewidth=1,
             color=COLOURS[joined[-1].source],
+            # The dial leads from one model to another, guidance away from the same one.
+            linestyle="-" if len({p.source for p in joined}) == 1 else "--",
             zorder=1,
         )
-    named = set()
+    named: set[str] = set()
     for point in points:
-        is_cca = point.source == "cca"
-        plain = point.label == "cca"
         axes.plot(
             [point.x],
             [point.y],
             linestyle="none",
             marker=MARKERS[point.source],
-            markersize=15 if plain else 7,
+            markersize=15 if point.label == "cca" else 7,
             color=COLOURS[point.source],
-            label=None if point.source in named else legend[point.source],
-            zorder=3 if is_cca else 2,
+            label=None if point.series in named else point.series,
+            zorder=3 if point.source == "cca" else 2,
         )
-        named.add(point.source)
+        named.add(point.series)
         axes.annotate(
             point.label,
             (point.x, point.y),

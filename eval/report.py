@@ -106,39 +106,54 @@ def _points(summary: dict[str, Any], split: str, x: str, y: str) -> list[Point]:
     for arm in summary["arms"]:
         values = {name: s["value"] for name, s in arm["scores"][split].items()}
         values["forwards"] = arm["forwards_per_image"]
-        points.append(Point(arm["source"], _label(arm["name"]), values[x], values[y]))
+        label = _label(arm["name"])
+        series = _series(arm["source"], label)
+        points.append(Point(arm["source"], series, label, values[x], values[y]))
     return points
 
 
+def _series(source: str, label: str) -> str:
+    if source != "cca":
+        return f"{source} (number: CFG scale)"
+    return "CCA, no guidance" if label == "cca" else "CCA with another dial, or guided"
+
+
 def _label(name: str) -> str:
-    """``base``, ``3``, ``3 neg1``, ``dial 0.5``: the colour says which source."""
+    """``base``, ``3``, ``3 neg1``, ``dial 0.5``, ``CFG 3``: the colour says which source."""
     source, *parts = name.split("+")
-    words = [part.removeprefix("cfg").replace("dial", "dial ") for part in parts]
+    scale = "CFG " if source == "cca" else ""
+    words = [part.replace("cfg", scale).replace("dial", "dial ") for part in parts]
     return " ".join(words) if words else source
 
 
 def sweeps(arms: list[dict[str, Any]]) -> list[list[int]]:
     """Places of the arms that a line joins, in its order.
 
-    One line for every source and negative prompt, from no guidance to the most; one along the dial,
-    on which the base is 0 and the arm cca 1.
+    One line for every model and negative prompt, from no guidance to the most; one along each
+    model's dial, on which the base is 0 and the trained model 1. Points of a sweep are models.
     """
-    place = {arm["name"]: number for number, arm in enumerate(arms)}
-    lines: dict[tuple[str, str], list[int]] = {}
-    dialled = {a: place[name] for a, name in ((0.0, "base"), (1.0, "cca")) if name in place}
+    guided: dict[tuple[str, str], list[int]] = {}
+    dialled: dict[str, list[int]] = {}
+    base = [number for number, arm in enumerate(arms) if arm["name"] == "base"]
+    plain = {_model(arm): number for number, arm in enumerate(arms) if _is_plain(arm)}
     for number, arm in enumerate(arms):
+        model = _model(arm)
+        start = [plain[model]] if model in plain else []
         if arm["guidance_scale"] != 1.0:
-            key = (arm["source"], arm["name"].partition("+neg")[2])
-            first = [place[arm["source"]]] if arm["source"] in place else []
-            lines.setdefault(key, first).append(number)
-        elif arm["dial"] not in (None, 1.0):
-            dialled[arm["dial"]] = number
-    found = [
-        sorted(line, key=lambda number: arms[number]["guidance_scale"]) for line in lines.values()
-    ]
-    if any(arm["dial"] not in (None, 1.0) for arm in arms):
-        found.append([dialled[a] for a in sorted(dialled)])
-    return found
+            prompt = arm["name"].partition("+neg")[2]
+            guided.setdefault((model, prompt), start).append(number)
+        elif not _is_plain(arm):
+            dialled.setdefault(model, [*base, *start]).append(number)
+    lines = [sorted(line, key=lambda n: arms[n]["guidance_scale"]) for line in guided.values()]
+    return lines + [sorted(line, key=lambda n: arms[n]["dial"] or 0.0) for line in dialled.values()]
+
+
+def _model(arm: dict[str, Any]) -> str:
+    return f"{arm['source']} {arm.get('values')}"
+
+
+def _is_plain(arm: dict[str, Any]) -> bool:
+    return arm["guidance_scale"] == 1.0 and arm["dial"] in (None, 1.0)
 
 
 def _cost_plot(summary: dict[str, Any], split: str) -> str:

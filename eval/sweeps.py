@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from mm_cca.eval.plots import LEGEND, Point, scatter
+from mm_cca.eval.plots import Point, scatter
 from mm_cca.eval.report import best_guided, score_table, scores_of, sweeps
 from rich.console import Console
 
@@ -101,9 +101,12 @@ def _plot(arms: list[dict[str, Any]], split: str, score: str, label: str) -> str
     points = []
     for arm in arms:
         values = {name: s["value"] for name, s in arm["scores"][split].items()}
-        points.append(Point(arm["source"], _label(arm), values[score], values["frechet_distance"]))
-    legend = LEGEND | {"cca": "points of the sweep"}
-    return scatter(points, label, "FD (lower is better)", lines=sweeps(arms), legend=legend)
+        series = (
+            "points of the sweep" if "values" in arm else f"{arm['source']} (number: CFG scale)"
+        )
+        x, y = values[score], values["frechet_distance"]
+        points.append(Point(arm["source"], series, _label(arm), x, y))
+    return scatter(points, label, "FD (lower is better)", lines=sweeps(arms))
 
 
 def _label(arm: dict[str, Any]) -> str:

@@ -237,6 +237,14 @@ def test_one_model_and_one_tensor_in_memory(
     assert sorted(read) == sorted(load_file(trained / "model.safetensors"))
 
 
+def test_no_file_is_written_to(janus: Recipe, trained: Path):
+    """Loaded weights may be mapped from the base's file, and they are blended in place."""
+    folders = (Path(janus.model.path), trained)
+    before = [runs.files_of(folder) for folder in folders]
+    dialled(janus, 0.5)
+    assert [runs.files_of(folder) for folder in folders] == before
+
+
 def rewrite(trained: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     path = trained / "model.safetensors"
     tensors = load_file(path)

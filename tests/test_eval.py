@@ -431,7 +431,18 @@ def test_labels_of_the_plot(finished: Path):
     assert len(plots) == 4
     for plot in plots:
         said = re.findall(r"<text[^>]*>([^<]*)</text>", plot)
-        labels = ("base", "2", "3", "2 neg1", "3 neg1", "cca", "dial 0.5", "dial 1.5", "control")
+        labels = (
+            "base",
+            "2",
+            "3",
+            "2 neg1",
+            "3 neg1",
+            "cca",
+            "CFG 2",
+            "dial 0.5",
+            "dial 1.5",
+            "control",
+        )
         assert set(labels) <= set(said)
 
 
