@@ -22,6 +22,7 @@ from mm_cca.logprobs import CodeLogProbs
 from mm_cca.padding import left_pad
 from mm_cca.reference import attach_lora
 from mm_cca.sampling import SamplingSettings, image_stream, sample_codes
+from mm_cca.text import text_nll
 
 PROMPTS = ("a red owl", "a small green hand that waves at three friends", "owl")
 TOLERANCE = 1e-3
@@ -59,6 +60,7 @@ def check_adapter(
         "log-probs against the naive forward": check_logps(model, grid),
         "whole vocabulary against the naive forward": check_logps(model, grid, whole=True),
     }
+    measured["nats per token of text against the naive forward"] = check_text(model)
     check_cached_sampling(model, grid)
     check_save_and_load(model, grid, load)
     check_training_step(load(), grid, lora=False)
@@ -167,6 +169,26 @@ def _naive_logps(
         logits = logits + head.bias
     logps = logits.log_softmax(dim=-1)
     return torch.stack([logps[place, row] for place, row in wanted])
+
+
+@torch.no_grad()
+def check_text(model: UnifiedModel) -> float:
+    """Plain texts start like a prompt, and a padded batch scores them as one row at a time does."""
+    rows = model.text_ids(PROMPTS)
+    assert len({tuple(row) for row in rows}) == len(PROMPTS), "texts share their ids"
+    head = model.text_head()
+    ours = text_nll(model, *left_pad(rows, model.pad_id))
+    worst = 0.0
+    for row, found in zip(rows, ours, strict=True):
+        ids = torch.tensor([row])
+        states = model.text_states(
+            ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(len(row))[None]
+        )
+        logps = head(states[0]).log_softmax(dim=-1)
+        naive = -sum(float(logps[i, token]) for i, token in enumerate(row[1:])) / (len(row) - 1)
+        worst = max(worst, abs(naive - float(found)))
+    assert worst <= TOLERANCE, f"{worst:.3g} nats per token apart"
+    return worst
 
 
 @torch.no_grad()
