@@ -8,6 +8,7 @@ import pytest
 
 from mm_cca import cli
 from mm_cca.config import load_config
+from mm_cca.sweep import plan_sweep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -49,6 +50,9 @@ def test_a_command_is_well_formed(words: list[str], tmp_path: Path):
     if recipe == "my.yaml":
         recipe = str(tmp_path / "my.yaml")
         assert cli.main(["cp", "emu3-gen-lora", recipe]) == 0
+    if args.verb == "sweep":
+        plan_sweep(recipe, args.overrides)
+        return
     load_config(recipe, args.overrides)
 
 
