@@ -16,7 +16,7 @@ from mm_cca.eval.attributes import Question, answers, questions_of
 from mm_cca.eval.clip import Scorer, cosines, load_scorer, open_images, retrieval_ranks
 from mm_cca.eval.fid import frechet_distance, kernel_distance, precision_recall
 from mm_cca.eval.intervals import mean_interval
-from mm_cca.eval.text import measure_text
+from mm_cca.eval.text import measure_text, texts_of
 from mm_cca.eval.verdicts import verdicts_of
 from PIL import Image
 from tqdm import tqdm
@@ -25,6 +25,7 @@ from mm_cca.adapters.base import grid_of
 from mm_cca.arms import Arm, Prompt, arms_of, prompts_of, reference_rows
 from mm_cca.checks import MIN_IMAGES
 from mm_cca.data import decode_image, load_split
+from mm_cca.digests import words_digest
 from mm_cca.errors import UserError
 from mm_cca.negatives import load_words
 from mm_cca.run import RunFolder, Stage, write_json
@@ -79,6 +80,7 @@ def evaluate_arms(recipe: Recipe, run: RunFolder) -> None:
     if stage.is_done():
         return
     stage.begin()
+    texts = None if recipe.eval.text_nll is None else texts_of(recipe, run)
     scorer = load_scorer(
         recipe.eval.scorer,
         recipe.eval.scorer_pretrained,
@@ -104,9 +106,9 @@ def evaluate_arms(recipe: Recipe, run: RunFolder) -> None:
         "verdicts": verdicts_of(recipe, arms, measured, truths),
         "protocol": _protocol(recipe, scorer, truths),
     }
-    if recipe.eval.text_nll is not None:
+    if texts is not None:
         sources = list(dict.fromkeys(arm.source for arm in arms))
-        summary["text_nll"] = measure_text(recipe, run, sources)
+        summary["text_nll"] = measure_text(recipe, run, sources, texts)
     for entry in summary["arms"]:
         write_json(run.eval / f"{entry['name']}.json", entry)
     write_json(run.eval / "summary.json", summary)
@@ -116,6 +118,8 @@ def evaluate_arms(recipe: Recipe, run: RunFolder) -> None:
 def _settings(recipe: Recipe, run: RunFolder, arms: list[Arm]) -> dict[str, Any]:
     settings = {f"eval.{k}": v for k, v in asdict(recipe.eval).items()}
     del settings["eval.batch_size"], settings["eval.grid_prompts"]
+    if recipe.eval.attributes:
+        settings["attribute words (sha256)"] = words_digest(recipe.data.attribute_words)
     for arm in arms:
         path = run.samples / arm.name / "stage.json"
         if not path.exists() or not json.loads(path.read_text())["done"]:

@@ -37,13 +37,10 @@ def texts_of(recipe: Recipe, run: RunFolder) -> list[str]:
     return list(dict.fromkeys(captions))[:MAX_TEXTS]
 
 
-def measure_text(recipe: Recipe, run: RunFolder, sources: Sequence[str]) -> dict[str, Any]:
-    """Mean nats per token of every source, and its paired difference to the base, with intervals.
-
-    Raises:
-        UserError: no such text.
-    """
-    texts = texts_of(recipe, run)
+def measure_text(
+    recipe: Recipe, run: RunFolder, sources: Sequence[str], texts: list[str]
+) -> dict[str, Any]:
+    """Mean nats per token of every source, and its paired difference to the base."""
     found: dict[str, np.ndarray] = {}
     for source in sources:
         model = load_source(recipe, run, source)

@@ -1,7 +1,6 @@
 """Everything a training run works with, loaded and prepared before the first step."""
 
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from tqdm import tqdm
 
 from mm_cca import checkpoint
 from mm_cca.adapters import load_checkpoint
@@ -20,8 +18,7 @@ from mm_cca.collate import Collator
 from mm_cca.errors import UserError
 from mm_cca.logprobs import CodeLogProbs
 from mm_cca.losses import LossTerms
-from mm_cca.negatives import EpochPlan, write_plan
-from mm_cca.planning import training_schedule
+from mm_cca.planning import PlanKeeper, training_schedule
 from mm_cca.reference import CopyReference, LoraReference, Reference, attach_lora
 from mm_cca.run import RunFolder
 from mm_cca.schema import LossConfig, Recipe, TrainConfig
@@ -81,6 +78,10 @@ def set_up(
     config, terms = recipe.train, LossTerms.of(loss)
     set_seed(config.seed)
     _refuse_rounded_updates(recipe, accelerator)
+    cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
+    # Before the model is read: captions that can't be contrasted are told at once.
+    keeper = PlanKeeper(folder / "negatives", cache, show=accelerator.is_main_process)
+    schedule = training_schedule(recipe, cache, terms, keeper)
     model = load_checkpoint(recipe.model)
     cached = None
     if terms.needs_negatives and config.reference == "cached":
@@ -100,18 +101,6 @@ def set_up(
     elif terms.needs_negatives or terms.needs_teacher:
         reference = LoraReference(policy) if config.reference == "lora" else CopyReference(policy)
     optimizer = _optimizer(policy, config)
-    cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
-
-    def keep_plan(epoch: int, plan: EpochPlan) -> None:
-        if not accelerator.is_main_process:
-            return
-        path = folder / "negatives" / f"epoch-{epoch:04d}.parquet"
-        write_plan(path, plan, cache.captions, cache.source_rows)
-        if any(plan.replaced.values()):
-            why = ", ".join(f"{count} {reason}" for reason, count in plan.replaced.items() if count)
-            tqdm.write(f"negatives replaced in epoch {epoch}: {why}", file=sys.stderr)
-
-    schedule = training_schedule(recipe, cache, terms, keep_plan)
     dtypes = {name: value.dtype for name, value in policy.state_dict().items()}
     prepared, prepared_optimizer = accelerator.prepare(policy, optimizer)
     checkpoint.skip_frozen_weights(accelerator)
@@ -147,8 +136,16 @@ def _texts(recipe: Recipe, cache: TokenCache) -> TextStream:
 
 def _refuse_rounded_updates(recipe: Recipe, accelerator: Accelerator) -> None:
     """Weights kept in half precision would swallow small updates."""
-    whole = recipe.model.dtype == "float32" or recipe.train.tuning == "lora"
-    if whole or accelerator.distributed_type == DistributedType.FSDP:  # it trains float32 copies
+    lora = recipe.train.tuning == "lora"
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    if lora and sharded and recipe.model.dtype != "float32":
+        raise UserError(
+            f"train.tuning is lora with FSDP and model.dtype is {recipe.model.dtype}: FSDP can't "
+            "shard a LoRA in float32 together with a base in half precision. Use "
+            "model.dtype=float32 (its shards are as large as half the base on two ranks), or plain "
+            "data parallelism: accelerate launch --multi_gpu."
+        )
+    if recipe.model.dtype == "float32" or lora or sharded:  # FSDP trains float32 copies
         return
     raise UserError(
         f"train.tuning is full and model.dtype is {recipe.model.dtype}: weights in half precision "

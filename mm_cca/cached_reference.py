@@ -20,7 +20,7 @@ from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.attention import training_attention
 from mm_cca.batches import Schedule
 from mm_cca.collate import Collator, MicroBatch
-from mm_cca.digests import code_digest, texts_digest, weights_digest
+from mm_cca.digests import code_digest, row_keys, texts_digest, weights_digest, words_digest
 from mm_cca.errors import UserError
 from mm_cca.guided_kl import Teacher
 from mm_cca.logprobs import CodeLogProbs
@@ -32,14 +32,15 @@ from mm_cca.schema import Recipe
 from mm_cca.tokens import TokenCache, open_cache
 
 FILE = "logps.npy"
+KEYS = "keys.npy"
 FLUSH_EVERY = 64
 DEPENDS_ON = (
     "data.path",
+    "data.image_column",
     "data.image_size",
     "data.variants",
     "data.max_zoom",
     "data.max_shift",
-    "data.attribute_words",
     "loss.uncond_ratio",
     "loss.negatives",
     "loss.num_negatives",
@@ -58,13 +59,24 @@ class CachedReference:
     """Reads what ``prepare_reference`` wrote, memory-mapped."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
+        self._folder = folder
         self._logps = np.load(folder / FILE, mmap_mode="r")
+        self._keys = np.load(folder / KEYS, mmap_mode="r")
         self._device = device
 
     def scores(self, batch: MicroBatch) -> RefScores:
-        rows = self._logps[batch.start : batch.start + batch.num_pairs]
+        """Raises UserError if the rows were computed for other images or prompts."""
+        places = slice(batch.start, batch.start + batch.num_pairs)
         # Own prompts first, then each of the others in a block: as the collator orders them.
-        logps = torch.from_numpy(np.ascontiguousarray(rows.T)).flatten()
+        keys = self._keys[places].T.flatten()
+        if (keys != row_keys(*batch.prompts, batch.codes)).any():
+            raise UserError(
+                f"{self._folder} is stale: at place {batch.start} of training it was computed for "
+                "other image codes or prompts (new images or words in the same files, or a plan "
+                f"made on another kind of device). Delete {self._folder} and run `mm-cca prepare "
+                "RECIPE` again."
+            )
+        logps = torch.from_numpy(self._logps[places].T.flatten())
         return RefScores(logps.to(self._device), None)
 
     def teacher(self, batch: MicroBatch, scale: float) -> Teacher:
@@ -96,15 +108,17 @@ def prepare_reference(recipe: Recipe, run: RunFolder) -> None:
     """
     accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
+    file, num_places = run.reference / FILE, _num_places(recipe)
     model = load_checkpoint(recipe.model)
     stage = Stage(run.reference, _settings(recipe, model, cache))
-    file, num_places = run.reference / FILE, _num_places(recipe)
     if stage.is_done() and not _num_missing(file, num_places):
         return
     schedule = training_schedule(recipe, cache, LossTerms.of(recipe.loss))
     if accelerator.is_main_process:
         stage.begin()
-        _allocate(file, num_places, 1 + recipe.loss.num_negatives)
+        columns = 1 + recipe.loss.num_negatives
+        _allocate(run.reference / KEYS, np.zeros((num_places, columns), np.uint64))
+        _allocate(file, np.full((num_places, columns), np.nan, np.float32))
     accelerator.wait_for_everyone()
     policy = CodeLogProbs(
         model,
@@ -113,7 +127,7 @@ def prepare_reference(recipe: Recipe, run: RunFolder) -> None:
     )
     policy.to(accelerator.device).eval()
     collate = Collator(model, cache, recipe.data.image_size, accelerator.device)
-    _fill(file, num_places, accelerator, policy, schedule, collate, recipe)
+    _fill(run.reference, num_places, accelerator, policy, schedule, collate, recipe)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         stage.finish()
@@ -121,7 +135,7 @@ def prepare_reference(recipe: Recipe, run: RunFolder) -> None:
 
 
 def _fill(
-    file: Path,
+    folder: Path,
     num_places: int,
     accelerator: Accelerator,
     policy: CodeLogProbs,
@@ -129,28 +143,43 @@ def _fill(
     collate: Collator,
     recipe: Recipe,
 ) -> None:
-    logps = np.load(file, mmap_mode="r+")
+    logps, keys = (np.load(folder / name, mmap_mode="r+") for name in (FILE, KEYS))
     size = recipe.train.micro_batch_size
     missing = [p for p in range(0, num_places, size) if np.isnan(logps[p : p + size]).any()]
     accelerator.wait_for_everyone()  # or a slow rank would see what a quick one wrote
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
-    for number, place in enumerate(
-        tqdm(
-            mine,
-            desc="reference log-probabilities",
-            unit="batch",
-            disable=not accelerator.is_main_process,
-        )
-    ):
+    # A block for each rank: two that write to one page of a shared disk could undo each other.
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    mine = missing[rank * len(missing) // ranks : (rank + 1) * len(missing) // ranks]
+    bar = tqdm(
+        mine,
+        desc="reference log-probabilities",
+        unit="batch",
+        disable=not accelerator.is_main_process,
+    )
+    for number, place in enumerate(bar):
         step, first = divmod(place, schedule.batch_size)
         batch = collate(schedule.step(step).part(first, first + size))
         # Everything as in training, so that the numbers are the same to the last bit.
         with accelerator.autocast(), training_attention(accelerator.device):
             found = live_scores(policy, batch, torch.inference_mode).logps
-        logps[place : place + size] = found.view(-1, batch.num_pairs).T.cpu().numpy()
+        _refuse_nan(found, schedule.step(step).rows[first : first + size].tolist(), recipe)
+        places = slice(place, place + size)
+        keys[places] = row_keys(*batch.prompts, batch.codes).reshape(-1, batch.num_pairs).T
+        logps[places] = found.view(-1, batch.num_pairs).T.cpu().numpy()
         if number % FLUSH_EVERY == 0:
+            keys.flush()
             logps.flush()
+    keys.flush()
     logps.flush()
+
+
+def _refuse_nan(logps: torch.Tensor, rows: list[int], recipe: Recipe) -> None:
+    if not bool(logps.isfinite().all()):
+        raise UserError(
+            f"the base gives NaN or infinity for the images in rows {rows} with model.dtype="
+            f"{recipe.model.dtype} and train.mixed_precision={recipe.train.mixed_precision}. Use "
+            "bf16 or no mixed precision, or look at the weights."
+        )
 
 
 def _num_places(recipe: Recipe) -> int:
@@ -166,28 +195,26 @@ def _num_missing(file: Path, num_places: int) -> int:
     return int(np.isnan(logps[:num_places]).any(axis=1).sum())
 
 
-def _allocate(file: Path, num_places: int, columns: int) -> None:
-    """A file of NaN, with what an earlier, shorter one held."""
-    old = np.load(file, mmap_mode="r") if file.exists() else np.empty((0, columns), np.float32)
-    if len(old) >= num_places:
-        return
-    beside = file.with_name(file.name + ".partial")
-    new = np.lib.format.open_memmap(
-        beside, mode="w+", dtype=np.float32, shape=(num_places, columns)
-    )
-    new[: len(old)] = old
-    new[len(old) :] = np.nan
-    new.flush()
+def _allocate(file: Path, empty: np.ndarray) -> None:
+    """Write ``empty``, but for the rows that an earlier, shorter file held."""
+    if file.exists():
+        old = np.load(file, mmap_mode="r")
+        if len(old) >= len(empty):
+            return
+        empty[: len(old)] = old
+    beside = file.with_name(file.name + ".partial.npy")
+    np.save(beside, empty)
     beside.replace(file)
 
 
 def _settings(recipe: Recipe, model: UnifiedModel, cache: TokenCache) -> dict[str, Any]:
     """All that the numbers depend on, to the last bit."""
-    groups = asdict(recipe)
+    groups, edits = asdict(recipe), "edit" in recipe.loss.negatives
     values = {key: groups[key.split(".")[0]][key.split(".")[1]] for key in DEPENDS_ON}
     return {
         **values,
         **{f"model.{key}": value for key, value in asdict(recipe.model).items()},
+        "attribute words (sha256)": words_digest(recipe.data.attribute_words) if edits else None,
         "captions (sha256)": texts_digest(cache.captions),
         "weights (sha256)": weights_digest(model.module),
         "adapter": code_digest(model),

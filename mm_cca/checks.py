@@ -1,14 +1,19 @@
 """What makes a recipe's values wrong, found without reading data or weights."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from mm_cca.errors import UserError
 from mm_cca.negatives import KINDS, load_words
+from mm_cca.negatives.embed import ALLOWED as EMBEDDINGS
+from mm_cca.negatives.embed import check_embedding
 from mm_cca.schema import (
     OBJECTIVES,
     SOURCES,
     STAGES,
+    TEXT_FILES,
     AnyRecipe,
     DataConfig,
     Recipe,
@@ -51,11 +56,11 @@ def _one_of(key: str, value: str, allowed: Iterable[str]) -> Check:
 
 
 def _at_least(key: str, value: float, low: float) -> Check:
-    return key, value, value >= low, f"{low} or more"
+    return key, value, low <= value < math.inf, f"{low} or more"
 
 
 def _above(key: str, value: float, low: float) -> Check:
-    return key, value, value > low, f"more than {low}"
+    return key, value, low < value < math.inf, f"more than {low}"
 
 
 def _fraction(key: str, value: float) -> Check:
@@ -68,6 +73,19 @@ def _sum(key: str, value: str, names: tuple[str, ...]) -> Check:
     except ValueError as error:
         return key, value, False, f"{', '.join(names)}, or a weighted sum of them ({error})"
     return key, value, True, ""
+
+
+def _embedding(key: str, value: str) -> Check:
+    try:
+        check_embedding(value)
+    except UserError:
+        return key, value, False, EMBEDDINGS
+    return key, value, True, ""
+
+
+def _text_file(key: str, value: str | None) -> Check:
+    right = value is None or (Path(value).suffix in TEXT_FILES and Path(value).is_file())
+    return key, value, right, f"null, or a file that ends in {', '.join(TEXT_FILES)}"
 
 
 def _weights_sum_to_one(key: str, value: str) -> Check:
@@ -140,13 +158,7 @@ def _loss(recipe: Recipe) -> list[Check]:
             loss.max_similarity is None or 0 < loss.max_similarity <= 1,
             "null, or more than 0 and at most 1",
         ),
-        (
-            "loss.negatives_embedding",
-            loss.negatives_embedding,
-            loss.negatives_embedding == "tfidf"
-            or loss.negatives_embedding.startswith(("sentence-transformers:", "open_clip:")),
-            "tfidf, sentence-transformers:NAME, or open_clip:NAME:PRETRAINED",
-        ),
+        _embedding("loss.negatives_embedding", loss.negatives_embedding),
         *_when(
             loss.distill_scale is not None,
             lambda: _above("loss.distill_scale", loss.distill_scale or 0, 1),
@@ -226,7 +238,12 @@ def _sample(recipe: Recipe) -> list[Check]:
         *(_above("sample.control_scales", s, 1) for s in sample.control_scales),
         *(_above("sample.cca_scales", s, 1) for s in sample.cca_scales),
         *(
-            ("sample.dial", a, a >= 0 and a != 1, "0 or more, but not 1, which is the arm cca")
+            (
+                "sample.dial",
+                a,
+                0 <= a < math.inf and a != 1,
+                "0 or more, but not 1, which is the arm cca",
+            )
             for a in sample.dial
         ),
         (
@@ -258,6 +275,8 @@ def _sample(recipe: Recipe) -> list[Check]:
         ),
         _at_least("sample.batch_size", sample.batch_size, 1),
         *_attributes(recipe),
+        *_text_nll(recipe),
+        _text_file("data.text_path", recipe.data.text_path),
         _at_least("eval.bootstrap_samples", recipe.eval.bootstrap_samples, 100),
         _at_least("eval.grid_prompts", recipe.eval.grid_prompts, 1),
     ]
@@ -270,6 +289,14 @@ def _attributes(recipe: Recipe) -> list[Check]:
     except UserError as error:
         return [("data.attribute_words", path, False, f"a YAML file of word lists ({error})")]
     return [_one_of("eval.attributes", kind, kinds) for kind in recipe.eval.attributes]
+
+
+def _text_nll(recipe: Recipe) -> list[Check]:
+    key, value = "eval.text_nll", recipe.eval.text_nll
+    if value != "captions":
+        return [_text_file(key, value)]
+    allowed = "a text file; captions are those of data.heldout_split, which is null"
+    return [(key, value, recipe.data.heldout_split is not None, allowed)]
 
 
 def _tokenizer(recipe: TokenizerRecipe) -> list[Check]:

@@ -15,6 +15,7 @@ from mm_cca.config import dump, load_config
 from mm_cca.demo import shipped
 from mm_cca.dial import bake_lora
 from mm_cca.errors import UserError
+from mm_cca.losses import LossTerms
 from mm_cca.run import RunFolder
 from mm_cca.sample import load_source
 from mm_cca.schema import Recipe
@@ -119,7 +120,7 @@ def _card(recipe: Recipe, run_folder: Path, *, is_adapter: bool, dial: float) ->
         base_model=recipe.model.path,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-to-image",
-        tags=["cca", "guidance-free", recipe.model.adapter],
+        tags=[*LossTerms.of(recipe.loss).weights, "text-to-image", recipe.model.adapter],
         license="other",
     )
     how = HOW.get(recipe.model.adapter, WITH_MM_CCA)
@@ -133,12 +134,9 @@ def _card(recipe: Recipe, run_folder: Path, *, is_adapter: bool, dial: float) ->
 {data.to_yaml()}
 ---
 
-# {Path(recipe.model.path).name} with Condition Contrastive Alignment
+# {Path(recipe.model.path).name}, fine-tuned with mm_cca
 
-`{recipe.model.path}`, fine-tuned on `{recipe.data.path}` by
-[CCA](https://arxiv.org/abs/2410.09347) with `mm_cca`, so that plain sampling draws what the base
-needed classifier-free guidance for. **Sample it without guidance**: scale 1, one forward pass per
-token. {how}
+`{recipe.model.path}`, fine-tuned on `{recipe.data.path}` {_method(recipe)} {how}
 
 ## Licence
 
@@ -155,6 +153,18 @@ The licence of the base holds for this model too. {licence}
 ```
 """
     return ModelCard(text)
+
+
+def _method(recipe: Recipe) -> str:
+    objective = recipe.loss.objective
+    if not {"cca", "distill"} & LossTerms.of(recipe.loss).weights.keys():
+        return f"with `mm_cca` and the objective `{objective}`."
+    return (
+        f"with `mm_cca` and the objective `{objective}` (CCA: "
+        "[arXiv 2410.09347](https://arxiv.org/abs/2410.09347)), so that plain sampling draws what "
+        "the base needed classifier-free guidance for. **Sample it without guidance**: scale 1, "
+        "one forward pass per token."
+    )
 
 
 def _scores(run_folder: Path) -> str:

@@ -13,8 +13,10 @@ from accelerate.utils import parse_flag_from_env
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.cached_reference import prepare_reference
+from mm_cca.data import load_split
 from mm_cca.errors import UserError
 from mm_cca.losses import LossTerms
+from mm_cca.planning import check_plan
 from mm_cca.run import RunFolder, Stage, locked
 from mm_cca.schema import STAGES, AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
 from mm_cca.tokens import prepare_split
@@ -123,10 +125,15 @@ def _dispatch(recipe: AnyRecipe, run: RunFolder, stages: Sequence[str]) -> None:
 def prepare(recipe: Recipe, run: RunFolder) -> None:
     """Fill the token cache of every split the recipe names, and the reference cache if wanted."""
     _prepare_tokens(recipe, run)
-    trains = "cca" in recipe.run.sources and LossTerms.of(recipe.loss).needs_negatives
-    if recipe.train.reference == "cached" and trains:
+    wanted = "cca" in recipe.run.sources and LossTerms.of(recipe.loss).needs_negatives
+    if recipe.train.reference == "cached" and wanted:
         with locked(run.reference) if PartialState().is_main_process else nullcontext():
             prepare_reference(recipe, run)
+
+
+def _trains_on_negatives(recipe: Recipe) -> bool:
+    trains = "train" in recipe.run.stages and "cca" in recipe.run.sources
+    return trains and LossTerms.of(recipe.loss).needs_negatives
 
 
 def _prepare_tokens(recipe: Recipe, run: RunFolder) -> None:
@@ -142,6 +149,9 @@ def _prepare_tokens(recipe: Recipe, run: RunFolder) -> None:
         stage = Stage(run.tokens / split, settings)
         if stage.is_done():
             continue
+        if split == recipe.data.train_split and _trains_on_negatives(recipe):
+            # Before hours of work: captions that can't be contrasted, packages that are missing.
+            check_plan(recipe, load_split(recipe.data, split).captions)
         # Only the main rank writes; the others find the same answer and follow it.
         with locked(stage.folder) if PartialState().is_main_process else nullcontext():
             if PartialState().is_main_process:

@@ -23,7 +23,7 @@ class Scored(NamedTuple):
         per_code: [B, N] float32 log-probability of every code.
         guided_kl: [I] KL(guided base || model) in nats per image, where a teacher was given.
         text_nll: [texts] mean nats per token of every text, where texts were given.
-        states: [B, N, D] detached hidden states that predict the codes, where asked for.
+        states: [B, N, D] hidden states that predict the codes, where only these were asked for.
     """
 
     per_code: torch.Tensor
@@ -79,7 +79,7 @@ class CodeLogProbs(nn.Module):
         teacher: Teacher | None = None,
         text_ids: torch.Tensor | None = None,
         text_mask: torch.Tensor | None = None,
-        keep_states: bool = False,
+        only_states: bool = False,
     ) -> Scored:
         """Score images, and in the same pass whatever else the loss needs.
 
@@ -92,9 +92,11 @@ class CodeLogProbs(nn.Module):
             teacher: of the first I rows.
             text_ids: [texts, T], left-padded, to be scored as plain text.
             text_mask: [texts, T] bool.
-            keep_states: return the hidden states too.
+            only_states: score nothing, for a teacher: ``per_code`` is empty then.
         """
         states = self._states(prompt_ids, prompt_mask, codes)
+        if only_states:
+            return Scored(states.new_empty(len(states), 0, dtype=torch.float32), states=states)
         head = self.model.image_head(whole_vocabulary=self._whole_vocabulary)
         targets = head.row_of_code.to(codes.device)[codes]
         flat = chunked_logps(states.flatten(0, 1), head.weight, head.bias, targets.flatten())
@@ -106,9 +108,7 @@ class CodeLogProbs(nn.Module):
         texts = None
         if text_ids is not None and text_mask is not None:
             texts = text_nll(self.model, text_ids, text_mask)
-        return Scored(
-            flat.view_as(codes), distilled, texts, states.detach() if keep_states else None
-        )
+        return Scored(flat.view_as(codes), distilled, texts)
 
     def _states(
         self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, codes: torch.Tensor

@@ -14,6 +14,15 @@ from mm_cca.reference import RefScores
 from mm_cca.schema import CONTRASTIVE, OBJECTIVES, LossConfig
 from mm_cca.sums import parse_sum
 
+NEGATIVE_KEYS = {
+    "negatives",
+    "num_negatives",
+    "negatives_embedding",
+    "hard_candidates",
+    "max_similarity",
+}
+"""Keys of ``loss`` that decide which prompts are contrasted."""
+
 
 @dataclass(frozen=True)
 class LossTerms:
@@ -41,6 +50,16 @@ class LossTerms:
     def needs_teacher(self) -> bool:
         """Whether the base is asked for its guided distributions."""
         return "distill" in self.weights
+
+    @property
+    def keys_in_use(self) -> set[str]:
+        """Names of the recipe's ``loss`` keys that the result depends on."""
+        used = {"objective", "uncond_ratio", "whole_vocabulary", "text_weight"}
+        if self.needs_negatives:
+            used |= NEGATIVE_KEYS | {"lambda_", "beta", "beta_codes"}
+        if self.needs_teacher:
+            used.add("distill_scale")
+        return used
 
     @property
     def needs_text(self) -> bool:

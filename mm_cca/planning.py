@@ -1,20 +1,77 @@
 """The order of training and its negatives, from a recipe."""
 
-from collections.abc import Callable
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
 
 from mm_cca.batches import Schedule
+from mm_cca.errors import UserError
 from mm_cca.losses import LossTerms
-from mm_cca.negatives import KINDS, EpochPlan, NegativeSettings, Planner
+from mm_cca.negatives import KINDS, EpochPlan, NegativeSettings, Planner, write_plan
+from mm_cca.negatives.embed import check_installed
+from mm_cca.run import write_json
 from mm_cca.schema import Recipe
 from mm_cca.sums import parse_sum
 from mm_cca.tokens import TokenCache
 
 
+class PlanKeeper:
+    """Writes the plan of every epoch beside the training that uses it.
+
+    ``epoch-0000.parquet`` is what was contrasted with what, ``epoch-0000.json`` how many planned
+    negatives were replaced, and why.
+    """
+
+    def __init__(self, folder: Path, cache: TokenCache, *, show: bool) -> None:
+        self._folder = folder
+        self._cache = cache
+        self.show = show
+
+    def __call__(self, epoch: int, plan: EpochPlan) -> None:
+        """Raises UserError on a full disk."""
+        if not self.show:  # another rank writes
+            return
+        path = self._folder / f"epoch-{epoch:04d}.parquet"
+        try:
+            write_plan(path, plan, self._cache.captions, self._cache.source_rows)
+            write_json(path.with_suffix(".json"), plan.replaced)
+        except OSError as error:
+            raise UserError(f"{path} can't be written: {error}. Free some space.") from error
+        if any(plan.replaced.values()):
+            why = ", ".join(f"{count} {reason}" for reason, count in plan.replaced.items() if count)
+            tqdm.write(f"negatives replaced in epoch {epoch}: {why}", file=sys.stderr)
+
+
+def negative_settings(recipe: Recipe) -> NegativeSettings:
+    """The recipe's keys as the planner takes them."""
+    loss = recipe.loss
+    return NegativeSettings(
+        mixture=parse_sum(loss.negatives, KINDS),
+        num_negatives=loss.num_negatives,
+        embedding=loss.negatives_embedding,
+        candidates=loss.hard_candidates,
+        max_similarity=loss.max_similarity,
+        words=recipe.data.attribute_words,
+    )
+
+
+def check_plan(recipe: Recipe, captions: list[str]) -> None:
+    """Raises UserError where no plan can be made of these captions.
+
+    The search for similar ones may take minutes and is left to training; whether its packages are
+    there is seen here.
+    """
+    settings = negative_settings(recipe)
+    if "hard" in settings.mixture:
+        settings = replace(settings, mixture={"shuffle": 1.0})
+        check_installed(settings.embedding)
+    Planner(captions, replace(settings, embedding="tfidf"), seed=recipe.train.seed)
+
+
 def training_schedule(
-    recipe: Recipe,
-    cache: TokenCache,
-    terms: LossTerms,
-    on_plan: Callable[[int, EpochPlan], None] | None = None,
+    recipe: Recipe, cache: TokenCache, terms: LossTerms, keeper: PlanKeeper | None = None
 ) -> Schedule:
     """The steps of a recipe; negatives are planned only where the loss looks at them.
 
@@ -22,30 +79,23 @@ def training_schedule(
         recipe: a validated recipe.
         cache: of the train split.
         terms: of the loss.
-        on_plan: told every epoch and its plan when it is made.
+        keeper: writes every plan down.
 
     Raises:
         UserError: a batch larger than the data, or captions that negatives can't be made of.
     """
-    loss, seed = recipe.loss, recipe.train.seed
     planner = None
     if terms.needs_negatives:
-        settings = NegativeSettings(
-            mixture=parse_sum(loss.negatives, KINDS),
-            num_negatives=loss.num_negatives,
-            embedding=loss.negatives_embedding,
-            candidates=loss.hard_candidates,
-            max_similarity=loss.max_similarity,
-            words=recipe.data.attribute_words,
+        show = keeper is not None and keeper.show
+        planner = Planner(
+            cache.captions, negative_settings(recipe), seed=recipe.train.seed, show=show
         )
-        planner = Planner(cache.captions, settings, seed=seed)
-    schedule = Schedule(
+    return Schedule(
         cache.captions,
         batch_size=recipe.train.batch_size,
         num_variants=cache.num_variants,
-        uncond_ratio=loss.uncond_ratio,
+        uncond_ratio=recipe.loss.uncond_ratio,
         planner=planner,
-        seed=seed,
-        on_plan=on_plan,
+        seed=recipe.train.seed,
+        on_plan=keeper,
     )
-    return schedule

@@ -96,8 +96,8 @@ def _teacher_states(
     ids, mask = (rows[:count] for rows in batch.prompts)
     codes = batch.codes[:count]
     with frozen():
-        cond: Scored = policy(ids, mask, codes, keep_states=True)
-        uncond: Scored = policy(*batch.blanks, codes, keep_states=True)
+        cond: Scored = policy(ids, mask, codes, only_states=True)
+        uncond: Scored = policy(*batch.blanks, codes, only_states=True)
     assert cond.states is not None
     assert uncond.states is not None
     return cond.states, uncond.states

@@ -8,6 +8,8 @@ from omegaconf import MISSING
 STAGES = ("prepare", "train", "sample", "eval", "report")
 SOURCES = ("base", "cca", "control")
 OBJECTIVES = ("cca", "nll", "dpo", "unlearn", "distill")
+TEXT_FILES = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+"""Endings of files that hold texts, and the reader of ``datasets`` for each."""
 CONTRASTIVE = ("cca", "dpo", "unlearn")
 """Objectives that look at other prompts, and so at a reference."""
 

@@ -8,7 +8,7 @@ COLLAPSE = -1.0
 """Nats per code: below it the model no longer knows its own images (dpo in the paper's table 3)."""
 
 SATURATED = 12.0
-"""|beta * gap| from which a wrong prompt's gradient is below 1e-5 of what it was."""
+"""|beta * gap| of cca from which a wrong prompt's gradient is about 1e-5 of what it was."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Constants:
 
     Attributes:
         num_codes: codes per image.
-        beta: as used, rescaled to the number of codes; None without a log-sigmoid.
+        beta: of cca, rescaled to the number of codes; None where cca is no part of the loss.
         unbounded: whether ``unlearn`` is part of the loss.
     """
 

@@ -1,10 +1,11 @@
 """Weighted sums as a recipe spells them: ``cca + 0.1 nll``, ``0.5 shuffle + 0.5 hard``."""
 
+import math
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-_TERM = re.compile(r"^(?:(?P<weight>[0-9.]+(?:e[+-]?[0-9]+)?)\s*\*?\s*)?(?P<name>[a-z_]+)$")
+_TERM = re.compile(r"^(?:(?P<weight>[0-9.]+(?:e-?[0-9]+)?)\s*\*?\s*)?(?P<name>[a-z_]+)$")
 
 
 def parse_sum(text: str, allowed: Sequence[str]) -> dict[str, float]:
@@ -31,6 +32,6 @@ def parse_sum(text: str, allowed: Sequence[str]) -> dict[str, float]:
             terms[name] = float(found["weight"] or 1.0)
         except ValueError:
             raise ValueError(f"{found['weight']!r} is no number") from None
-        if terms[name] <= 0:
-            raise ValueError(f"the weight of {name!r} must be above 0")
+        if not 0 < terms[name] < math.inf:
+            raise ValueError(f"the weight of {name!r} must be above 0 and finite")
     return terms

@@ -7,6 +7,7 @@ RUN/tokens reference       shared by all points
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from accelerate.utils import release_memory
 
 from mm_cca.axes import Point, points_of, recipe_of
 from mm_cca.cached_reference import DEPENDS_ON
+from mm_cca.config import dump
 from mm_cca.errors import Diverged
 from mm_cca.run import RunFolder, write_json
 from mm_cca.schema import Recipe, RunConfig
@@ -30,7 +32,7 @@ class Sweep:
 
     Attributes:
         root: its folder.
-        base: draws the base, and trains and draws the control.
+        base: draws the base, and trains and draws the control, with the recipe's own values.
         points: name -> recipe of the trained model.
         values: name -> what was swept.
     """
@@ -48,7 +50,7 @@ def plan_sweep(path_or_name: str, overrides: Sequence[str]) -> Sweep:
         UserError: what ``points_of`` raises, or a point whose values are wrong.
     """
     common, points = points_of(path_or_name, overrides)
-    recipe = recipe_of(path_or_name, [*common, *points[0].overrides])
+    recipe = recipe_of(path_or_name, common)  # with the recipe's own values for what is swept
     root = Path(recipe.run.dir)
     shared = not any(key in DEPENDS_ON for key in points[0].values)
     recipes = {}
@@ -64,12 +66,14 @@ def plan_sweep(path_or_name: str, overrides: Sequence[str]) -> Sweep:
 def _inside(
     run: RunConfig, root: Path, folder: Path, sources: list[str], *, shared: bool
 ) -> RunConfig:
-    reference = root / "reference" if shared else folder / "reference"
+    own = root / "reference" if run.reference_dir is None else Path(run.reference_dir)
+    if not shared:
+        own = folder / "reference" if run.reference_dir is None else own / folder.name
     return replace(
         run,
         dir=str(folder),
         tokens_dir=run.tokens_dir or str(root / "tokens"),
-        reference_dir=run.reference_dir or str(reference),
+        reference_dir=str(own),
         sources=sources,
     )
 
@@ -93,17 +97,30 @@ def run_sweep(sweep: Sweep, do: Callable[[Recipe, RunFolder, Sequence[str]], Non
         marked = Path(recipe.run.dir) / DIVERGED
         if main:
             print(f"point {number} of {len(sweep.points)}: {name}", file=sys.stderr)
-        if marked.exists():
+        if _still_diverged(marked, recipe):
             if main:
-                print(f"  it diverged; delete {marked} to try again", file=sys.stderr)
+                print(f"  it diverged; delete {marked.parent} to try again", file=sys.stderr)
             continue
         try:
             _do(recipe, ["prepare", "train", "sample", "eval"], do)
         except Diverged as error:
             if main:
-                write_json(marked, {"reason": str(error)})
+                write_json(marked, {"reason": str(error), "recipe": dump(recipe)})
                 print(f"  it diverged, the sweep goes on: {error}", file=sys.stderr)
         release_memory()
+
+
+def _still_diverged(marked: Path, recipe: Recipe) -> bool:
+    """A point that diverged with another recipe is cleared away and tried again."""
+    if not marked.exists():
+        return False
+    if json.loads(marked.read_text())["recipe"] == dump(recipe):
+        return True
+    PartialState().wait_for_everyone()  # all ranks have read the mark
+    if PartialState().is_main_process:
+        shutil.rmtree(marked.parent)
+    PartialState().wait_for_everyone()
+    return False
 
 
 def _do(

@@ -15,8 +15,8 @@ from mm_cca.adapters.base import UnifiedModel
 from mm_cca.errors import UserError
 from mm_cca.head import chunked_logps
 from mm_cca.padding import left_pad, positions
+from mm_cca.schema import TEXT_FILES
 
-READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 MAX_TOKENS = 512
 """Longer texts are cut: enough to see a change, and no more than a prompt costs."""
 
@@ -47,9 +47,9 @@ def read_texts(path: str, key: str) -> list[str]:
     Raises:
         UserError: not such a file, or no text in it.
     """
-    kind = READERS.get(Path(path).suffix)
+    kind = TEXT_FILES.get(Path(path).suffix)
     if kind is None or not Path(path).is_file():
-        raise UserError(f"{key} is {path!r}; allowed: a file that ends in {', '.join(READERS)}.")
+        raise UserError(f"{key} is {path!r}; allowed: a file that ends in {', '.join(TEXT_FILES)}.")
     try:
         table = load_dataset(kind, data_files=path, split="train")
     except Exception as error:  # datasets wraps whatever its readers raise

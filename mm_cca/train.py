@@ -1,8 +1,8 @@
 """Fine-tune a unified model with CCA (or another objective) on its token cache. Read this first.
 
 Launch through the CLI (``mm-cca train RECIPE``), alone or under ``accelerate launch``. One step:
-the schedule names the pairs, one forward of 2B rows gives log-probabilities under the own and the
-other prompt, the reference gives the same, the objective turns four numbers per pair into a loss.
+the schedule names the pairs, one forward gives log-probabilities of every image under its own and
+its other prompts, the reference gives the same, ``losses.py`` makes a loss of them.
 
 Shapes: B pairs of a micro-batch, M rows with all their prompts.
 """
@@ -29,15 +29,17 @@ from mm_cca.assembly import Loop, learning_rate, new_accelerator, set_up, whole_
 from mm_cca.attention import training_attention
 from mm_cca.batches import Pairs
 from mm_cca.collate import Collator, MicroBatch
+from mm_cca.digests import texts_digest, words_digest
 from mm_cca.errors import Diverged, Interrupted, UserError
 from mm_cca.heldout import heldout_nll
 from mm_cca.logprobs import Scored
-from mm_cca.losses import loss_of
+from mm_cca.losses import LossTerms, loss_of
 from mm_cca.metrics import MetricsFile, StepMetrics
 from mm_cca.reference import write_trained
 from mm_cca.run import RunFolder, Stage
 from mm_cca.schema import LossConfig, Recipe
 from mm_cca.signals import Constants, Health
+from mm_cca.text import read_texts
 from mm_cca.tokens import open_cache
 
 MAX_GAP_AT_START = 1e-3
@@ -89,14 +91,23 @@ def _heldout(recipe: Recipe, run: RunFolder, loop: Loop) -> Callable[[], float |
 
 def _settings(recipe: Recipe, loss: LossConfig) -> dict[str, Any]:
     """The keys that decide the result; saving and logging may change between two calls."""
+    terms = LossTerms.of(loss)
     free = {"save_every", "keep_checkpoints", "trackers", "control"}
+    data = asdict(recipe.data)
+    words, texts = data.pop("attribute_words"), data.pop("text_path")
     groups = {
         "model": asdict(recipe.model),
-        "data": asdict(recipe.data),
-        "loss": asdict(loss),
+        "data": data,
+        "loss": {key: value for key, value in asdict(loss).items() if key in terms.keys_in_use},
         "train": {k: v for k, v in asdict(recipe.train).items() if k not in free},
     }
-    return {f"{group}.{key}": v for group, keys in groups.items() for key, v in keys.items()}
+    found = {f"{group}.{key}": v for group, keys in groups.items() for key, v in keys.items()}
+    # Files by what is in them: the path may stay and the words change.
+    if terms.needs_negatives and "edit" in loss.negatives:
+        found["attribute words (sha256)"] = words_digest(words)
+    if terms.needs_text and texts is not None:
+        found["data.text_path (sha256)"] = texts_digest(read_texts(texts, "data.text_path"))
+    return found
 
 
 def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -> None:
@@ -133,8 +144,9 @@ def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -
                     _save_model(loop, folder / "best")
             metrics.write(step, numbers)
             accelerator.log({k: v for k, v in numbers.items() if v is not None}, step=step)
-            for sentence in health.see(numbers):
-                bar.write(f"warning: step {step}: {sentence}", file=sys.stderr)
+            if accelerator.is_main_process:
+                for sentence in health.see(numbers):
+                    bar.write(f"warning: step {step}: {sentence}", file=sys.stderr)
             bar.update()
             bar.set_postfix(loss=f"{numbers['loss']:.4f}", refresh=False)
             stop = _on_any_rank(accelerator, stopped())
@@ -231,9 +243,14 @@ def _health(loop: Loop) -> Health:
     terms, config = loop.terms, loop.terms.config
     num_codes = loop.collate.num_codes
     beta = objectives.length_aware_beta(config.beta, config.beta_codes, num_codes)
-    has_beta = "cca" in terms.weights or "dpo" in terms.weights
     unbounded = "unlearn" in terms.weights and config.lambda_ > 0
-    return Health(Constants(num_codes, beta if has_beta else None, unbounded))
+    if unbounded and loop.accelerator.is_main_process:
+        tqdm.write(
+            "warning: unlearn has no lower bound: wrong prompts are pushed down for ever, and the "
+            "images go with them. Train briefly and watch positive_gap; cca is the bounded form.",
+            file=sys.stderr,
+        )
+    return Health(Constants(num_codes, beta if "cca" in terms.weights else None, unbounded))
 
 
 def _check_start(gaps: torch.Tensor) -> None:
@@ -242,8 +259,9 @@ def _check_start(gaps: torch.Tensor) -> None:
         raise UserError(
             f"before the first step the model and its reference differ by up to {largest:.3g} nats "
             "per image; they are the same model, so every gap must be 0. Likely causes: dropout "
-            "that is not switched off, another dtype or attention kernel in one of the two, or a "
-            "LoRA that does not start at zero."
+            "that is not switched off, another dtype or attention kernel in one of the two, a LoRA "
+            "that does not start at zero, or (train.reference=cached) a cache that another kind of "
+            "device computed."
         )
 
 

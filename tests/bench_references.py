@@ -41,7 +41,8 @@ def main(steps: int) -> None:
             words = ["emoji-ablation", *common, *keys, f"run.dir={run}"]
             measured(["prepare", *words])
             megabytes = measured(["train", *words])
-            lines = [json.loads(x) for x in Path(run, "train", "metrics.jsonl").open()]
+            text = Path(run, "train", "metrics.jsonl").read_text()
+            lines = [json.loads(line) for line in text.splitlines()]
             speed = sorted(line["tokens_per_second"] for line in lines)[len(lines) // 2]
             rows[name] = (megabytes, speed, [line["loss"] for line in lines])
         print(f"{'reference':14} {'MB':>7} {'tokens/s':>9}  losses")

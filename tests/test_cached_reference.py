@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mm_cca.cached_reference import FILE, _allocate, _num_missing
+from mm_cca.cached_reference import FILE, KEYS, _allocate, _num_missing
 from mm_cca.errors import UserError
 from tests import runs
 
@@ -116,6 +116,47 @@ def test_other_weights_in_the_same_folder_are_noticed(
         runs.do(recipe, *keys, stages=["train"])
 
 
+def test_other_words_in_the_same_file_are_noticed(recipe: Path, tmp_path: Path):
+    words = tmp_path / "words.yaml"
+    words.write_text("thing:\n  - owl\n  - hand\n")
+    keys = [CACHED, "loss.negatives=edit", f"data.attribute_words={words}"]
+    runs.do(recipe, *keys, stages=["prepare"])
+    words.write_text("thing:\n  - owl\n  - hand\n  - badger\n")
+    with pytest.raises(UserError, match=r"(?s)attribute words.*was.*is now"):
+        runs.do(recipe, *keys, stages=["train"])
+
+
+def test_other_images_under_the_same_captions_are_noticed(recipe: Path, tmp_path: Path):
+    """The tokens were made anew from another file of the same name."""
+    import shutil
+
+    runs.do(recipe, CACHED, stages=["prepare"])
+    shutil.rmtree(tmp_path / "run" / "tokens")
+    rows = runs.rows_of(16, split="train")
+    for number, row in enumerate(rows):
+        row["image"] = runs.png(runs.picture(100 + number))
+    runs.write_parquet(tmp_path / "data.parquet", rows)
+    with pytest.raises(UserError, match=r"is stale: at place 0 of training.*Delete"):
+        runs.do(recipe, CACHED)
+
+
+def test_a_base_that_gives_nan_is_told(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from mm_cca import cached_reference
+    from mm_cca.reference import RefScores
+
+    def broken(policy, batch, frozen):
+        return RefScores(torch.full((len(batch.codes),), torch.nan), None)
+
+    monkeypatch.setattr(cached_reference, "live_scores", broken)
+    with pytest.raises(UserError, match=r"gives NaN or infinity for the images in rows \["):
+        runs.do(recipe, CACHED, stages=["prepare"])
+    monkeypatch.undo()
+    runs.do(recipe, CACHED)
+    assert np.load(tmp_path / "run" / "reference" / KEYS).shape == (16, 3)
+
+
 def test_a_finished_run_does_not_need_it_any_more(recipe: Path, tmp_path: Path):
     runs.do(recipe, CACHED)
     file = tmp_path / "run" / "reference" / FILE
@@ -133,7 +174,7 @@ def test_distill_is_refused(recipe: Path):
 def test_missing_rows_are_counted(tmp_path: Path):
     file = tmp_path / FILE
     assert _num_missing(file, 5) == 5
-    _allocate(file, 4, 2)
+    _allocate(file, np.full((4, 2), np.nan, np.float32))
     assert _num_missing(file, 4) == 4
     rows = np.load(file, mmap_mode="r+")
     rows[:3] = 1.0

@@ -234,9 +234,16 @@ def test_all_missing_keys_at_once(tmp_path: Path):
         ("loss.negatives=swap", "shuffle, hard, edit"),
         ("loss.num_negatives=0", "1 or more"),
         ("loss.max_similarity=1.5", "null, or more than 0"),
-        ("loss.negatives_embedding=bert", "tfidf, sentence-transformers:NAME"),
+        ("loss.negatives_embedding=bert", "tfidf, sentence-transformers:NAME_OR_FOLDER"),
         ("loss.distill_scale=1", "more than 1"),
         ("loss.text_weight=-1", "0 or more"),
+        ("loss.lambda_=.inf", "0 or more"),
+        ("sample.dial=.inf", "0 or more, but not 1"),
+        ("eval.text_nll=no.txt", "null, or a file that ends in"),
+        ("data.text_path=no.txt", "null, or a file that ends in"),
+        ("eval.attributes=flavour", "colour, hair"),
+        ("data.attribute_words=no.yaml", "a YAML file of word lists"),
+        ("run.sources=ours", "base, cca, control"),
         ("loss.beta=0", "more than 0"),
         ("loss.beta_codes=0", "1 or more"),
         ("loss.lambda_=-1", "0 or more"),
@@ -424,3 +431,8 @@ def test_true_and_false_are_booleans(text: str, value: bool):
 def test_no_is_a_word():
     """YAML 1.1 reads it as false, which is no precision."""
     assert load_config("emoji", ["train.mixed_precision=no"]).train.mixed_precision == "no"
+
+
+def test_held_out_captions_need_a_held_out_split(path: Path):
+    told = message_of(path, "eval.text_nll=captions", "data.heldout_split=null")
+    assert "captions are those of data.heldout_split, which is null" in told

@@ -1,5 +1,6 @@
 """Every objective, alone and in sums, through the real training loop on a tiny model."""
 
+import json
 import math
 from pathlib import Path
 
@@ -87,7 +88,10 @@ def test_what_was_contrasted_can_be_read(recipe: Path, tmp_path: Path):
     keys = ["loss.negatives=0.5 shuffle + 0.5 edit", "loss.num_negatives=2"]
     runs.do(recipe, *keys)
     folder = tmp_path / "run" / "train" / "negatives"
-    assert [path.name for path in folder.iterdir()] == ["epoch-0000.parquet"]
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["epoch-0000.json", "epoch-0000.parquet"]
+    replaced = json.loads((folder / "epoch-0000.json").read_text())
+    assert set(replaced) == {"identical", "similar", "contained", "impossible", "repeated"}
     rows = pq.read_table(folder / "epoch-0000.parquet").to_pylist()
     assert len(rows) == 32
     assert set(rows[0]) == {"image", "prompt", "negative", "kind", "similarity"}
@@ -107,4 +111,18 @@ def test_captions_that_cannot_be_edited_are_named(tmp_path: Path, tiny_folder: P
     del values["data"]["split_column"]
     path = runs.write_recipe(tmp_path / "recipe.yaml", values)
     with pytest.raises(UserError, match=r"8 of 8.*thing a"):
-        runs.do(path, "loss.negatives=edit")
+        runs.do(path, "loss.negatives=edit", stages=["prepare"])
+    assert not list((tmp_path / "run" / "tokens").rglob("*.arrow")), "found after the long work"
+
+
+def test_more_negatives_than_there_are_other_captions_are_counted(recipe: Path, tmp_path: Path):
+    """16 captions, 2 hard candidates, 3 wanted: one of them comes twice, and is counted."""
+    keys = ["loss.negatives=hard", "loss.num_negatives=3", "loss.hard_candidates=3"]
+    runs.do(recipe, *keys, "loss.max_similarity=null", "train.max_steps=1")
+    folder = tmp_path / "run" / "train" / "negatives"
+    rows = pq.read_table(folder / "epoch-0000.parquet").to_pylist()
+    by_image: dict[int, list[str]] = {}
+    for row in rows:
+        by_image.setdefault(row["image"], []).append(row["negative"])
+    twice = sum(3 - len(set(texts)) for texts in by_image.values())
+    assert json.loads((folder / "epoch-0000.json").read_text())["repeated"] == twice

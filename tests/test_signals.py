@@ -23,6 +23,12 @@ def test_saturated_wrong_prompts():
     assert "is -14:" in found["saturated"]
 
 
+def test_without_cca_nothing_saturates():
+    """For dpo only the margin counts: a collapse is called collapse, and nothing else."""
+    numbers = {"positive_gap": -200.0, "negative_gap": -202.0}
+    assert list(warnings_of(numbers, Constants(64, None))) == ["collapse"]
+
+
 def test_unlearn_is_watched():
     numbers = {"positive_gap": 0.0, "negative_gap": -70.0}
     assert warnings_of(numbers, Constants(64, None)) == {}

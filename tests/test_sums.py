@@ -30,6 +30,7 @@ def test_sums(text: str, expected: dict[str, float]):
         ("cca + cca", "twice"),
         ("0 cca", "above 0"),
         ("1.2.3 cca", "is no number"),
+        ("1e999 cca", "above 0 and finite"),
     ],
 )
 def test_what_is_no_sum(text: str, problem: str):

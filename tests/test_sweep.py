@@ -113,15 +113,39 @@ def test_a_sweep_and_a_larger_one(recipe: Path, tmp_path: Path, capsys: pytest.C
     assert not (root / "points" / "lambda_=1,learning_rate=0.001" / "reference").exists()
     kept = runs.mtimes_of(root / "points" / "lambda_=1,learning_rate=0.001" / "samples")
     base = runs.mtimes_of(root / "base" / "samples")
-    axes = ["loss.lambda_=[1,5]", "train.learning_rate=[0.001]"]
+    # The first value may change too: base and control do not depend on it.
+    axes = ["loss.lambda_=[5,1]", "train.learning_rate=[0.001]"]
     assert cli.main(["sweep", str(recipe), *axes, *keys]) == 0
     summary = json.loads((root / "sweep.json").read_text())
     assert [a["name"] for a in summary["arms"] if "values" in a and a["dial"] == 1.0] == [
-        "lambda_=1,learning_rate=0.001",
         "lambda_=5,learning_rate=0.001",
+        "lambda_=1,learning_rate=0.001",
     ]
     assert runs.mtimes_of(root / "points" / "lambda_=1,learning_rate=0.001" / "samples") == kept
     assert runs.mtimes_of(root / "base" / "samples") == base
+
+
+def test_a_point_that_diverged_is_tried_again_when_the_recipe_changed(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    keys = ["loss.lambda_=[1]", "sample.num_images=4"]
+    marked = tmp_path / "run" / "points" / "lambda_=1" / "diverged.json"
+    assert cli.main(["sweep", str(recipe), *keys, "train.learning_rate=1e30"]) == 0
+    assert marked.exists()
+    assert cli.main(["sweep", str(recipe), *keys, "train.learning_rate=1e30"]) == 0
+    assert f"it diverged; delete {marked.parent}" in capsys.readouterr().err
+    assert cli.main(["sweep", str(recipe), *keys, "train.learning_rate=0.001"]) == 0
+    assert not marked.exists()
+    assert json.loads((tmp_path / "run" / "sweep.json").read_text())["diverged"] == {}
+
+
+def test_a_named_reference_folder_is_split_where_points_differ(recipe: Path, tmp_path: Path):
+    named = f"run.reference_dir={tmp_path / 'ref'}"
+    sweep = plan_sweep(str(recipe), ["train.seed=[0,1]", named])
+    folders = [point.run.reference_dir for point in sweep.points.values()]
+    assert folders == [str(tmp_path / "ref" / "seed=0"), str(tmp_path / "ref" / "seed=1")]
+    sweep = plan_sweep(str(recipe), ["loss.beta=[0.1,0.2]", named])
+    assert {p.run.reference_dir for p in sweep.points.values()} == {str(tmp_path / "ref")}
 
 
 def test_a_run_without_the_base(recipe: Path, tmp_path: Path):

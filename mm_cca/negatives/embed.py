@@ -1,8 +1,10 @@
 """Captions to vectors: TF-IDF, or the text tower of a model that the recipe names."""
 
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import numpy as np
+from tqdm import tqdm
 
 from mm_cca.errors import UserError
 from mm_cca.negatives.captions import WORD
@@ -12,6 +14,7 @@ ALLOWED = (
     "tfidf, sentence-transformers:NAME_OR_FOLDER, open_clip:NAME, open_clip:NAME:PRETRAINED, "
     "open_clip:local-dir:FOLDER"
 )
+ENCODE_AT_ONCE = 4096
 MAX_FIT_ROWS = 1_000_000
 MAX_TERMS = 1 << 18
 """Above ``MAX_FIT_ROWS`` captions TF-IDF learns its terms from that many of them, and keeps the
@@ -24,11 +27,25 @@ def check_embedding(name: str) -> None:
     """Raises UserError for a name of no known form; loads nothing."""
     family, colon, rest = name.partition(":")
     if name != "tfidf" and not (family in _ENCODERS and colon and rest):
-        raise UserError(f"embedding is {name!r}; allowed: {ALLOWED}.")
+        raise UserError(f"loss.negatives_embedding is {name!r}; allowed: {ALLOWED}.")
 
 
-def embed(texts: Sequence[str], name: str) -> Vectors:
-    """Vectors of [D] normalised captions.
+def check_installed(name: str) -> None:
+    """Raises UserError if the package of an embedding is not installed; loads no model."""
+    family, _, rest = name.partition(":")
+    if family == "sentence-transformers" and find_spec("sentence_transformers") is None:
+        raise UserError(_missing(rest))
+
+
+def _missing(name: str) -> str:
+    return (
+        f"loss.negatives_embedding sentence-transformers:{name} needs a package that is not "
+        'installed; pip install "mm-cca[hard]", or use tfidf.'
+    )
+
+
+def embed(texts: Sequence[str], name: str, *, show: bool = False) -> Vectors:
+    """Vectors of [D] normalised captions; ``show`` a progress bar.
 
     Raises:
         UserError: unknown name, a missing package, or a model that can't be loaded.
@@ -38,7 +55,11 @@ def embed(texts: Sequence[str], name: str) -> Vectors:
         return _tfidf(texts)
     family, _, rest = name.partition(":")
     encode = _ENCODERS[family](rest)
-    parts = [on_grid(encode(list(texts[part]))) for part in blocks(len(texts))]
+    parts = []
+    with tqdm(total=len(texts), desc="embedding captions", disable=not show) as bar:
+        for part in blocks(len(texts), ENCODE_AT_ONCE):
+            parts.append(on_grid(encode(list(texts[part]))))
+            bar.update(len(parts[-1]))
     return DenseVectors(np.concatenate(parts))
 
 
@@ -68,10 +89,7 @@ def _sentence_transformers(name: str) -> Encode:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise UserError(
-            f"embedding sentence-transformers:{name} needs a package that is not installed; "
-            'pip install "mm-cca[hard]", or use embedding tfidf.'
-        ) from error
+        raise UserError(_missing(name)) from error
     try:
         model = SentenceTransformer(name)
     except (OSError, ValueError, RuntimeError) as error:

@@ -6,6 +6,7 @@ Shapes: D distinct captions, C candidates each, r rows.
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm import tqdm
 
 from mm_cca.negatives.guard import Guard
 from mm_cca.negatives.neighbours import Search
@@ -24,7 +25,9 @@ class Candidates:
         return self.ids[:, 0] >= 0
 
 
-def find_candidates(search: Search, guard: Guard, count: int, needed: int) -> Candidates:
+def find_candidates(
+    search: Search, guard: Guard, count: int, needed: int, *, show: bool = False
+) -> Candidates:
     """The first ``count`` neighbours that the guard has nothing against.
 
     A caption with nothing in common (cosine 0 or less) is no candidate: which of these came first
@@ -35,10 +38,12 @@ def find_candidates(search: Search, guard: Guard, count: int, needed: int) -> Ca
         guard: for what is contained.
         count: C.
         needed: a caption with fewer candidates is looked at once more, further out.
+        show: a progress bar.
     """
     total = len(guard.words)
     ids = np.full((total, count), -1, np.int32)
-    for part in blocks(total, search.rows_at_once):
+    parts = list(blocks(total, search.rows_at_once))
+    for part in tqdm(parts, desc="similar captions", unit="block", disable=not show):
         rows = np.arange(part.start, part.stop)
         width = min(2 * count + 16, search.max_width)
         while len(rows):

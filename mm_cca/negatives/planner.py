@@ -36,13 +36,21 @@ class _Draft:
 class Planner:
     """Plans the negatives of any epoch: a function of captions, settings, seed and epoch alone."""
 
-    def __init__(self, captions: Sequence[str], settings: NegativeSettings, *, seed: int) -> None:
+    def __init__(
+        self,
+        captions: Sequence[str],
+        settings: NegativeSettings,
+        *,
+        seed: int,
+        show: bool = False,
+    ) -> None:
         """Embed the captions and look for what can't be built.
 
         Args:
             captions: [n] captions.
             settings: see there.
             seed: of the run.
+            show: progress bars.
 
         Raises:
             UserError: a wrong setting, fewer than two distinct captions, a missing package, or
@@ -58,7 +66,7 @@ class Planner:
         self._captions[:] = captions
         hard = "hard" in settings.mixture
         guarded = "shuffle" in settings.mixture and settings.max_similarity is not None
-        vectors = embed(groups.texts, settings.embedding) if hard or guarded else None
+        vectors = embed(groups.texts, settings.embedding, show=show) if hard or guarded else None
         self._guard = make_guard(groups.texts, vectors, settings.max_similarity)
         # Keys tell repeats among an image's negatives; a single one has no other to repeat.
         keys = [key_of(t) if settings.num_negatives > 1 else 0 for t in groups.texts]
@@ -67,7 +75,7 @@ class Planner:
         if hard and vectors is not None:
             search = make_search(vectors, settings.max_similarity)
             self._candidates = find_candidates(
-                search, self._guard, settings.candidates, settings.num_negatives
+                search, self._guard, settings.candidates, settings.num_negatives, show=show
             )
         self._weights = np.array([settings.mixture.get(kind, 0.0) for kind in KINDS])
         self._possible = self._find_possible()
@@ -131,6 +139,7 @@ class Planner:
             self._shuffle(draft, column, np.flatnonzero(kinds == SHUFFLE))
             self._hard(draft, column, np.flatnonzero(kinds == HARD))
             self._edit(draft, column, np.flatnonzero(kinds == EDIT))
+        plan.replaced["repeated"] = _count_repeats(plan.negatives)
         return plan
 
     def _draw_kinds(self, draft: _Draft, column: int) -> np.ndarray:
@@ -198,3 +207,10 @@ class Planner:
             found = edit(caption, self._lists, which=which, value=value, refused=lambda _: False)
         assert found is not None, "captions without an attribute are not planned as edits"
         return found
+
+
+def _count_repeats(negatives: np.ndarray) -> int:
+    """[n, m] prompts -> how many stand a second time with the same image."""
+    if negatives.shape[1] == 1:
+        return 0
+    return sum(len(row) - len(set(row)) for row in negatives.tolist())

@@ -44,7 +44,8 @@ class EpochPlan:
             plans that need no embedding).
         replaced: how many planned negatives were replaced, by reason: ``identical`` (to another
             negative of the same image), ``similar``, ``contained``, ``impossible`` (the kind can't
-            be built for that caption).
+            be built for that caption). ``repeated`` are not replaced: there were fewer candidates
+            or edits than ``num_negatives``, so the image has the same one twice.
     """
 
     negatives: np.ndarray
