@@ -160,6 +160,7 @@ def test_replaced_counts_by_hand():
             "similar": 0,
             "contained": expected,
             "impossible": 0,
+            "repeated": 0,
         }
 
 
