@@ -126,7 +126,8 @@ def prepare(recipe: Recipe, run: RunFolder) -> None:
     """Fill the token cache of every split the recipe names, and the reference cache if wanted."""
     _prepare_tokens(recipe, run)
     wanted = "cca" in recipe.run.sources and LossTerms.of(recipe.loss).needs_negatives
-    if recipe.train.reference == "cached" and wanted:
+    # Once training is done the cache has served; whoever deletes it gets no new one.
+    if recipe.train.reference == "cached" and wanted and not Stage.ended(run.train):
         with locked(run.reference) if PartialState().is_main_process else nullcontext():
             prepare_reference(recipe, run)
 

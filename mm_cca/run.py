@@ -160,6 +160,12 @@ class Stage:
             )
         return bool(stored["done"])
 
+    @staticmethod
+    def ended(folder: Path) -> bool:
+        """Whether the stage that made a folder ended, with whatever settings."""
+        file = folder / "stage.json"
+        return file.exists() and bool(json.loads(file.read_text())["done"])
+
     def begin(self) -> None:
         """Note the settings before any work."""
         self.folder.mkdir(parents=True, exist_ok=True)
