@@ -72,6 +72,29 @@ def test_two_ranks_give_the_run_of_one(tmp_path: Path, tiny_folder: Path):
     assert _scores(one) == _scores(two)
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["loss.objective=cca + distill", "train.tuning=lora", "train.reference=lora"],
+        ["loss.num_negatives=2", "train.reference=cached"],
+    ],
+)
+def test_two_ranks_train_the_same_with_every_part_of_the_loss(
+    tmp_path: Path, tiny_folder: Path, keys: list[str]
+):
+    """Text rows, a teacher, several negatives; each rank fills its block of a reference cache."""
+    recipe = _recipe(tmp_path, tiny_folder)
+    keys = [*keys, "loss.text_weight=0.1", "run.stages=[prepare,train]", "train.control=false"]
+    for processes, name in ((1, "one"), (2, "two")):
+        words = ["run", str(recipe), *keys, f"run.dir={tmp_path / name}"]
+        done = _launch(*words, processes=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+    lines = [runs.metrics(tmp_path / name / "train") for name in ("one", "two")]
+    for mine, theirs in zip(*lines, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+    assert lines[0][-1]["text_nll"] > 0
+
+
 def test_a_users_mistake_ends_all_ranks(tmp_path: Path, tiny_folder: Path):
     recipe = _recipe(tmp_path, tiny_folder)
     done = _launch("run", str(recipe), "train.batch_size=6")
@@ -123,6 +146,17 @@ def test_weights_spread_by_fsdp2_train_the_same(
     assert runs.metrics(two) == first
     again = load_file(two / "model" / "model.safetensors")
     assert all(torch.equal(value, again[name]) for name, value in written.items())
+
+
+def test_a_lora_in_float32_is_not_sharded_with_a_base_in_half_precision(
+    tmp_path: Path, tiny_folder: Path
+):
+    recipe = _recipe(tmp_path, tiny_folder)
+    lora = ["train.tuning=lora", "train.reference=lora", "train.control=false"]
+    words = ["run", str(recipe), *lora, "model.dtype=bfloat16", "train.mixed_precision=bf16"]
+    done = _launch(*words, program="tests.fsdp_on_cpu", **FSDP2)
+    assert done.returncode != 0
+    assert "FSDP can't shard a LoRA in float32" in done.stderr
 
 
 def _assert_same_weights(one: Path, two: Path) -> None:
