@@ -9,18 +9,15 @@ Shapes: B pairs of a micro-batch, M rows with all their prompts.
 
 import math
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from tqdm import tqdm
 
@@ -32,6 +29,7 @@ from mm_cca.collate import Collator, MicroBatch
 from mm_cca.digests import texts_digest, words_digest
 from mm_cca.errors import Diverged, Interrupted, UserError
 from mm_cca.heldout import heldout_nll
+from mm_cca.interrupt import on_any_rank, stop_signal
 from mm_cca.logprobs import Scored
 from mm_cca.losses import LossTerms, loss_of
 from mm_cca.metrics import MetricsFile, StepMetrics
@@ -126,7 +124,7 @@ def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -
     health = _health(loop)
     with (
         MetricsFile(folder / "metrics.jsonl", first, accelerator.is_main_process) as metrics,
-        _stop_signal() as stopped,
+        stop_signal() as stopped,
         bar,
     ):
         for step in range(first, last):
@@ -149,7 +147,7 @@ def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -
                     bar.write(f"warning: step {step}: {sentence}", file=sys.stderr)
             bar.update()
             bar.set_postfix(loss=f"{numbers['loss']:.4f}", refresh=False)
-            stop = _on_any_rank(accelerator, stopped())
+            stop = on_any_rank(accelerator, stopped())
             if stop or done % config.save_every == 0 or done == last:
                 metrics.flush()
                 checkpoint.save(
@@ -196,14 +194,6 @@ def _step(loop: Loop, step: int, folder: Path) -> dict[str, float | None]:
         "learning_rate": rate,
         "tokens_per_second": collected.tokens * accelerator.num_processes / seconds,
     }
-
-
-def _on_any_rank(accelerator: Accelerator, flag: bool) -> bool:
-    """A signal may reach one rank only, but all must save together."""
-    if accelerator.num_processes == 1:
-        return flag
-    seen = torch.tensor(int(flag), device=accelerator.device)
-    return bool(accelerator.reduce(seen, reduction="sum"))
 
 
 def _micro_batches(loop: Loop, pairs: Pairs) -> Iterator[Pairs]:
@@ -302,19 +292,3 @@ def _write_model(loop: Loop, folder: Path) -> None:
     elif loop.accelerator.is_main_process:
         shutil.rmtree(model, ignore_errors=True)
         best.rename(model)
-
-
-@contextmanager
-def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and Ctrl-C into a flag that is looked at between two steps."""
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
