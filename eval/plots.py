@@ -1,14 +1,25 @@
-"""The report's plots, as SVG text."""
+"""The report's plot of arms: points that say their values, lines that join sweeps."""
 
-import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib as mpl
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+from mm_cca.eval.svg import COLOURS, POINT, canvas, inked, svg_of
 
-COLOURS = {"base": "#4c6ef5", "cca": "#e8590c", "control": "#868e96"}
 MARKERS = {"base": "o", "cca": "*", "control": "s"}
+PLACES = (
+    ((7, 4), "left"),
+    ((7, -11), "left"),
+    ((-7, 4), "right"),
+    ((-7, -11), "right"),
+    ((0, 9), "center"),
+    ((0, -16), "center"),
+    ((16, 12), "left"),
+)
+"""Where a label may go, in points from its mark: the first that hides nothing."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +30,10 @@ class Point:
         source: decides its colour.
         series: what the legend calls it and its like.
         label: what is written beside it.
+        x: where it is.
+        y: where it is.
+        told: what it says when it is pointed at.
+        is_main: drawn large.
     """
 
     source: str
@@ -26,52 +41,94 @@ class Point:
     label: str
     x: float
     y: float
+    told: str
+    is_main: bool = False
 
 
-def scatter(points: list[Point], x_label: str, y_label: str, *, lines: list[list[int]]) -> str:
+def scatter(
+    points: list[Point],
+    x_label: str,
+    y_label: str,
+    *,
+    lines: list[list[int]],
+    x_ticks: Sequence[float] | None = None,
+) -> str:
     """An SVG element: arms as points; each of ``lines`` joins those points in its order."""
-    figure = Figure(figsize=(5.6, 4.0), layout="constrained")
-    FigureCanvasSVG(figure)
-    axes = figure.add_subplot()
-    for line in lines:
-        joined = [points[number] for number in line]
-        axes.plot(
-            [p.x for p in joined],
-            [p.y for p in joined],
-            linewidth=1,
-            color=COLOURS[joined[-1].source],
-            # The dial leads from one model to another, guidance away from the same one.
-            linestyle="-" if len({p.source for p in joined}) == 1 else "--",
-            zorder=1,
-        )
+    name = f"{y_label} against {x_label}"
+    with inked(name):
+        figure = canvas(5.6, 4.0)
+        axes = figure.add_subplot()
+        for line in lines:
+            _join(axes, [points[number] for number in line])
+        _mark(axes, points)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.margins(x=0.17, y=0.13)
+        if x_ticks is not None:
+            axes.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
+        figure.legend(loc="outside lower center", ncols=2)
+        _place_labels(figure, axes, points)
+        return svg_of(figure, f"Plot: {name}", {n: point.told for n, point in enumerate(points)})
+
+
+def _join(axes: Axes, joined: list[Point]) -> None:
+    axes.plot(
+        [p.x for p in joined],
+        [p.y for p in joined],
+        linewidth=1,
+        color=COLOURS[joined[-1].source],
+        # The dial leads from one model to another, guidance away from the same one.
+        linestyle="-" if len({p.source for p in joined}) == 1 else "--",
+        zorder=1,
+    )
+
+
+def _mark(axes: Axes, points: list[Point]) -> None:
     named: set[str] = set()
-    for point in points:
+    for number, point in enumerate(points):
         axes.plot(
             [point.x],
             [point.y],
             linestyle="none",
             marker=MARKERS[point.source],
-            markersize=15 if point.label == "cca" else 7,
+            markersize=15 if point.is_main else 7,
             color=COLOURS[point.source],
             label=None if point.series in named else point.series,
             zorder=3 if point.source == "cca" else 2,
+            gid=f"{POINT}{number}",
         )
         named.add(point.series)
-        axes.annotate(
+
+
+def _place_labels(figure: Figure, axes: Axes, points: list[Point]) -> None:
+    """Beside each mark, where neither a mark nor another label is; else at the last place."""
+    figure.draw_without_rendering()
+    taken = [_around(axes, point) for point in points]
+    for point in sorted(points, key=lambda p: not p.is_main):
+        label = axes.annotate(
             point.label,
             (point.x, point.y),
             textcoords="offset points",
-            xytext=(7, 5),
+            xytext=(0, 0),
             fontsize=8,
             color=COLOURS[point.source],
+            zorder=4,
         )
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.margins(x=0.15, y=0.12)
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, frameon=False)
-    buffer = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "mm_cca", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :]
+        label.set_in_layout(False)
+        taken.append(_settle(figure, label, taken))
+
+
+def _settle(figure: Figure, label: Annotation, taken: list[Bbox]) -> Bbox:
+    for offset, side in PLACES:
+        label.set_position(offset)
+        label.set_horizontalalignment(side)
+        box = label.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+        if not any(box.overlaps(other) for other in taken):
+            break
+    return box
+
+
+def _around(axes: Axes, point: Point) -> Bbox:
+    x, y = axes.transData.transform((point.x, point.y))
+    half = 7 if point.is_main else 3
+    return Bbox.from_extents(x - half, y - half, x + half, y + half)
