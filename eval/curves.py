@@ -112,7 +112,8 @@ def health(signals: Signals) -> str | None:
     if not {"positive_gap", "negative_gap"} <= signals.keys():
         return None
     positive, negative = signals["positive_gap"].last, signals["negative_gap"].last
-    return f"This run ended at {positive:+.2f} and {negative:+.2f}: {judged(positive, negative)}."
+    ended = f"positive gap {positive:+.2f}, negative gap {negative:+.2f} nats per code"
+    return f"This run ended with {ended}: {judged(positive, negative)}."
 
 
 def judged(positive: float, negative: float) -> str:

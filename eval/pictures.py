@@ -151,8 +151,9 @@ def looked_at_first(gains: np.ndarray | None, count: int) -> list[int]:
 
 def picture_path(run: RunFolder, column: str, index: int) -> Path:
     """Where the report looks for a picture that is not inside it."""
-    folder = run.root / REAL if column == REAL else run.samples / column
-    return folder / f"{index:06d}.png"
+    if column == REAL:
+        return run.root / REAL / f"{index:06d}.webp"
+    return run.samples / column / f"{index:06d}.png"
 
 
 def _in_order(order: Sequence[int], columns: list[Column]) -> Iterator[tuple[int, Column]]:
@@ -182,4 +183,6 @@ def _take_real(image: Image.Image, path: Path, column: Column, row: int, budget:
                 return
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+        beside = path.with_name(path.name + ".partial")
+        image.save(beside, "WEBP", quality=90)
+        beside.replace(path)

@@ -11,13 +11,14 @@ from mm_cca.eval.svg import COLOURS, POINT, canvas, inked, svg_of
 
 MARKERS = {"base": "o", "cca": "*", "control": "s"}
 PLACES = (
-    ((7, 4), "left"),
-    ((7, -11), "left"),
-    ((-7, 4), "right"),
-    ((-7, -11), "right"),
-    ((0, 9), "center"),
-    ((0, -16), "center"),
-    ((16, 12), "left"),
+    ((9, -3), "left"),
+    ((-9, -3), "right"),
+    ((5, 7), "left"),
+    ((5, -13), "left"),
+    ((-5, 7), "right"),
+    ((-5, -13), "right"),
+    ((0, 12), "center"),
+    ((0, -18), "center"),
 )
 """Where a label may go, in points from its mark: the first that hides nothing."""
 
@@ -56,7 +57,7 @@ def scatter(
     """An SVG element: arms as points; each of ``lines`` joins those points in its order."""
     name = f"{y_label} against {x_label}"
     with inked(name):
-        figure = canvas(5.6, 4.0)
+        figure = canvas(4.9, 3.7)
         axes = figure.add_subplot()
         for line in lines:
             _join(axes, [points[number] for number in line])
@@ -91,7 +92,7 @@ def _mark(axes: Axes, points: list[Point]) -> None:
             [point.y],
             linestyle="none",
             marker=MARKERS[point.source],
-            markersize=15 if point.is_main else 7,
+            markersize=14 if point.is_main else 7,
             color=COLOURS[point.source],
             label=None if point.series in named else point.series,
             zorder=3 if point.source == "cca" else 2,
@@ -115,14 +116,14 @@ def _place_labels(figure: Figure, axes: Axes, points: list[Point]) -> None:
             zorder=4,
         )
         label.set_in_layout(False)
-        taken.append(_settle(figure, label, taken))
+        taken.append(_settle(label, taken))
 
 
-def _settle(figure: Figure, label: Annotation, taken: list[Bbox]) -> Bbox:
+def _settle(label: Annotation, taken: list[Bbox]) -> Bbox:
     for offset, side in PLACES:
         label.set_position(offset)
         label.set_horizontalalignment(side)
-        box = label.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+        box = label.get_window_extent()
         if not any(box.overlaps(other) for other in taken):
             break
     return box
@@ -130,5 +131,5 @@ def _settle(figure: Figure, label: Annotation, taken: list[Bbox]) -> Bbox:
 
 def _around(axes: Axes, point: Point) -> Bbox:
     x, y = axes.transData.transform((point.x, point.y))
-    half = 7 if point.is_main else 3
+    half = 6 if point.is_main else 3
     return Bbox.from_extents(x - half, y - half, x + half, y + half)

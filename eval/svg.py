@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from html import escape
 
 import matplotlib as mpl
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 INK = "#0a0b00"
@@ -54,7 +54,7 @@ def inked(name: str) -> Iterator[None]:
 def canvas(width: float, height: float) -> Figure:
     """An empty figure, in inches, that needs no window system."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
+    FigureCanvasAgg(figure)  # this one can measure texts
     return figure
 
 
