@@ -12,6 +12,7 @@ def cost_plot(summary: dict[str, Any], split: str) -> str:
         _points(summary, split, "forwards", "alignment"),
         "forward passes per image",
         "alignment ×100",
+        about=f"{split} prompts",
         lines=[],
         x_ticks=sorted({arm["forwards_per_image"] for arm in summary["arms"]}),
     )
@@ -23,6 +24,7 @@ def trade_plot(summary: dict[str, Any], split: str) -> str:
         _points(summary, split, "recall", "frechet_distance"),
         "recall (diversity)",
         "FD (fidelity, lower is better)",
+        about=f"{split} prompts",
         lines=sweeps(summary["arms"]),
     )
 

@@ -51,11 +51,15 @@ def scatter(
     x_label: str,
     y_label: str,
     *,
+    about: str,
     lines: list[list[int]],
     x_ticks: Sequence[float] | None = None,
 ) -> str:
-    """An SVG element: arms as points; each of ``lines`` joins those points in its order."""
-    name = f"{y_label} against {x_label}"
+    """An SVG element: arms as points; each of ``lines`` joins those points in its order.
+
+    ``about`` says what the plot is of, and with the axes tells it from the others of a page.
+    """
+    name = f"{about}: {y_label} against {x_label}"
     with inked(name):
         figure = canvas(4.9, 3.7)
         axes = figure.add_subplot()
@@ -69,7 +73,7 @@ def scatter(
             axes.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
         figure.legend(loc="outside lower center", ncols=2)
         _place_labels(figure, axes, points)
-        return svg_of(figure, f"Plot: {name}", {n: point.told for n, point in enumerate(points)})
+        return svg_of(figure, f"Plot of {name}", {n: point.told for n, point in enumerate(points)})
 
 
 def _join(axes: Axes, joined: list[Point]) -> None:

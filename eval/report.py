@@ -41,32 +41,34 @@ def write_report(recipe: Recipe, run: RunFolder) -> None:
     print_table(summary, run.report)
 
 
-def render(
-    recipe: Recipe, run: RunFolder, summary: dict[str, Any], numbers: dict[str, Any]
-) -> str:
+def render(recipe: Recipe, run: RunFolder, summary: dict[str, Any], numbers: dict[str, Any]) -> str:
     """The HTML of a summary and of its numbers per prompt."""
     splits = list(summary["protocol"]["num_prompts"])
     grids, problems = _grids(recipe, run, summary, numbers)
-    return templates().get_template("report.html.j2").render(
-        name=run.root.resolve().name,
-        summary=summary,
-        scores=scores_of(summary),
-        splits=splits,
-        sources=list(dict.fromkeys(arm["source"] for arm in summary["arms"])),
-        best={split: best_guided(summary, split) for split in splits},
-        verdicts={split: _verdicts(summary, split) for split in splits},
-        dialled=bool(recipe.sample.dial),
-        cost_plots={split: cost_plot(summary, split) for split in splits},
-        trade_plots={split: trade_plot(summary, split) for split in splits},
-        grids=grids,
-        rows_per_page=recipe.eval.grid_prompts,
-        problems=problems[:MAX_PROBLEMS],
-        num_problems=len(problems),
-        training=_training(run, summary),
-        recipe_yaml=dump(recipe),
-        environment=json.loads((run.root / "environment.json").read_text()),
-        loss=asdict(recipe.loss),
-        train=asdict(recipe.train),
+    return (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            name=run.root.resolve().name,
+            summary=summary,
+            scores=scores_of(summary),
+            splits=splits,
+            sources=list(dict.fromkeys(arm["source"] for arm in summary["arms"])),
+            best={split: best_guided(summary, split) for split in splits},
+            verdicts={split: _verdicts(summary, split) for split in splits},
+            dialled=bool(recipe.sample.dial),
+            cost_plots={split: cost_plot(summary, split) for split in splits},
+            trade_plots={split: trade_plot(summary, split) for split in splits},
+            grids=grids,
+            rows_per_page=recipe.eval.grid_prompts,
+            problems=problems[:MAX_PROBLEMS],
+            num_problems=len(problems),
+            training=_training(run, summary),
+            recipe_yaml=dump(recipe),
+            environment=json.loads((run.root / "environment.json").read_text()),
+            loss=asdict(recipe.loss),
+            train=asdict(recipe.train),
+        )
     )
 
 
@@ -89,9 +91,7 @@ def _verdicts(summary: dict[str, Any], split: str) -> list[dict[str, str]]:
     mine = [v for v in summary["verdicts"] if v["split"] == split]
     first = ("cca", best_guided(summary, split))
     mine.sort(key=lambda v: (v["arm"], v["against"]) != first)
-    return [
-        {"standing": standing(v[LEAD]), "sentence": verdict_sentence(v, passes)} for v in mine
-    ]
+    return [{"standing": standing(v[LEAD]), "sentence": verdict_sentence(v, passes)} for v in mine]
 
 
 def _training(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:

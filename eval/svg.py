@@ -75,8 +75,8 @@ def svg_of(figure: Figure, label: str, titles: Mapping[int, str]) -> str:
         text = text.replace(stand_in, variable)
     text = text.replace("'DejaVu Sans'", "system-ui")
     text = re.sub(rf'<g id="{POINT}(\d+)">', lambda m: _focusable(titles[int(m[1])]), text)
-    used = set(re.findall(r"#([\w-]+)", text))
-    text = re.sub(r' id="([\w-]+)"', lambda m: m[0] if m[1] in used else "", text)
+    used = set(re.findall(r'#([^")]+)', text))
+    text = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", text)
     role = (
         f'role="group" aria-label="{escape(label)}"'
         if titles

@@ -105,7 +105,13 @@ def _plot(summary: dict[str, Any], split: str, score: str, label: str) -> str:
         x, y = values[score], values["frechet_distance"]
         told = told_of(summary, arm, split)
         points.append(Point(arm["source"], series, _label(arm), x, y, told))
-    return scatter(points, label, "FD (lower is better)", lines=sweeps(summary["arms"]))
+    return scatter(
+        points,
+        label,
+        "FD (lower is better)",
+        about=f"{split} prompts",
+        lines=sweeps(summary["arms"]),
+    )
 
 
 def _label(arm: dict[str, Any]) -> str:
