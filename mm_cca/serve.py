@@ -1,6 +1,7 @@
 """The report in a browser: the run folder, served to this machine alone."""
 
 import io
+import sys
 import webbrowser
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +27,13 @@ class _Handler(SimpleHTTPRequestHandler):
         return super().send_head()
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that leaves before a picture is whole is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def serve(folder: Path, page: str, port: int = 0, *, open_browser: bool = True) -> None:
     """Serve a page and its pictures until Ctrl-C.
 
@@ -49,10 +57,10 @@ def serve(folder: Path, page: str, port: int = 0, *, open_browser: bool = True) 
             print()
 
 
-def _bound(folder: Path, port: int) -> ThreadingHTTPServer:
+def _bound(folder: Path, port: int) -> _Server:
     handler = partial(_Handler, directory=str(folder.resolve()))
     try:
-        return ThreadingHTTPServer((HOST, port), handler)
+        return _Server((HOST, port), handler)
     except (OSError, OverflowError) as error:
         raise UserError(
             f"--port is {port}, which can't be opened on {HOST}: {error}. Allowed: a free port up "
