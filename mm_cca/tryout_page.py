@@ -3,11 +3,13 @@
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from mm_cca.errors import UserError
 from mm_cca.tryout import Drawn, Tryout
 
 TITLES = ("base", "base with guidance", "CCA, no guidance")
+SIDE = 320
 EXAMPLE = "a red apple"
 
 
@@ -24,11 +26,13 @@ def page_of(tryout: Tryout, prompt: str = EXAMPLE) -> gr.Blocks:
             text = gr.Textbox(prompt, label="Prompt", scale=3)
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
         with gr.Row():
-            scale = gr.Slider(1, 10, scales[0] if scales else 3, step=0.1, label="Guidance scale")
+            scale = gr.Slider(
+                1, 10, scales[len(scales) // 2] if scales else 3, step=0.1, label="Guidance scale"
+            )
             dial = gr.Slider(0, 2, 1, step=0.05, label="Dial of CCA: 0 is the base, 1 as trained")
         button = gr.Button("Draw", variant="primary")
         with gr.Row():
-            pictures = [gr.Image(label=title, type="pil", height=320) for title in TITLES]
+            pictures = [gr.Image(label=title, type="pil", height=SIDE) for title in TITLES]
         with gr.Row():
             costs = [gr.Markdown() for _ in TITLES]
 
@@ -37,10 +41,16 @@ def page_of(tryout: Tryout, prompt: str = EXAMPLE) -> gr.Blocks:
                 drawn = tryout.draw(text, int(seed), scale, dial)
             except UserError as error:
                 raise gr.Error(str(error)) from error
-            return [*(one.image for one in drawn), *(told(one) for one in drawn)]
+            return [*(enlarged(one.image) for one in drawn), *(told(one) for one in drawn)]
 
         gr.on([button.click, text.submit], draw, [text, seed, scale, dial], [*pictures, *costs])
     return page
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """Gradio shows pictures at their own size, which a small model's is too small for."""
+    times = max(1, SIDE // max(image.size))
+    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
 def told(drawn: Drawn) -> str:

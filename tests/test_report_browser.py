@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mm_cca.eval import pictures, thumbnails
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests import runs
@@ -220,6 +221,8 @@ def test_points_of_the_plots_say_their_values(open_page: Open, report: Path):
     assert not tip.is_visible()
     point = page.locator('.point[aria-label^="cca:"]').first
     point.focus()
+    page.wait_for_timeout(200)  # the page scrolls to the point, and what it says must stay
+    assert tip.is_visible()
     assert re.match(
         r"cca: alignment ×100 [\d.-]+, .*, 16 forward passes per image", tip.inner_text()
     )
@@ -318,6 +321,26 @@ def test_pictures_outside_the_report_are_read_when_looked_at(
     best = grid_of(run / "report.html")["rival"].replace("+", "%2B")
     assert sources[0].endswith("/run/real/000000.webp")
     assert sources[2].endswith(f"/run/samples/{best}/000000.png")
+
+
+def test_what_is_shrunk_in_the_grid_is_whole_when_enlarged(
+    open_page: Open, reported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for module in (pictures, thumbnails):
+        monkeypatch.setattr(module, "EXACT_SIDE", 8)
+    monkeypatch.setattr(thumbnails, "THUMB_SIDE", 10)
+    run = Path(shutil.copytree(reported.parent / "run", tmp_path / "run"))
+    runs.do(reported, f"run.dir={run}", stages=["report"])
+    page = open_page(run / "report.html")
+    image = page.locator("#viewer-image")
+    for column, file in (("cca", "samples/cca/000001.png"), ("real", "real/000001.webp")):
+        small = page.locator(f'.thumb[data-column="{column}"]').nth(1)
+        assert small.locator("img").evaluate("image => image.naturalWidth") == 10
+        small.click()
+        image.evaluate("image => image.decode()")
+        assert image.evaluate("image => image.naturalWidth") == 16
+        assert str(image.get_attribute("src")) == file
+        page.keyboard.press("Escape")
 
 
 def test_a_missing_picture_is_a_word_and_is_passed_over(
