@@ -20,7 +20,7 @@ PLACES = (
     ((0, 12), "center"),
     ((0, -18), "center"),
 )
-"""Where a label may go, in points from its mark: the first that hides nothing."""
+"""Where a label may go, in points from its mark; those named first are liked best."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _mark(axes: Axes, points: list[Point]) -> None:
 
 
 def _place_labels(figure: Figure, axes: Axes, points: list[Point]) -> None:
-    """Beside each mark, where neither a mark nor another label is; else at the last place."""
+    """Beside each mark, at the first place that hides least and stays inside the figure."""
     figure.draw_without_rendering()
     taken = [_around(axes, point) for point in points]
     for point in sorted(points, key=lambda p: not p.is_main):
@@ -120,17 +120,26 @@ def _place_labels(figure: Figure, axes: Axes, points: list[Point]) -> None:
             zorder=4,
         )
         label.set_in_layout(False)
-        taken.append(_settle(label, taken))
+        taken.append(_settle(label, taken, figure.bbox))
 
 
-def _settle(label: Annotation, taken: list[Bbox]) -> Bbox:
-    for offset, side in PLACES:
-        label.set_position(offset)
-        label.set_horizontalalignment(side)
-        box = label.get_window_extent()
-        if not any(box.overlaps(other) for other in taken):
-            break
-    return box
+def _settle(label: Annotation, taken: list[Bbox], room: Bbox) -> Bbox:
+    best: tuple[float, Bbox, tuple[tuple[int, int], str]] | None = None
+    for place in PLACES:
+        box = _put(label, place)
+        hides = sum(box.overlaps(other) for other in taken)
+        outside = max(0.0, room.x0 - box.x0, box.x1 - room.x1)
+        if best is None or hides + outside < best[0]:
+            best = (hides + outside, box, place)
+    assert best is not None
+    _put(label, best[2])
+    return best[1]
+
+
+def _put(label: Annotation, place: tuple[tuple[int, int], str]) -> Bbox:
+    label.set_position(place[0])
+    label.set_horizontalalignment(place[1])  # type: ignore[arg-type]
+    return label.get_window_extent()
 
 
 def _around(axes: Axes, point: Point) -> Bbox:
