@@ -16,6 +16,7 @@ from mm_cca.eval.attributes import Question, answers, questions_of
 from mm_cca.eval.clip import Scorer, cosines, load_scorer, open_images, retrieval_ranks
 from mm_cca.eval.fid import frechet_distance, kernel_distance, precision_recall
 from mm_cca.eval.intervals import mean_interval
+from mm_cca.eval.per_prompt import PER_PROMPT, write_per_prompt
 from mm_cca.eval.text import measure_text, texts_of
 from mm_cca.eval.verdicts import verdicts_of
 from PIL import Image
@@ -111,13 +112,15 @@ def evaluate_arms(recipe: Recipe, run: RunFolder) -> None:
         summary["text_nll"] = measure_text(recipe, run, sources, texts)
     for entry in summary["arms"]:
         write_json(run.eval / f"{entry['name']}.json", entry)
+    write_per_prompt(run.eval / PER_PROMPT, [arm.name for arm in arms], measured, truths)
     write_json(run.eval / "summary.json", summary)
     stage.finish()
 
 
 def _settings(recipe: Recipe, run: RunFolder, arms: list[Arm]) -> dict[str, Any]:
     settings = {f"eval.{k}": v for k, v in asdict(recipe.eval).items()}
-    del settings["eval.batch_size"], settings["eval.grid_prompts"]
+    for free in ("batch_size", "grid_prompts", "report_megabytes"):
+        del settings[f"eval.{free}"]
     if recipe.eval.attributes:
         settings["attribute words (sha256)"] = words_digest(recipe.data.attribute_words)
     for arm in arms:

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jinja2
+from mm_cca.eval.charts import sweeps, told_of
+from mm_cca.eval.page import templates
 from mm_cca.eval.plots import Point, scatter
-from mm_cca.eval.report import best_guided, score_table, scores_of, sweeps
+from mm_cca.eval.tables import best_guided, score_table, scores_of
 from rich.console import Console
 
 from mm_cca.config import dump
@@ -74,39 +75,43 @@ def _best(arms: list[dict[str, Any]], split: str) -> dict[str, str | None]:
 
 
 def _render(sweep: Sweep, summary: dict[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     splits = list(summary["protocol"]["num_prompts"])
-    return environment.get_template("sweep.html.j2").render(
-        summary=summary,
-        scores=scores_of(summary),
-        splits=splits,
-        plots={
-            split: [
-                _plot(summary["arms"], split, "alignment", "alignment ×100"),
-                _plot(summary["arms"], split, "recall", "recall (diversity)"),
-            ]
-            for split in splits
-        },
-        recipe_yaml=dump(sweep.base),
+    return (
+        templates()
+        .get_template("sweep.html.j2")
+        .render(
+            summary=summary,
+            scores=scores_of(summary),
+            splits=splits,
+            plots={
+                split: [
+                    _plot(summary, split, "alignment", "alignment ×100"),
+                    _plot(summary, split, "recall", "recall (diversity)"),
+                ]
+                for split in splits
+            },
+            recipe_yaml=dump(sweep.base),
+        )
     )
 
 
-def _plot(arms: list[dict[str, Any]], split: str, score: str, label: str) -> str:
+def _plot(summary: dict[str, Any], split: str, score: str, label: str) -> str:
     points = []
-    for arm in arms:
+    for arm in summary["arms"]:
         values = {name: s["value"] for name, s in arm["scores"][split].items()}
         series = (
             "points of the sweep" if "values" in arm else f"{arm['source']} (number: CFG scale)"
         )
         x, y = values[score], values["frechet_distance"]
-        points.append(Point(arm["source"], series, _label(arm), x, y))
-    return scatter(points, label, "FD (lower is better)", lines=sweeps(arms))
+        told = told_of(summary, arm, split)
+        points.append(Point(arm["source"], series, _label(arm), x, y, told))
+    return scatter(
+        points,
+        label,
+        "FD (lower is better)",
+        about=f"{split} prompts",
+        lines=sweeps(summary["arms"]),
+    )
 
 
 def _label(arm: dict[str, Any]) -> str:

@@ -279,6 +279,7 @@ def _sample(recipe: Recipe) -> list[Check]:
         _text_file("data.text_path", recipe.data.text_path),
         _at_least("eval.bootstrap_samples", recipe.eval.bootstrap_samples, 100),
         _at_least("eval.grid_prompts", recipe.eval.grid_prompts, 1),
+        _at_least("eval.report_megabytes", recipe.eval.report_megabytes, 0),
     ]
 
 

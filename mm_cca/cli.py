@@ -4,6 +4,7 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from mm_cca.errors import Interrupted, UserError
@@ -20,6 +21,8 @@ EPILOG = textwrap.dedent(
       mm-cca suggest my.yaml                    a beta and a lambda to start with, and why
       mm-cca sweep my.yaml 'loss.lambda_=[1,10]'
                                                 a run for each value, all on one plot
+      mm-cca report my.yaml --serve             the report again, and in a browser
+      mm-cca demo runs/second                   draw by hand: base, guided base, CCA at any dial
       mm-cca export runs/second my_model        the tuned model, with a card, for others
       accelerate launch -m mm_cca.cli train my.yaml
                                                 one stage, on as many GPUs as accelerate knows of
@@ -53,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
         stage.add_argument(
             "overrides", nargs="*", metavar="key=value", help="such as train.seed=1 loss.beta=0.1"
         )
+        if verb == "report":
+            _add_serve(stage)
     verbs.add_parser("ls", help="list the shipped recipes")
     copy = verbs.add_parser("cp", help="copy a shipped recipe to a file of yours")
     copy.add_argument("recipe", help="the name of a shipped recipe")
@@ -84,6 +89,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="A",
         help="base + A * (trained - base): 0 is the base, 1 (default) as trained, 1.5 beyond",
     )
+    demo = verbs.add_parser(
+        "demo",
+        help="draw prompts by hand with a finished run: base, guided base and CCA side by side",
+        description="A page on this machine with prompt, seed, guidance scale and dial, that shows "
+        "base, base with guidance and CCA side by side with seconds and forward passes. Needs "
+        'gradio: pip install "mm-cca[demo]".',
+    )
+    demo.add_argument("run", type=Path, help="the run folder (run.dir of the recipe)")
+    demo.add_argument("--port", type=int, help="where to serve (default: a free port from 7860 on)")
     hint = verbs.add_parser(
         "suggest",
         help="measure the base on a few pairs and name a beta and a lambda to start with",
@@ -112,6 +126,17 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_serve(report: argparse.ArgumentParser) -> None:
+    report.add_argument(
+        "--serve",
+        action="store_true",
+        help="then serve the run folder's pictures and report to this machine, and open a browser",
+    )
+    report.add_argument(
+        "--port", type=int, default=0, help="with --serve: where (default: any free port)"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status (2 for a user's mistake, 130 when interrupted)."""
     args = parser().parse_args(argv)
@@ -122,6 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "validate": _validate,
         "tiny": _tiny,
         "export": _export,
+        "report": _report,
+        "demo": _demo,
         "suggest": _suggest,
         "sweep": _sweep,
     }
@@ -196,6 +223,36 @@ def _export(args: argparse.Namespace) -> int:
 
     export_model(args.run, args.folder, merge=args.merge, dial=args.dial)
     print(f"the model of {args.run} is in {args.folder}")
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    if args.port and not args.serve:
+        raise UserError(f"--port is {args.port}, but nothing is served; add --serve.")
+    _stages(args)
+    from accelerate import PartialState
+
+    if args.serve and PartialState().is_main_process:
+        from mm_cca.config import load_config
+        from mm_cca.run import RunFolder
+        from mm_cca.serve import serve
+
+        report = RunFolder.of(load_config(args.recipe, args.overrides)).report
+        serve(report.parent, report.name, args.port)
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    if find_spec("gradio") is None:
+        raise UserError(
+            'mm-cca demo needs gradio, which is not installed: pip install "mm-cca[demo]".'
+        )
+    from mm_cca.tryout import Tryout
+
+    tryout = Tryout(args.run)  # says what is wrong with the folder before gradio is imported
+    from mm_cca.tryout_page import launch
+
+    launch(tryout, args.port)
     return 0
 
 

@@ -133,7 +133,8 @@ class EvalConfig:
     attributes: list[str] = field(default_factory=list)  # such as colour, style: is it right?
     text_nll: str | None = None  # "captions" (held-out) or a text file: nats per token
     bootstrap_samples: int = 1000
-    grid_prompts: int = 12
+    grid_prompts: int = 12  # rows of pictures on one page of the report
+    report_megabytes: float = 8.0  # pictures inside the report; the others are read from the run
 
 
 @dataclass

@@ -11,6 +11,7 @@ from transformers import Emu3VQVAE, Emu3VQVAEConfig
 from mm_cca import load_adapter
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.demo import tiny
+from tests import runs
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +67,20 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny8_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24x24 pixels, 8 to a code, as ``Emu3Processor`` takes for granted: 3x3 codes out of 32."""
     return write_checkpoint(tmp_path_factory.mktemp("tiny8") / "emu3", [1, 1, 2, 2], 24)
+
+
+@pytest.fixture(scope="session")
+def reported(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recipe of a whole small run with two splits; copy the run before changing it."""
+    folder = tmp_path_factory.mktemp("reported")
+    values = runs.tiny_recipe(folder, tiny_folder, runs.two_splits(folder / "data.parquet", 20, 16))
+    values["run"]["tokens_dir"] = str(folder / "tokens")
+    values["data"]["heldout_split"] = "heldout"
+    values["train"].update(max_steps=3)
+    values["sample"] |= {"guidance_scales": [2.0, 3.0], "num_images": 8}
+    recipe = runs.write_recipe(folder / "recipe.yaml", values)
+    runs.do(recipe, stages=["prepare", "train", "sample", "eval", "report"])
+    return recipe
 
 
 @pytest.fixture

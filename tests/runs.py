@@ -167,11 +167,24 @@ class TwoRanks:
 
 def metrics(folder: Path, *, timings: bool = False) -> list[dict[str, Any]]:
     """The lines of ``metrics.jsonl``, by default without what differs between two equal runs."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = json_lines(folder / "metrics.jsonl")
     if not timings:
         for line in lines:
             line.pop("tokens_per_second")
     return lines
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """Every line of a JSON-lines file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def grids_of(report: Path) -> list[dict[str, Any]]:
+    """What a report's script shows, split by split."""
+    page = report.read_text(encoding="utf-8")
+    data = page.split('id="grid-data">')[1].split("</script>")[0]
+    found: list[dict[str, Any]] = json.loads(data)["grids"]
+    return found
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -10,7 +10,19 @@ from mm_cca import cli
 from mm_cca.config import dump, load_config, shipped_recipes
 from tests import runs
 
-VERBS = ("run", "prepare", "train", "sample", "eval", "report", "validate", "ls", "cp", "env")
+VERBS = (
+    "run",
+    "prepare",
+    "train",
+    "sample",
+    "eval",
+    "report",
+    "validate",
+    "ls",
+    "cp",
+    "env",
+    "demo",
+)
 
 
 def python(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -49,7 +61,7 @@ def test_help_of_every_verb(verb: str, capsys: pytest.CaptureFixture[str]):
     assert caught.value.code == 0
     said = capsys.readouterr().out
     assert said.startswith(f"usage: mm-cca {verb}")
-    if verb not in ("ls", "env"):
+    if verb not in ("ls", "env", "demo"):
         assert "recipe" in said
 
 

@@ -58,6 +58,8 @@ def test_wheel_holds_what_is_no_code(wheel: zipfile.ZipFile):
     assert recipes <= inside
     assert {
         "mm_cca/eval/report.html.j2",
+        "mm_cca/eval/style.css",
+        "mm_cca/eval/grid.js",
         "mm_cca/demo/emoji.parquet",
         "mm_cca/demo/NOTICE.md",
         "mm_cca/py.typed",

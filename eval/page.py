@@ -1,0 +1,16 @@
+"""The templates of report and sweep."""
+
+from pathlib import Path
+
+import jinja2
+
+
+def templates() -> jinja2.Environment:
+    """The folder of this file; what is inserted is escaped, what is missing an error."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

@@ -1,0 +1,90 @@
+"""Which scores a table shows, which arm is the best guided one, and the table in the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+SCORES = {
+    "alignment": ("alignment ×100", "higher is better", 1),
+    "r_at_1": ("R@1", "higher is better", 3),
+    "r_at_5": ("R@5", "higher is better", 3),
+    "frechet_distance": ("FD", "lower is better", 2),
+    "kernel_distance": ("KD", "lower is better", 3),
+    "precision": ("precision", "higher is better", 3),
+    "recall": ("recall", "higher is better: diversity", 3),
+}
+
+
+def scores_of(summary: dict[str, Any]) -> dict[str, tuple[str, str, int]]:
+    """Label, hint and digits of every score of the summary, those known first."""
+    present: dict[str, dict[str, Any]] = {}
+    for arm in summary["arms"]:
+        for scores in arm["scores"].values():
+            present |= scores
+    found = {name: SCORES[name] for name in SCORES if name in present}
+    for name, score in present.items():
+        kind = name.removeprefix("attribute_")
+        if name != kind:
+            chance = f"{score['chance']:.2f}"
+            hint = f"the own caption fits better than with another {kind}; chance {chance}"
+            found[name] = (f"{kind.replace('_', ' ')} right", hint, 3)
+        elif name not in SCORES:
+            found[name] = (name.replace("_", " "), "", 3)
+    return found
+
+
+def best_guided(summary: dict[str, Any], split: str, source: str = "base") -> str | None:
+    """Name of the guided arm of ``source`` with the highest alignment on a split, if any."""
+    guided = [a for a in summary["arms"] if a["source"] == source and a["guidance_scale"] != 1.0]
+    if not guided:
+        return None
+    return max(guided, key=lambda a: a["scores"][split]["alignment"]["value"])["name"]
+
+
+def print_table(summary: dict[str, Any], report: Path) -> None:
+    """The arm table and the path of the report."""
+    console = Console()
+    for split in summary["protocol"]["num_prompts"]:
+        console.print(score_table(summary, split, bold="cca", best=best_guided(summary, split)))
+    console.print(f"report: {report}", soft_wrap=True)
+
+
+def score_table(
+    summary: dict[str, Any], split: str, *, bold: str | None, best: str | None
+) -> Table:
+    """The arms of a split, one of them in bold, the best guided one with a star."""
+    count = summary["protocol"]["num_prompts"][split]
+    table = Table(title=f"{split}: {count} prompts, scored by {summary['protocol']['scorer']}")
+    table.caption = "* best CFG; in brackets: real images, and what the tokenizer makes of them"
+    table.add_column("arm", no_wrap=True)
+    for heading in ("alignment", "R@1", "R@5", "FD", "recall", "forwards", "img/s"):
+        table.add_column(heading, justify="right")
+    for arm in summary["arms"]:
+        s = {name: score["value"] for name, score in arm["scores"][split].items()}
+        table.add_row(
+            arm["name"] + (" *" if arm["name"] == best else ""),
+            f"{s['alignment']:.1f}",
+            f"{s['r_at_1']:.3f}",
+            f"{s['r_at_5']:.3f}",
+            f"{s['frechet_distance']:.2f}",
+            f"{s['recall']:.3f}",
+            str(arm["forwards_per_image"]),
+            f"{1 / arm['seconds_per_image']:.1f}",
+            style="bold" if arm["name"] == bold else None,
+        )
+    for name, floor in summary["floors"].items():
+        s = {key: score["value"] for key, score in floor[split].items()}
+        table.add_row(
+            f"({name})",
+            f"{s['alignment']:.1f}",
+            f"{s['r_at_1']:.3f}",
+            f"{s['r_at_5']:.3f}",
+            f"{s['frechet_distance']:.2f}",
+            f"{s['recall']:.3f}",
+            "-",
+            "-",
+            style="dim",
+        )
+    return table
