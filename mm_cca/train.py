@@ -192,6 +192,7 @@ def _step(loop: Loop, step: int, folder: Path) -> dict[str, float | None]:
         **numbers,
         "grad_norm": float(norm),
         "learning_rate": rate,
+        "seconds": seconds,
         "tokens_per_second": collected.tokens * accelerator.num_processes / seconds,
     }
 

@@ -171,6 +171,7 @@ def metrics(folder: Path, *, timings: bool = False) -> list[dict[str, Any]]:
     if not timings:
         for line in lines:
             line.pop("tokens_per_second")
+            line.pop("seconds")
     return lines
 
 
