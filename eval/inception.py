@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from urllib.error import URLError
 
 import numpy as np
@@ -80,6 +81,11 @@ def load_inception(weights: str, sha256: str | None, device: torch.device) -> In
         )
     try:
         return Inception(found, _build(path).to(device), device)
+    except UnpicklingError as error:  # torch's own advice is to switch the guard off
+        raise UserError(
+            f"{path} holds no weights of torch-fidelity's Inception: it would run code when read. "
+            "Fetch the published file, or save a plain state dict."
+        ) from error
     except READ_ERRORS as error:
         raise UserError(
             f"{path} holds no weights of torch-fidelity's Inception: {error}"

@@ -10,9 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
-from mm_cca.eval.attributes import questions_of
 from mm_cca.eval.cautions import cautions_of
 from mm_cca.eval.clip import load_scorer
 from mm_cca.eval.features import Extractors, Features, extract
@@ -26,21 +24,19 @@ from mm_cca.eval.images import (
 from mm_cca.eval.inception import load_inception
 from mm_cca.eval.measure import Measured, SplitTruth, measure, scores_of
 from mm_cca.eval.record import protocol_of
-from mm_cca.eval.references import Reference, external_reference, reference_of, save_statistics
+from mm_cca.eval.references import save_statistics
 from mm_cca.eval.samples import refuse_bad_samples
 from mm_cca.eval.text import measure_text
+from mm_cca.eval.truths import captions_of, truths_of
 from mm_cca.eval.verdicts import verdicts_of
 from PIL import Image
 
-from mm_cca.arms import Arm, Prompt, arms_of, has_real_images, prompts_of, reference_rows, splits_of
-from mm_cca.checks import MIN_IMAGES
+from mm_cca.arms import Arm, arms_of, has_real_images, prompts_of
 from mm_cca.errors import UserError
-from mm_cca.negatives import load_words
 from mm_cca.run import RunFolder, Stage, write_json, write_text
 from mm_cca.sample import read_manifest
 from mm_cca.schema import Recipe
 from mm_cca.scores import SCORES, On
-from mm_cca.tokens import open_cache
 
 FLOORS = ("real", "reconstruction")
 BY_SPLIT = Mapping[str, Features]
@@ -65,8 +61,8 @@ def evaluate_arms(recipe: Recipe, run: RunFolder) -> None:
     prompts = prompts_of(recipe, run)
     refuse_bad_samples(run, arms, prompts)
     extractors = _extractors(recipe)
-    captions = _captions(recipe, run, prompts)
-    truths = _truths(recipe, run, extractors, prompts, captions)
+    captions = captions_of(recipe, run, prompts)
+    truths = truths_of(recipe, run, extractors, prompts, captions)
     floors = FLOORS if "base" in recipe.run.sources and has_real_images(recipe) else ()
     features: dict[str, dict[str, Features]] = {}
     for name in (*floors, *(arm.name for arm in arms)):
@@ -145,68 +141,6 @@ def _extractors(recipe: Recipe) -> Extractors:
             recipe.eval.inception_weights, recipe.eval.inception_sha256, device
         )
     return Extractors(scorer, inception)
-
-
-def _captions(recipe: Recipe, run: RunFolder, prompts: list[Prompt]) -> list[str]:
-    """Every distinct caption that retrieval ranks: of all splits, or of the file of prompts."""
-    if not has_real_images(recipe):
-        return sorted({prompt.caption for prompt in prompts})
-    found: set[str] = set()
-    for split in splits_of(recipe):
-        found |= set(open_cache(run.tokens / split, recipe.data.variants).captions)
-    return sorted(found)
-
-
-def _truths(
-    recipe: Recipe,
-    run: RunFolder,
-    extractors: Extractors,
-    prompts: list[Prompt],
-    captions: list[str],
-) -> dict[str, SplitTruth]:
-    place = {caption: i for i, caption in enumerate(captions)}
-    texts = extractors.scorer.text_features(captions)
-    needs_one = any(SCORES[name].needs_reference for name in recipe.eval.metrics)
-    shared = external_reference(recipe, extractors) if recipe.eval.reference else None
-    truths = {}
-    for split in splits_of(recipe):
-        mine = [p for p in prompts if p.split == split]
-        own = torch.tensor([place[p.caption] for p in mine])
-        reference = shared
-        if reference is None and needs_one:
-            reference = _rest_of_split(recipe, run, extractors, split)
-        _refuse_too_few(split, len(mine), reference)
-        questions = questions_of(
-            [p.caption for p in mine],
-            recipe.eval.attributes,
-            load_words(recipe.data.attribute_words),
-            extractors.scorer.text_features,
-        )
-        groups = np.unique([p.row for p in mine], return_inverse=True)[1]
-        truths[split] = SplitTruth(mine, groups, texts[own], texts, own, reference, questions)
-    return truths
-
-
-def _rest_of_split(recipe: Recipe, run: RunFolder, extractors: Extractors, split: str) -> Reference:
-    rows = reference_rows(recipe, run, split).tolist()
-    images = real_images_of(recipe, run, split, rows, size_of(recipe))
-    if images.count < MIN_IMAGES:
-        raise UserError(_too_few(split, f"{images.count} images to compare with"))
-    return reference_of(images, extractors)
-
-
-def _refuse_too_few(split: str, num_prompts: int, reference: Reference | None) -> None:
-    if num_prompts < MIN_IMAGES:
-        raise UserError(_too_few(split, f"{num_prompts} prompts"))
-    if reference is not None and reference.features is not None and reference.n < MIN_IMAGES:
-        raise UserError(_too_few(split, f"{reference.n} images to compare with"))
-
-
-def _too_few(split: str, found: str) -> str:
-    return (
-        f"split {split!r} gives {found}; scores need at least {MIN_IMAGES} prompts and as many "
-        f"images to compare with, so {2 * MIN_IMAGES} usable rows."
-    )
 
 
 def _images(recipe: Recipe, run: RunFolder, name: str, truth: SplitTruth) -> ImageSet:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mm_cca import cli_eval
 from mm_cca.errors import Interrupted, UserError
 
 EPILOG = textwrap.dedent(
@@ -21,6 +22,10 @@ EPILOG = textwrap.dedent(
       mm-cca sweep my.yaml 'loss.lambda_=[1,10]'
                                                 a run for each value, all on one plot
       mm-cca export runs/second my_model        the tuned model, with a card, for others
+      mm-cca export-samples runs/second cca my_samples --format adm-npz
+                                                one arm's pictures for another evaluator
+      mm-cca eval --compare runs/a/report.json runs/b/report.json
+                                                two runs side by side, if they may be compared
       accelerate launch -m mm_cca.cli train my.yaml
                                                 one stage, on as many GPUs as accelerate knows of
 
@@ -49,10 +54,16 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, text in STAGE_HELP.items():
         stage = verbs.add_parser(verb, help=text, description=text)
-        stage.add_argument("recipe", help="a YAML file or the name of a shipped recipe")
+        # mm-cca eval --compare takes two results instead.
+        count = "?" if verb == "eval" else None
+        stage.add_argument(
+            "recipe", nargs=count, help="a YAML file or the name of a shipped recipe"
+        )
         stage.add_argument(
             "overrides", nargs="*", metavar="key=value", help="such as train.seed=1 loss.beta=0.1"
         )
+        if verb == "eval":
+            cli_eval.add_comparison(stage)
     verbs.add_parser("ls", help="list the shipped recipes")
     copy = verbs.add_parser("cp", help="copy a shipped recipe to a file of yours")
     copy.add_argument("recipe", help="the name of a shipped recipe")
@@ -84,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="A",
         help="base + A * (trained - base): 0 is the base, 1 (default) as trained, 1.5 beyond",
     )
+    cli_eval.add_export_samples(verbs)
     hint = verbs.add_parser(
         "suggest",
         help="measure the base on a few pairs and name a beta and a lambda to start with",
@@ -122,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "validate": _validate,
         "tiny": _tiny,
         "export": _export,
+        "export-samples": cli_eval.export_pictures,
         "suggest": _suggest,
         "sweep": _sweep,
     }
@@ -141,6 +154,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _stages(args: argparse.Namespace) -> int:
     from mm_cca.config import load_config
 
+    if args.verb == "eval" and args.compare is not None:
+        return cli_eval.compare_results(args)
+    if args.recipe is None:
+        raise UserError("mm-cca eval needs a recipe, or --compare A.json B.json.")
     recipe = load_config(args.recipe, args.overrides)  # before torch is imported
     from mm_cca.jobs import run_job
 

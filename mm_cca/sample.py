@@ -22,12 +22,11 @@ from mm_cca.arms import Arm, Prompt, arms_of, prompts_of
 from mm_cca.dial import dial_full, dial_lora
 from mm_cca.digests import texts_digest
 from mm_cca.errors import UserError
+from mm_cca.pictures import MANIFEST
 from mm_cca.prompts import read_prompts
 from mm_cca.run import RunFolder, Stage, write_text
 from mm_cca.sampling import SamplingSettings, image_stream, sample_codes
 from mm_cca.schema import Recipe
-
-MANIFEST = "manifest.jsonl"
 
 
 def sample_arms(recipe: Recipe, run: RunFolder) -> None:
