@@ -1,4 +1,4 @@
-"""Image and text features of an open_clip model, and how well the two agree.
+"""Image and text features of a two-tower model, and how well the two agree.
 
 Scores carry the model's name. Only a published CLIP gives a CLIP score; the demo's ``emoji-clip``
 gives an alignment that compares arms of one run and nothing else.
@@ -9,56 +9,93 @@ Shapes: n images, m captions, F feature size.
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, Protocol
 
 import open_clip
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch import nn
 from torchvision.transforms import Compose
 
 from mm_cca.demo import SHIPPED, shipped
 from mm_cca.errors import UserError
+from mm_cca.eval.hf import HF, in_batches, load_hf
+
+
+class Scorer(Protocol):
+    """Two towers with their own preprocessing and tokenizer.
+
+    Attributes:
+        name: as in ``eval.scorer``, with the pretrained tag.
+        sha256: over all weights.
+        resize: what becomes of an image before the tower sees it, in words.
+        context_length: tokens of a caption that the text tower sees, start and end among them.
+        batch_size: images or captions at a time.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def resize(self) -> str: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+
+    def image_features(self, images: Iterable[Image.Image]) -> torch.Tensor:
+        """[n, F] float32 on the CPU, not normalised."""
+        ...
+
+    def text_features(self, captions: Sequence[str]) -> torch.Tensor:
+        """[m, F] float32 on the CPU, not normalised; what is too long is cut before its end."""
+        ...
+
+    def num_cut(self, captions: Sequence[str]) -> int:
+        """How many captions are longer than ``context_length`` tokens."""
+        ...
 
 
 @dataclass(frozen=True)
-class Scorer:
-    """A loaded open_clip model with its own preprocessing and tokenizer."""
+class OpenClipScorer:
+    """A loaded open_clip model."""
 
     name: str
     sha256: str
+    resize: str
+    context_length: int
+    batch_size: int
     model: nn.Module
     preprocess: Compose
-    tokenize: Callable[[list[str]], torch.Tensor]
-    batch_size: int
+    tokenize: Any
     device: torch.device
 
     @torch.no_grad()
     def image_features(self, images: Iterable[Image.Image]) -> torch.Tensor:
-        """[n, F] float32 on the CPU, not normalised."""
-        found, batch = [], []
-        for image in images:
-            batch.append(self.preprocess(image))
-            if len(batch) == self.batch_size:
-                found.append(self._encode(batch))
-                batch = []
-        if batch:
-            found.append(self._encode(batch))
+        encode: Callable[..., torch.Tensor] = self.model.encode_image  # type: ignore[assignment]
+        found = []
+        for batch in in_batches(images, self.batch_size):
+            pixels = torch.stack([self.preprocess(image) for image in batch])
+            found.append(encode(pixels.to(self.device)).float().cpu())
         return torch.cat(found)
-
-    def _encode(self, batch: list[torch.Tensor]) -> torch.Tensor:
-        pixels = torch.stack(batch).to(self.device)
-        return self.model.encode_image(pixels).float().cpu()  # type: ignore[operator]
 
     @torch.no_grad()
     def text_features(self, captions: Sequence[str]) -> torch.Tensor:
-        """[m, F] float32 on the CPU, not normalised."""
+        encode: Callable[..., torch.Tensor] = self.model.encode_text  # type: ignore[assignment]
         found = []
-        for start in range(0, len(captions), self.batch_size):
-            tokens = self.tokenize(list(captions[start : start + self.batch_size]))
-            features = self.model.encode_text(tokens.to(self.device))  # type: ignore[operator]
-            found.append(features.float().cpu())
+        for batch in in_batches(captions, self.batch_size):
+            found.append(encode(self.tokenize(batch).to(self.device)).float().cpu())
         return torch.cat(found)
+
+    def num_cut(self, captions: Sequence[str]) -> int:
+        return sum(self._num_tokens(caption) > self.context_length for caption in captions)
+
+    def _num_tokens(self, caption: str) -> int:
+        if isinstance(self.tokenize, SimpleTokenizer):
+            return len(self.tokenize.encode(caption)) + 2  # start and end
+        return len(self.tokenize.tokenizer(caption).input_ids)
 
 
 def load_scorer(
@@ -67,7 +104,8 @@ def load_scorer(
     """Load a scorer.
 
     Args:
-        name: ``emoji-clip``, ``local-dir:FOLDER``, ``hf-hub:NAME`` or an open_clip model name.
+        name: ``emoji-clip``, ``local-dir:FOLDER``, ``hf-hub:NAME`` or a model name of open_clip;
+            or ``hf:NAME_OR_FOLDER`` for a CLIP or SigLIP of transformers.
         pretrained: tag or weights file for an open_clip model name, else None.
         batch_size: images or captions at a time.
         device: where to run.
@@ -75,6 +113,8 @@ def load_scorer(
     Raises:
         UserError: unknown model or unreadable weights.
     """
+    if name.startswith(HF):
+        return load_hf(name, batch_size=batch_size, device=device)
     location = f"local-dir:{shipped(name)}" if name in SHIPPED else name
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
@@ -84,11 +124,27 @@ def load_scorer(
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise UserError(
             f"eval.scorer {name!r} (eval.scorer_pretrained {pretrained!r}) can't be loaded: "
-            f"{error}\nGive emoji-clip, local-dir:FOLDER, hf-hub:NAME, or an open_clip model name "
-            "with a pretrained tag."
+            f"{error}\nGive emoji-clip, local-dir:FOLDER, hf-hub:NAME, hf:NAME_OR_FOLDER, or an "
+            "open_clip model name with a pretrained tag."
         ) from error
     model.eval()
-    return Scorer(name, _digest(model), model, preprocess, tokenize, batch_size, device)
+    settings = model.visual.preprocess_cfg
+    resize = (
+        f"open_clip: {settings['resize_mode']}, {settings['interpolation']} to "
+        f"{settings['size']}, antialiased (PIL)"
+    )
+    full_name = name if pretrained is None else f"{name} {pretrained}"
+    return OpenClipScorer(
+        full_name,
+        _digest(model),
+        resize,
+        int(tokenize.context_length),
+        batch_size,
+        model,
+        preprocess,
+        tokenize,
+        device,
+    )
 
 
 def _digest(model: nn.Module) -> str:
@@ -125,10 +181,3 @@ def retrieval_ranks(
         scores = nn.functional.normalize(part, dim=-1) @ texts.T
         ranks.append((scores > scores.gather(1, mine[:, None])).sum(dim=1))
     return torch.cat(ranks)
-
-
-def open_images(folder: Path, indices: Iterable[int]) -> Iterable[Image.Image]:
-    """The PNG files of an arm, one at a time."""
-    for index in indices:
-        with Image.open(folder / f"{index:06d}.png") as image:
-            yield image.convert("RGB")

@@ -6,12 +6,40 @@ kernel distance. Shapes: n and m images, F feature size.
 """
 
 import warnings
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
+from torch_fidelity.metric_fid import (
+    KEY_METRIC_FID,
+    fid_features_to_statistics,
+    fid_statistics_to_metric,
+)
 from torch_fidelity.metric_prc import prc_features_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import KernelInceptionDistance
+
+NEIGHBOURS = 3
+KERNEL_SUBSETS = 50
+KERNEL_SUBSET_SIZE = 1000
+INCEPTION_SPLITS = 10
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """What a Frechet distance knows of a set.
+
+    Attributes:
+        mu: [F] float64 mean.
+        sigma: [F, F] float64 covariance, divided by n - 1.
+        n: images.
+    """
+
+    mu: np.ndarray
+    sigma: np.ndarray
+    n: int
 
 
 class _Features(nn.Module):
@@ -25,6 +53,12 @@ class _Features(nn.Module):
         return features
 
 
+def gaussian_of(features: torch.Tensor) -> Gaussian:
+    """Mean and covariance of [n, F] features in float64."""
+    found = fid_features_to_statistics(features.double())
+    return Gaussian(found["mu"], found["sigma"], len(features))
+
+
 def frechet_distance(generated: torch.Tensor, real: torch.Tensor) -> float:
     """Frechet distance of [n, F] and [m, F]. Needs at least two rows each."""
     metric = FrechetInceptionDistance(feature=_Features(real.shape[1]), sync_on_compute=False)
@@ -34,14 +68,32 @@ def frechet_distance(generated: torch.Tensor, real: torch.Tensor) -> float:
     return float(metric.compute())
 
 
+def frechet_to(generated: torch.Tensor, real: Gaussian) -> float:
+    """Frechet distance of [n, F] features to a set of which only mean and covariance are left."""
+    own = gaussian_of(generated)
+    return float(
+        fid_statistics_to_metric(
+            {"mu": own.mu, "sigma": own.sigma}, {"mu": real.mu, "sigma": real.sigma}, False
+        )[KEY_METRIC_FID]
+    )
+
+
+def kernel_subset_size(num_generated: int, num_real: int) -> int:
+    """Rows in each subset: 1,000 as published, or half of a smaller set."""
+    return min(KERNEL_SUBSET_SIZE, num_generated // 2, num_real // 2)
+
+
 def kernel_distance(generated: torch.Tensor, real: torch.Tensor, *, seed: int) -> float:
     """Mean kernel distance (cubic kernel) over 50 subsets of at most 1,000 rows."""
-    size = min(1000, len(generated) // 2, len(real) // 2)
+    size = kernel_subset_size(len(generated), len(real))
     with warnings.catch_warnings():
         # That it keeps all features is what the caller did already.
         warnings.simplefilter("ignore", UserWarning)
         metric = KernelInceptionDistance(
-            feature=_Features(real.shape[1]), subset_size=size, subsets=50, sync_on_compute=False
+            feature=_Features(real.shape[1]),
+            subset_size=size,
+            subsets=KERNEL_SUBSETS,
+            sync_on_compute=False,
         )
     metric.update(real, real=True)
     metric.update(generated, real=False)
@@ -51,9 +103,33 @@ def kernel_distance(generated: torch.Tensor, real: torch.Tensor, *, seed: int) -
     return float(mean)
 
 
+def inception_score(logits: torch.Tensor, *, seed: int) -> tuple[float, float]:
+    """Mean and standard deviation of the Inception score over ten shuffled splits.
+
+    Args:
+        logits: [n, 1008] ``logits_unbiased`` of the TensorFlow Inception.
+        seed: of the shuffling.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        metric = InceptionScore(
+            feature=_Features(logits.shape[1]), splits=INCEPTION_SPLITS, sync_on_compute=False
+        )
+    metric.update(logits.double())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mean, deviation = metric.compute()
+    return float(mean), float(deviation)
+
+
 def precision_recall(generated: torch.Tensor, real: torch.Tensor) -> tuple[float, float]:
     """Improved precision and recall (Kynkaanniemi et al., 2019), three neighbours."""
     result = prc_features_to_metric(
-        generated, real, prc_neighborhood=3, prc_batch_size=10000, save_cpu_ram=False, verbose=False
+        generated,
+        real,
+        prc_neighborhood=NEIGHBOURS,
+        prc_batch_size=10000,
+        save_cpu_ram=False,
+        verbose=False,
     )
     return float(result["precision"]), float(result["recall"])

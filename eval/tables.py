@@ -14,6 +14,13 @@ SCORES = {
     "kernel_distance": ("KD", "lower is better", 3),
     "precision": ("precision", "higher is better", 3),
     "recall": ("recall", "higher is better: diversity", 3),
+    "clip_score": ("CLIP score", "higher is better", 2),
+    "density": ("density", "higher is better: fidelity", 3),
+    "coverage": ("coverage", "higher is better: diversity", 3),
+    "cmmd": ("CMMD", "lower is better", 3),
+    "fid": ("FID", "lower is better", 2),
+    "kid": ("KID", "lower is better", 4),
+    "inception_score": ("IS", "higher is better", 2),
 }
 
 

@@ -2,44 +2,33 @@
 
 import itertools
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from mm_cca.eval.fid import frechet_distance
-from mm_cca.eval.intervals import mean_interval, statistic_interval
 
 from mm_cca.arms import Arm
+from mm_cca.eval.fid import frechet_distance, frechet_to
+from mm_cca.eval.intervals import mean_interval, statistic_interval
+from mm_cca.eval.measure import Measured, SplitTruth, per_prompt
+from mm_cca.eval.references import Reference
 from mm_cca.schema import Recipe
 
 FRECHET_RESAMPLES = 50
 
 
-class HasScores(Protocol):
-    """Numbers per image and features of one arm on one split."""
-
-    cosine: np.ndarray
-    rank: np.ndarray
-    features: torch.Tensor
-
-
-class HasReference(Protocol):
-    """Real features to compare with."""
-
-    reference: torch.Tensor
-
-
 def verdicts_of(
     recipe: Recipe,
     arms: list[Arm],
-    measured: Mapping[str, Mapping[str, Any]],
-    truths: Mapping[str, Any],
+    measured: Mapping[str, Mapping[str, Measured]],
+    truths: Mapping[str, SplitTruth],
 ) -> list[dict[str, Any]]:
     """CCA against the base and against the best arm of each guided sweep, split by split.
 
     Where there are dials, the same for the best of them. The best scale or dial is the one with the
     highest alignment on the split at hand. A difference is CCA's score minus the other's; its
-    interval resamples prompts, the same ones in both arms.
+    interval resamples prompts, the same ones in both arms. Of alignment, R@5 and Frechet distance
+    those are compared that ``eval.metrics`` asks for.
     """
     found: list[dict[str, Any]] = []
     if not {"base", "cca"} <= measured.keys():
@@ -53,22 +42,29 @@ def verdicts_of(
         for name, rival in itertools.product(ours_by_name, rivals):
             ours, theirs = measured[name][split], measured[rival][split]
             found.append(
-                {
-                    "split": split,
-                    "arm": name,
-                    "against": rival,
-                    "alignment": mean_interval(100 * (ours.cosine - theirs.cosine), recipe),
-                    "r_at_5": mean_interval(
-                        (ours.rank < 5).astype(float) - (theirs.rank < 5), recipe
-                    ),
-                    "frechet_distance": _frechet_difference(ours, theirs, truth, recipe),
-                }
+                {"split": split, "arm": name, "against": rival}
+                | _differences(recipe, ours, theirs, truth)
             )
     return found
 
 
+def _differences(
+    recipe: Recipe, ours: Measured, theirs: Measured, truth: SplitTruth
+) -> dict[str, dict[str, float]]:
+    found = {}
+    hits = (ours.rank < 5).astype(float) - (theirs.rank < 5)
+    for name, values in (("alignment", 100 * (ours.cosine - theirs.cosine)), ("r_at_5", hits)):
+        if name in recipe.eval.metrics:
+            found[name] = mean_interval(per_prompt(values, truth.groups), recipe)
+    if "frechet_distance" in recipe.eval.metrics and truth.reference is not None:
+        found["frechet_distance"] = _frechet_difference(
+            ours.features.scorer, theirs.features.scorer, truth.reference, truth.groups, recipe
+        )
+    return found
+
+
 def _best_guided(
-    arms: list[Arm], measured: Mapping[str, Mapping[str, Any]], split: str
+    arms: list[Arm], measured: Mapping[str, Mapping[str, Measured]], split: str
 ) -> list[str]:
     best = []
     for source in ("base", "control"):
@@ -77,18 +73,30 @@ def _best_guided(
     return best
 
 
-def _best(names: list[str], measured: Mapping[str, Mapping[str, Any]], split: str) -> list[str]:
+def _best(
+    names: list[str], measured: Mapping[str, Mapping[str, Measured]], split: str
+) -> list[str]:
     """The one with the highest alignment, or none of none."""
     return sorted(names, key=lambda name: -measured[name][split].cosine.mean())[:1]
 
 
 def _frechet_difference(
-    ours: HasScores, theirs: HasScores, truth: HasReference, recipe: Recipe
+    ours: torch.Tensor,
+    theirs: torch.Tensor,
+    reference: Reference,
+    groups: np.ndarray,
+    recipe: Recipe,
 ) -> dict[str, float]:
-    def difference(rows: np.ndarray) -> float:
-        chosen = torch.from_numpy(rows)
-        return frechet_distance(ours.features[chosen], truth.reference) - frechet_distance(
-            theirs.features[chosen], truth.reference
-        )
+    images_of = [np.flatnonzero(groups == number) for number in range(groups.max() + 1)]
 
-    return statistic_interval(len(ours.features), difference, recipe, FRECHET_RESAMPLES)
+    def distance(features: torch.Tensor) -> float:
+        if reference.statistics is not None:
+            return frechet_to(features, reference.statistics.gaussian)
+        assert reference.features is not None
+        return frechet_distance(features, reference.features.scorer)
+
+    def difference(prompts: np.ndarray) -> float:
+        chosen = torch.from_numpy(np.concatenate([images_of[number] for number in prompts]))
+        return distance(ours[chosen]) - distance(theirs[chosen])
+
+    return statistic_interval(len(images_of), difference, recipe, FRECHET_RESAMPLES)

@@ -4,9 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mm_cca.prompts import read_prompts
 from mm_cca.run import RunFolder
 from mm_cca.schema import Recipe, SampleConfig
 from mm_cca.tokens import open_cache
+
+PROMPTS = "prompts"
+"""The split of prompts that come from a file."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,14 @@ class Arm:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A caption to draw; ``index`` also numbers the random stream and the file."""
+    """A caption to draw.
+
+    Attributes:
+        index: numbers the random stream and the file.
+        split: of the data, or ``PROMPTS``.
+        row: of the split's token cache, or of the file of prompts.
+        caption: the text.
+    """
 
     index: int
     split: str
@@ -74,18 +85,36 @@ def _guided(source: str, scales: list[float], sample: SampleConfig) -> list[Arm]
     ]
 
 
+def splits_of(recipe: Recipe) -> list[str]:
+    """The splits that are drawn and scored: those of the data, or one of prompts from a file."""
+    if recipe.sample.prompts is not None:
+        return [PROMPTS]
+    names = (recipe.data.train_split, recipe.data.heldout_split)
+    return [name for name in names if name is not None]
+
+
+def has_real_images(recipe: Recipe) -> bool:
+    """Whether every prompt has a real image; prompts from a file have none."""
+    return recipe.sample.prompts is None
+
+
 def prompts_of(recipe: Recipe, run: RunFolder) -> list[Prompt]:
-    """``sample.num_images`` captions of each split, drawn by seed.
+    """``sample.num_images`` captions of each split, drawn by seed, or all of a file of prompts.
 
     At most half of a split is drawn: the other half's images are what Frechet distances compare
-    with, for the arms and for the real-against-real floor alike.
+    with, for the arms and for the real-against-real floor alike. With ``sample.images_per_prompt``
+    above 1 a prompt comes so many times in a row, each time with a random stream of its own.
     """
-    prompts: list[Prompt] = []
-    for split, rows, captions in _splits(recipe, run):
-        chosen = rows[: min(recipe.sample.num_images, len(rows) // 2)]
-        for row in chosen.tolist():
-            prompts.append(Prompt(len(prompts), split, row, captions[row]))
-    return prompts
+    found: list[tuple[str, int, str]] = []
+    if recipe.sample.prompts is not None:
+        texts = read_prompts(recipe.sample.prompts)
+        found = [(PROMPTS, row, text) for row, text in enumerate(texts)]
+    else:
+        for split, rows, captions in _splits(recipe, run):
+            chosen = rows[: min(recipe.sample.num_images, len(rows) // 2)]
+            found += [(split, row, captions[row]) for row in chosen.tolist()]
+    repeated = [prompt for prompt in found for _ in range(recipe.sample.images_per_prompt)]
+    return [Prompt(index, *prompt) for index, prompt in enumerate(repeated)]
 
 
 def reference_rows(recipe: Recipe, run: RunFolder, split: str) -> np.ndarray:
@@ -99,8 +128,7 @@ def reference_rows(recipe: Recipe, run: RunFolder, split: str) -> np.ndarray:
 def _splits(recipe: Recipe, run: RunFolder) -> list[tuple[str, np.ndarray, list[str]]]:
     """Name, shuffled rows and captions of each split."""
     found = []
-    names = [recipe.data.train_split, recipe.data.heldout_split]
-    for number, name in enumerate(n for n in names if n is not None):
+    for number, name in enumerate(splits_of(recipe)):
         captions = open_cache(run.tokens / name, recipe.data.variants).captions
         stream = np.random.default_rng([recipe.sample.seed, number, 0x7072])
         found.append((name, stream.permutation(len(captions)), captions))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_cca.errors import UserError
+from mm_cca.eval_checks import eval_checks
 from mm_cca.negatives import KINDS, load_words
 from mm_cca.negatives.embed import ALLOWED as EMBEDDINGS
 from mm_cca.negatives.embed import check_embedding
@@ -234,6 +235,7 @@ def _sample(recipe: Recipe) -> list[Check]:
     sample = recipe.sample
     return [
         _at_least("sample.num_images", sample.num_images, MIN_IMAGES),
+        _at_least("sample.images_per_prompt", sample.images_per_prompt, 1),
         *(_above("sample.guidance_scales", s, 1) for s in sample.guidance_scales),
         *(_above("sample.control_scales", s, 1) for s in sample.control_scales),
         *(_above("sample.cca_scales", s, 1) for s in sample.cca_scales),
@@ -277,6 +279,7 @@ def _sample(recipe: Recipe) -> list[Check]:
         *_attributes(recipe),
         *_text_nll(recipe),
         _text_file("data.text_path", recipe.data.text_path),
+        *eval_checks(recipe),
         _at_least("eval.bootstrap_samples", recipe.eval.bootstrap_samples, 100),
         _at_least("eval.grid_prompts", recipe.eval.grid_prompts, 1),
         _at_least("eval.report_megabytes", recipe.eval.report_megabytes, 0),

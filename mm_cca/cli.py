@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from mm_cca import cli_eval
 from mm_cca.errors import Interrupted, UserError
 
 EPILOG = textwrap.dedent(
@@ -24,6 +25,10 @@ EPILOG = textwrap.dedent(
       mm-cca report my.yaml --serve             the report again, and in a browser
       mm-cca demo runs/second                   draw by hand: base, guided base, CCA at any dial
       mm-cca export runs/second my_model        the tuned model, with a card, for others
+      mm-cca export-samples runs/second cca my_samples --format adm-npz
+                                                one arm's pictures for another evaluator
+      mm-cca eval --compare runs/a/report.json runs/b/report.json
+                                                two runs side by side, if they may be compared
       accelerate launch -m mm_cca.cli train my.yaml
                                                 one stage, on as many GPUs as accelerate knows of
 
@@ -52,12 +57,18 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, text in STAGE_HELP.items():
         stage = verbs.add_parser(verb, help=text, description=text)
-        stage.add_argument("recipe", help="a YAML file or the name of a shipped recipe")
+        # mm-cca eval --compare takes two results instead.
+        count = "?" if verb == "eval" else None
+        stage.add_argument(
+            "recipe", nargs=count, help="a YAML file or the name of a shipped recipe"
+        )
         stage.add_argument(
             "overrides", nargs="*", metavar="key=value", help="such as train.seed=1 loss.beta=0.1"
         )
         if verb == "report":
             _add_serve(stage)
+        if verb == "eval":
+            cli_eval.add_comparison(stage)
     verbs.add_parser("ls", help="list the shipped recipes")
     copy = verbs.add_parser("cp", help="copy a shipped recipe to a file of yours")
     copy.add_argument("recipe", help="the name of a shipped recipe")
@@ -98,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("run", type=Path, help="the run folder (run.dir of the recipe)")
     demo.add_argument("--port", type=int, help="where to serve (default: a free port from 7860 on)")
+    cli_eval.add_export_samples(verbs)
     hint = verbs.add_parser(
         "suggest",
         help="measure the base on a few pairs and name a beta and a lambda to start with",
@@ -149,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "export": _export,
         "report": _report,
         "demo": _demo,
+        "export-samples": cli_eval.export_pictures,
         "suggest": _suggest,
         "sweep": _sweep,
     }
@@ -168,6 +181,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _stages(args: argparse.Namespace) -> int:
     from mm_cca.config import load_config
 
+    if args.verb == "eval" and args.compare is not None:
+        return cli_eval.compare_results(args)
+    if args.recipe is None:
+        raise UserError("mm-cca eval needs a recipe, or --compare A.json B.json.")
     recipe = load_config(args.recipe, args.overrides)  # before torch is imported
     from mm_cca.jobs import run_job
 

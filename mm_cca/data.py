@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Image, load_dataset
+from datasets import Dataset, DatasetDict, Image, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 from PIL import Image as pil
 from PIL import ImageOps, UnidentifiedImageError
@@ -49,7 +49,7 @@ def load_split(config: DataConfig, split: str) -> Split:
     Raises:
         UserError: nothing there, a missing column, an unknown split, too many bad rows.
     """
-    table = _load_table(config, split)
+    table = _load_rows(config, split)
     for key, column in (
         ("image_column", config.image_column),
         ("caption_column", config.caption_column),
@@ -73,20 +73,47 @@ def load_split(config: DataConfig, split: str) -> Split:
     return Split(table, rows, kept, bad)
 
 
-def _load_table(config: DataConfig, split: str) -> Dataset:
-    path = Path(shipped(config.path))
+def load_images(path: str, column: str, split: str, key: str) -> Dataset:
+    """The undecoded image column of a Parquet file or a hub data set, captions or not.
+
+    Args:
+        path: where it is.
+        column: of the images.
+        split: of a hub data set; a Parquet file is ``train``.
+        key: of the recipe, for messages.
+
+    Raises:
+        UserError: nothing there, no such split, no such column.
+    """
+    source = _load_source(path, key)
+    if split not in source:
+        raise UserError(f"{key} {path!r} has no split {split!r}; it has {', '.join(source)}.")
+    table = source[split]
+    if column not in table.column_names:
+        raise UserError(
+            f"data.image_column is {column!r}, but {key} {path} has the columns "
+            f"{', '.join(table.column_names)}."
+        )
+    return table.select_columns([column]).cast_column(column, Image(decode=False))
+
+
+def _load_source(path_or_name: str, key: str) -> DatasetDict:
+    path = Path(shipped(path_or_name))
     try:
         if path.is_file():
-            source = load_dataset("parquet", data_files=str(path))
-        elif path.is_dir():
-            source = load_dataset("imagefolder", data_dir=str(path))
-        else:
-            source = load_dataset(config.path)
+            return load_dataset("parquet", data_files=str(path))
+        if path.is_dir():
+            return load_dataset("imagefolder", data_dir=str(path))
+        return load_dataset(path_or_name)
     except (DatasetNotFoundError, OSError, ValueError) as error:
         raise UserError(
-            f"data.path {config.path!r} can't be read: {error}\nIt must be 'emoji', a Parquet file "
+            f"{key} {path_or_name!r} can't be read: {error}\nIt must be 'emoji', a Parquet file "
             "with an image column, a folder of images with a metadata.jsonl, or a hub name."
         ) from error
+
+
+def _load_rows(config: DataConfig, split: str) -> Dataset:
+    source = _load_source(config.path, "data.path")
     if config.split_column is None:
         if split not in source:
             raise UserError(
@@ -109,8 +136,8 @@ def _load_table(config: DataConfig, split: str) -> Dataset:
     return table.select(np.flatnonzero(values == split))
 
 
-def decode_image(cell: dict[str, Any], height: int, width: int) -> torch.Tensor:
-    """An undecoded image cell -> [3, H, W] uint8: on white, shorter side fitted, centre cropped.
+def open_image(cell: dict[str, Any]) -> pil.Image:
+    """An undecoded image cell -> an RGB image as it was taken, on white.
 
     Raises:
         ValueError: not a readable image.
@@ -123,9 +150,23 @@ def decode_image(cell: dict[str, Any], height: int, width: int) -> torch.Tensor:
         raise ValueError(f"not a readable image: {error}") from error
     flat = pil.new("RGBA", picture.size, "white")
     flat.alpha_composite(picture)
-    rgb = flat.convert("RGB")
-    if rgb.size != (width, height):
-        rgb = ImageOps.fit(rgb, (width, height), pil.Resampling.BICUBIC)
+    return flat.convert("RGB")
+
+
+def fitted(image: pil.Image, height: int, width: int) -> pil.Image:
+    """The image at another size: shorter side fitted, centre cropped, bicubic, antialiased."""
+    if image.size == (width, height):
+        return image
+    return ImageOps.fit(image, (width, height), pil.Resampling.BICUBIC)
+
+
+def decode_image(cell: dict[str, Any], height: int, width: int) -> torch.Tensor:
+    """An undecoded image cell -> [3, H, W] uint8: on white, shorter side fitted, centre cropped.
+
+    Raises:
+        ValueError: not a readable image.
+    """
+    rgb = fitted(open_image(cell), height, width)
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 

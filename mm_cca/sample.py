@@ -20,12 +20,13 @@ from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import Defaults, Grid, UnifiedModel, grid_of
 from mm_cca.arms import Arm, Prompt, arms_of, prompts_of
 from mm_cca.dial import dial_full, dial_lora
+from mm_cca.digests import texts_digest
 from mm_cca.errors import UserError
+from mm_cca.pictures import MANIFEST
+from mm_cca.prompts import read_prompts
 from mm_cca.run import RunFolder, Stage, write_text
 from mm_cca.sampling import SamplingSettings, image_stream, sample_codes
 from mm_cca.schema import Recipe
-
-MANIFEST = "manifest.jsonl"
 
 
 def sample_arms(recipe: Recipe, run: RunFolder) -> None:
@@ -112,6 +113,12 @@ def sampling_settings(recipe: Recipe, arm: Arm, defaults: Defaults) -> SamplingS
 def _settings(recipe: Recipe, run: RunFolder, arm: Arm) -> dict[str, Any]:
     arms = ("guidance_scales", "control_scales", "cca_scales", "dial", "negative_prompts")
     sample = {k: v for k, v in asdict(recipe.sample).items() if k not in (*arms, "batch_size")}
+    if sample["prompts"] is None:
+        del sample["prompts"]  # folders of before there were such files stay as they are
+    else:
+        sample["prompts_sha256"] = texts_digest(read_prompts(sample["prompts"]))
+    if sample["images_per_prompt"] == 1:
+        del sample["images_per_prompt"]
     settings = {f"sample.{key}": value for key, value in sample.items()}
     settings |= {f"model.{key}": value for key, value in asdict(recipe.model).items()}
     data = asdict(recipe.data)
@@ -184,6 +191,11 @@ def _draw_batch(
                 "prompt": prompt.caption,
                 "seed": [recipe.sample.seed, prompt.index],
                 "guidance_scale": arm.guidance_scale,
+                "sampling": {
+                    "temperature": settings.temperature,
+                    "top_k": settings.top_k,
+                    "top_p": settings.top_p,
+                },
                 "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
                 "forward_passes": forwards,
                 "seconds": round(seconds, 5),

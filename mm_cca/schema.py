@@ -5,6 +5,8 @@ from typing import TypeAlias
 
 from omegaconf import MISSING
 
+from mm_cca.scores import DEFAULT as DEFAULT_METRICS
+
 STAGES = ("prepare", "train", "sample", "eval", "report")
 SOURCES = ("base", "cca", "control")
 OBJECTIVES = ("cca", "nll", "dpo", "unlearn", "distill")
@@ -110,7 +112,9 @@ class TrainConfig:
 class SampleConfig:
     """The arms and how they are sampled; None means the adapter's default."""
 
-    num_images: int = 256  # per split
+    num_images: int = 256  # prompts per split of the data
+    prompts: str | None = None  # .txt, .jsonl or .csv drawn instead, all of it
+    images_per_prompt: int = 1
     guidance_scales: list[float] = field(default_factory=lambda: [1.5, 2.0, 3.0, 5.0, 7.5])
     control_scales: list[float] = field(default_factory=list)
     cca_scales: list[float] = field(default_factory=list)  # guide the trained model too
@@ -125,10 +129,16 @@ class SampleConfig:
 
 @dataclass
 class EvalConfig:
-    """Scores. ``scorer`` is any open_clip name, ``local-dir:FOLDER``, or ``emoji-clip``."""
+    """Scores. ``scorer`` is any open_clip name, ``local-dir:``, ``hf:``, or ``emoji-clip``."""
 
     scorer: str = MISSING
     scorer_pretrained: str | None = None
+    metrics: list[str] = field(default_factory=lambda: list(DEFAULT_METRICS))
+    inception_weights: str | None = None  # a file or "download", for fid, kid, inception_score
+    inception_sha256: str | None = None  # of that file; None is the published one's
+    reference: str | None = None  # folder, Parquet, hub name, .npz; None: the rest of the split
+    reference_split: str = "train"  # of a hub name
+    image_size: list[int] | None = None  # score at this height, width; None is as drawn
     batch_size: int = 256
     attributes: list[str] = field(default_factory=list)  # such as colour, style: is it right?
     text_nll: str | None = None  # "captions" (held-out) or a text file: nats per token

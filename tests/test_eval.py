@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mm_cca.eval.charts import sweeps
-from mm_cca.eval.clip import cosines, load_scorer, retrieval_ranks
-from mm_cca.eval.fid import frechet_distance, kernel_distance, precision_recall
-from mm_cca.eval.intervals import mean_interval
-from mm_cca.eval.tables import best_guided
 from scipy.linalg import sqrtm
 
 from mm_cca import cli
 from mm_cca.config import load_config
 from mm_cca.demo import scorer as demo_scorer
 from mm_cca.errors import UserError
+from mm_cca.eval.charts import sweeps
+from mm_cca.eval.clip import cosines, load_scorer, retrieval_ranks
+from mm_cca.eval.fid import frechet_distance, kernel_distance, precision_recall
+from mm_cca.eval.intervals import mean_interval
+from mm_cca.eval.tables import best_guided
 from mm_cca.schema import Recipe
 from tests import runs
 
@@ -219,7 +219,7 @@ def report(finished: Path) -> dict[str, Any]:
 
 
 def test_report_json_has_every_arm(report: dict[str, Any]):
-    assert set(report) == {"arms", "floors", "verdicts", "protocol"}
+    assert set(report) == {"arms", "floors", "verdicts", "warnings", "protocol"}
     assert [arm["name"] for arm in report["arms"]] == ARMS
     for arm in report["arms"]:
         guided = "cfg" in arm["name"]
@@ -291,6 +291,8 @@ def test_report_json_verdicts(report: dict[str, Any]):
 
 def test_report_json_protocol(report: dict[str, Any], finished: Path):
     protocol = report["protocol"]
+    assert protocol["images_per_prompt"] == 1
+    assert protocol["sampling"]["temperature"] == 1.0, "what the family's default is, not null"
     assert protocol["scorer"] == f"local-dir:{finished.parent / 'scorer'}"
     assert re.fullmatch("[0-9a-f]{64}", protocol["scorer_sha256"])
     assert protocol["num_prompts"] == {"train": 8, "heldout": 8}
@@ -304,7 +306,8 @@ def test_eval_folder_has_one_file_per_arm(report: dict[str, Any], finished: Path
     folder = finished.parent / "run" / "eval"
     assert json.loads((folder / "summary.json").read_text()) == report
     for arm in report["arms"]:
-        assert json.loads((folder / f"{arm['name']}.json").read_text()) == arm
+        told = json.loads((folder / f"{arm['name']}.json").read_text())
+        assert told == arm | {"protocol": report["protocol"]}
 
 
 def test_the_score_of_an_arm_by_hand(report: dict[str, Any], finished: Path):

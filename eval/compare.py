@@ -1,0 +1,139 @@
+"""Two runs side by side, if they were scored in the same way."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mm_cca.errors import UserError
+
+ARMS_ALONE = (
+    "scorer",  # scorer_sha256 says which; the same weights may lie in two folders
+    "sampling.guidance_scales",
+    "sampling.control_scales",
+    "sampling.cca_scales",
+    "sampling.dial",
+    "sampling.negative_prompts",
+    "sampling.batch_size",
+    "sampling.num_images",  # num_prompts and prompts_sha256 say what was drawn
+    "sampling.prompts",
+    "versions.mm-cca",
+)
+"""Fields that differ between runs as they should, or that another field decides."""
+INCEPTION = ("inception_sha256", "resize.inception")
+ABSENT = "not recorded"
+
+
+def compare(first: Path, second: Path, *, allowed: Sequence[str] = ()) -> None:
+    """Print the arms of two runs, split by split.
+
+    Args:
+        first: a ``report.json`` or ``eval/summary.json``.
+        second: another.
+        allowed: fields of the protocol that may differ, or groups such as ``versions``.
+
+    Raises:
+        UserError: not such files, or protocols that differ in what is not allowed, field by field.
+    """
+    results = [_read(first), _read(second)]
+    differing = differences(results[0]["protocol"], results[1]["protocol"])
+    _refuse_unknown(allowed, results)
+    refused = {
+        key: values
+        for key, values in differing.items()
+        if not any(key == a or key.startswith(f"{a}.") for a in allowed)
+    }
+    if refused:
+        listed = "\n".join(f"  - {key}: {a!r} against {b!r}" for key, (a, b) in refused.items())
+        raise UserError(
+            f"{first} and {second} were not scored in the same way:\n{listed}\nScore one of them "
+            "anew as the other was, or accept a difference: "
+            + " ".join(f"--allow {key}" for key in refused)
+        )
+    _print(first, second, results, differing)
+
+
+def differences(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted field -> its two values, where they differ and that matters."""
+    ours, theirs = dict(_leaves(first)), dict(_leaves(second))
+    return {
+        key: (ours.get(key, ABSENT), theirs.get(key, ABSENT))
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key, ABSENT) != theirs.get(key, ABSENT)
+        and not _is_free(key)
+        and not _is_of_one_score(key, ours, theirs)
+    }
+
+
+def _is_free(key: str) -> bool:
+    # Which images a reference is made of is said by its sha256; the name is a path.
+    return key in ARMS_ALONE or (key.startswith("reference.") and key.endswith(".images"))
+
+
+def _is_of_one_score(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether a field is about a score that only one of the two has, and so isn't compared."""
+    if key.startswith("metrics."):
+        return key not in ours or key not in theirs
+    return key in INCEPTION and None in (ours.get(key, ABSENT), theirs.get(key, ABSENT))
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, dict):
+        yield prefix, node
+        return
+    for key, value in node.items():
+        yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read: {error}") from error
+    if not isinstance(found, dict) or not {"arms", "protocol"} <= found.keys():
+        raise UserError(f"{path} holds no scores; give a run's report.json or eval/summary.json.")
+    return found
+
+
+def _refuse_unknown(allowed: Sequence[str], results: list[dict[str, Any]]) -> None:
+    known = {key for result in results for key, _ in _leaves(result["protocol"])}
+    for key in allowed:
+        if key not in known and not any(other.startswith(f"{key}.") for other in known):
+            raise UserError(f"--allow {key}: no such field; the protocol has {', '.join(known)}.")
+
+
+def _print(
+    first: Path,
+    second: Path,
+    results: list[dict[str, Any]],
+    differing: dict[str, tuple[Any, Any]],
+) -> None:
+    console = Console()
+    for split in results[0]["protocol"]["num_prompts"]:
+        table = Table(title=f"{split}: A is {first}, B is {second}")
+        table.add_column("arm", no_wrap=True)
+        names = _shared_scores(results, split)
+        for name in names:
+            table.add_column(name, justify="right")
+        for letter, result in zip("AB", results, strict=True):
+            for arm in result["arms"]:
+                scores = arm["scores"][split]
+                cells = [_cell(scores[name]) for name in names]
+                table.add_row(f"{letter}: {arm['name']}", *cells)
+        console.print(table)
+    for key, (a, b) in differing.items():
+        console.print(f"allowed: {key} is {a!r} in A and {b!r} in B", soft_wrap=True)
+
+
+def _shared_scores(results: list[dict[str, Any]], split: str) -> list[str]:
+    found = [list(result["arms"][0]["scores"][split]) for result in results]
+    return [name for name in found[0] if name in found[1]]
+
+
+def _cell(score: dict[str, float]) -> str:
+    if "low" not in score:
+        return f"{score['value']:.4g}"
+    return f"{score['value']:.4g} [{score['low']:.4g}, {score['high']:.4g}]"

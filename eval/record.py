@@ -1,0 +1,97 @@
+"""How the scores came about: everything that another run must share to be comparable."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import metadata
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from mm_cca.digests import texts_digest
+from mm_cca.eval.features import Extractors
+from mm_cca.eval.images import RESIZE, size_of
+from mm_cca.eval.inception import RESIZE as INCEPTION_RESIZE
+from mm_cca.eval.measure import SplitTruth
+from mm_cca.schema import Recipe
+from mm_cca.scores import SCORES
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "open-clip-torch",
+    "torchmetrics",
+    "torch-fidelity",
+    "scipy",
+    "numpy",
+    "pillow",
+    "mm-cca",
+)
+
+
+def protocol_of(
+    recipe: Recipe,
+    extractors: Extractors,
+    truths: Mapping[str, SplitTruth],
+    captions: list[str],
+    sampled_with: dict[str, Any],
+) -> dict[str, Any]:
+    """The protocol block of a summary.
+
+    Args:
+        recipe: the run's.
+        extractors: what gave the features.
+        truths: by split.
+        captions: all that retrieval ranks, in their order.
+        sampled_with: temperature, top_k and top_p where the recipe leaves them to the family.
+    """
+    scorer, inception = extractors.scorer, extractors.inception
+    seed = recipe.sample.seed
+    return {
+        "scorer": scorer.name,
+        "scorer_sha256": scorer.sha256,
+        "inception_sha256": None if inception is None else inception.sha256,
+        "metrics": {
+            name: f"{SCORES[name].words}; on {SCORES[name].on.value}"
+            for name in recipe.eval.metrics
+        },
+        "num_prompts": {split: len(t.prompts) for split, t in truths.items()},
+        "images_per_prompt": recipe.sample.images_per_prompt,
+        "prompts_sha256": {
+            split: texts_digest(p.caption for p in t.prompts) for split, t in truths.items()
+        },
+        "num_reference_images": {
+            split: 0 if t.reference is None else t.reference.n for split, t in truths.items()
+        },
+        "reference": {
+            split: None
+            if t.reference is None
+            else {"images": t.reference.name, "sha256": t.reference.sha256}
+            for split, t in truths.items()
+        },
+        "num_captions_ranked": len(captions),
+        "captions_ranked_sha256": texts_digest(captions),
+        "captions_cut": {
+            split: scorer.num_cut([p.caption for p in t.prompts]) for split, t in truths.items()
+        },
+        "context_length": scorer.context_length,
+        "image_size": size_of(recipe),
+        "resize": {
+            "images": RESIZE,
+            "scorer": scorer.resize,
+            "inception": None if inception is None else INCEPTION_RESIZE,
+        },
+        "features": "image features as the model gives them, not normalised; cmmd normalises",
+        "intervals": f"95 %, percentile bootstrap, {recipe.eval.bootstrap_samples} resamples",
+        "seeds": {"sampling": seed, "bootstrap": seed, "kernel_subsets": seed, "splits": seed},
+        "sampling": asdict(recipe.sample) | sampled_with,
+        "dtype": {"model": recipe.model.dtype, "extractors": "float32"},
+        "device": _device(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _device() -> str:
+    device = PartialState().device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
