@@ -25,6 +25,8 @@ NEIGHBOURS = 3
 KERNEL_SUBSETS = 50
 KERNEL_SUBSET_SIZE = 1000
 INCEPTION_SPLITS = 10
+PAIRS_IN_MEMORY = 10_000
+"""Above so many images the distances of all pairs are not kept at once."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def precision_recall(generated: torch.Tensor, real: torch.Tensor) -> tuple[float
         real,
         prc_neighborhood=NEIGHBOURS,
         prc_batch_size=10000,
-        save_cpu_ram=False,
+        save_cpu_ram=max(len(generated), len(real)) > PAIRS_IN_MEMORY,
         verbose=False,
     )
     return float(result["precision"]), float(result["recall"])

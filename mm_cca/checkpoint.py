@@ -123,6 +123,9 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
         write(beside)
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
+    except UserError:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
     except IO_ERRORS as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise UserError(

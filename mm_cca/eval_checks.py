@@ -1,6 +1,7 @@
 """What makes the values of ``eval`` wrong, found without reading data or weights."""
 
 import re
+from pathlib import Path
 
 from mm_cca.prompts import SUFFIXES
 from mm_cca.schema import Recipe
@@ -116,8 +117,8 @@ def _prompts(recipe: Recipe) -> list[Check]:
         (
             "sample.prompts",
             prompts,
-            prompts is None or prompts.endswith(SUFFIXES),
-            f"null (captions of the data), or a file {', '.join(SUFFIXES)}",
+            prompts is None or Path(prompts).suffix in ("", *SUFFIXES) or Path(prompts).is_dir(),
+            f"null (captions of the data), a file {', '.join(SUFFIXES)}, or a folder of them",
         ),
         (
             "run.stages",

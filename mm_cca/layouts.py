@@ -1,7 +1,8 @@
 """The folders that other evaluators read. Each writer fills an empty folder.
 
 Sources, read on 2026-11-24: openai/guided-diffusion evaluations/README.md; djghosh13/geneval
-README.md; TencentQQGYLab/ELLA dpg_bench/compute_dpg_bench.py; Karine-Huang/T2I-CompBench Readme.md;
+README.md; TencentQQGYLab/ELLA dpg_bench/compute_dpg_bench.py; Karine-Huang/T2I-CompBench Readme.md
+and BLIPvqa_eval/BLIP_vqa.py;
 tgxs002/HPSv2 README.md and hpsv2/evaluation.py.
 """
 
@@ -83,10 +84,13 @@ def write_dpg(drawn: Sequence[Drawn], folder: Path, prompts: Path | None, tick: 
     """``ITEM.png``: up to four square pictures of a prompt, two in a row.
 
     Raises:
-        UserError: no dpg_bench.csv, other prompts, more than four pictures, pictures not square.
+        UserError: no folder of ITEM.txt files, other prompts, more than four pictures, pictures
+            that are not square.
     """
-    path = _needed(prompts, "dpg", "ELLA/dpg_bench/dpg_bench.csv")
-    items = {row["item_id"]: row["text"] for row in _rows(path)}
+    path = _needed(prompts, "dpg", "the folder ELLA/dpg_bench/prompts")
+    items = {file.stem: file.read_text("utf-8") for file in sorted(path.glob("*.txt"))}
+    if not items:
+        raise UserError(f"--prompts {path} must be the folder dpg_bench/prompts of ITEM.txt files.")
     matched = _matched(drawn, list(items.values()), path)
     for item, found in zip(items, matched, strict=True):
         if len(found.files) > DPG_PICTURES:

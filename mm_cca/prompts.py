@@ -1,41 +1,59 @@
-"""Prompts from a file of their own: one text a line, JSON lines, or a CSV."""
+"""Prompts from files of their own: texts, JSON, JSON lines, a CSV, or a folder of them."""
 
 import csv
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from mm_cca.errors import UserError
 
 COLUMNS = ("text", "caption", "prompt")
-SUFFIXES = (".txt", ".jsonl", ".csv")
+SUFFIXES = (".txt", ".jsonl", ".csv", ".json")
+IN_FOLDERS = (".txt", ".json")
 
 
-def read_prompts(file: str) -> list[str]:
-    """The prompts of a file in their order, repeated ones too.
+def read_prompts(name: str) -> list[str]:
+    """The prompts of a file or a folder in their order, repeated ones too.
 
     Args:
-        file: ``.txt`` with a prompt a line, ``.jsonl`` or ``.csv`` with a column text, caption or
-            prompt. Empty lines of a ``.txt`` are passed over.
+        name: ``.txt`` with a prompt a line (empty lines are passed over); ``.jsonl`` or ``.csv``
+            with a column text, caption or prompt; ``.json`` with a list of texts; or a folder, in
+            the order of its names, where a ``.txt`` is one prompt and a ``.json`` a list.
 
     Raises:
         UserError: not there, another kind, no such column, or an empty prompt.
     """
-    path = Path(file)
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"sample.prompts is {file!r}; allowed: a file {', '.join(SUFFIXES)}.")
+    path = Path(name)
     try:
-        if path.suffix == ".txt":
-            prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-            prompts = [prompt for prompt in prompts if prompt]
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix in IN_FOLDERS)
+            parts = [_texts(p) if p.suffix == ".json" else [p.read_text("utf-8")] for p in files]
+            prompts = [prompt for part in parts for prompt in part]
         else:
-            prompts = _column(path, rows_of(path))
+            prompts = _texts(path)
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"sample.prompts {file!r} can't be read: {error}") from error
+        raise UserError(f"sample.prompts {name!r} can't be read: {error}") from error
     if not prompts:
-        raise UserError(f"sample.prompts {file!r} holds no prompt.")
-    return prompts
+        raise UserError(f"sample.prompts {name!r} holds no prompt.")
+    for number, prompt in enumerate(prompts, start=1):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UserError(f"{name}, prompt {number} is {prompt!r}; it must be a text.")
+    return [prompt.strip() for prompt in prompts]
+
+
+def _texts(path: Path) -> list[Any]:
+    if path.suffix not in SUFFIXES:
+        raise UserError(
+            f"sample.prompts is {str(path)!r}; allowed: a file {', '.join(SUFFIXES)}, or a folder."
+        )
+    if path.suffix == ".txt":
+        return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    if path.suffix == ".json":
+        found = json.loads(path.read_text("utf-8"))
+        if not isinstance(found, list):
+            raise UserError(f"{path} holds no list; a .json of prompts is a list of texts.")
+        return found
+    return [row[text_column(path, row)] for row in rows_of(path)]
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -58,13 +76,3 @@ def text_column(path: Path, row: dict[str, Any]) -> str:
             f"{path} has the columns {', '.join(row)}; one of {', '.join(COLUMNS)} must be there."
         )
     return found[0]
-
-
-def _column(path: Path, rows: Iterable[dict[str, Any]]) -> list[str]:
-    prompts = []
-    for number, row in enumerate(rows, start=1):
-        text = row[text_column(path, row)]
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{path}, row {number}: the prompt is {text!r}; it must be a text.")
-        prompts.append(text.strip())
-    return prompts

@@ -19,9 +19,10 @@ from accelerate.utils import release_memory
 from mm_cca.axes import Point, points_of, recipe_of
 from mm_cca.cached_reference import DEPENDS_ON
 from mm_cca.config import dump
-from mm_cca.errors import Diverged
+from mm_cca.errors import Diverged, UserError
 from mm_cca.run import RunFolder, write_json
 from mm_cca.schema import Recipe, RunConfig
+from mm_cca.scores import NEEDED_BY_REPORT
 
 DIVERGED = "diverged.json"
 
@@ -51,6 +52,7 @@ def plan_sweep(path_or_name: str, overrides: Sequence[str]) -> Sweep:
     """
     common, points = points_of(path_or_name, overrides)
     recipe = recipe_of(path_or_name, common)  # with the recipe's own values for what is swept
+    _refuse_scores_without_a_plot(recipe)
     root = Path(recipe.run.dir)
     shared = not any(key in DEPENDS_ON for key in points[0].values)
     recipes = {}
@@ -61,6 +63,15 @@ def plan_sweep(path_or_name: str, overrides: Sequence[str]) -> Sweep:
         recipes[point.name] = replace(one, run=run, train=replace(one.train, control=False))
     base = _inside(recipe.run, root, root / "base", ["base", "control"], shared=True)
     return Sweep(root, replace(recipe, run=base), recipes, {p.name: p for p in points})
+
+
+def _refuse_scores_without_a_plot(recipe: Recipe) -> None:
+    lacking = [name for name in NEEDED_BY_REPORT if name not in recipe.eval.metrics]
+    if lacking:
+        raise UserError(
+            f"sweep.html shows {', '.join(NEEDED_BY_REPORT)}, and eval.metrics lacks "
+            f"{', '.join(lacking)}. Add them, or run the points one by one."
+        )
 
 
 def _inside(

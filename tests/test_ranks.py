@@ -95,6 +95,36 @@ def test_two_ranks_train_the_same_with_every_part_of_the_loss(
     assert lines[0][-1]["text_nll"] > 0
 
 
+def test_scoring_on_two_ranks_gives_the_bits_of_one(tmp_path: Path, tiny_folder: Path):
+    """Features are extracted in batches of 3, so both ranks have some; a torn picture ends both."""
+    recipe = _recipe(tmp_path, tiny_folder)
+    keys = ["run.sources=[base]", "run.stages=[prepare,sample,eval]", "eval.batch_size=3"]
+    metrics = "alignment,r_at_1,r_at_5,frechet_distance,kernel_distance,precision,recall,cmmd"
+    keys.append(f"eval.metrics=[{metrics}]")
+    one, two = tmp_path / "one", tmp_path / "two"
+    runs.do(recipe, f"run.dir={one}", *keys, stages=["prepare", "sample"])
+    shutil.copytree(one, two)
+    for processes, folder in ((1, one), (2, two)):
+        done = _launch("eval", str(recipe), f"run.dir={folder}", *keys, processes=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads((folder / "eval" / "summary.json").read_text()) for folder in (one, two)]
+    scores = _scores(one)
+    assert set(scores["base"]["train"]) == set(metrics.split(","))
+    values = [
+        abs(a["value"] - _scores(two)[arm][split][name]["value"])
+        for arm, splits in scores.items()
+        for split, by_name in splits.items()
+        for name, a in by_name.items()
+    ]
+    print(f"1 and 2 ranks: max difference {max(values):.3g}, mean {sum(values) / len(values):.3g}")
+    assert found[0] == found[1]
+    shutil.rmtree(two / "eval")
+    (two / "samples" / "base" / "000001.png").write_bytes(b"torn")
+    done = _launch("eval", str(recipe), f"run.dir={two}", *keys)
+    assert done.returncode != 0
+    assert done.stderr.count("base: 1 of 12 pictures can't be used: 000001.png is not") == 2
+
+
 def test_a_users_mistake_ends_all_ranks(tmp_path: Path, tiny_folder: Path):
     recipe = _recipe(tmp_path, tiny_folder)
     done = _launch("run", str(recipe), "train.batch_size=6")

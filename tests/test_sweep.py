@@ -66,6 +66,12 @@ def test_a_wrong_value_is_found_before_any_work(recipe: Path, tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
+def test_scores_that_the_page_shows_must_be_there(recipe: Path):
+    words = ["loss.beta=[0.1,0.2]", "run.stages=[sample,eval]", "eval.metrics=[alignment,r_at_5]"]
+    with pytest.raises(UserError, match="lacks r_at_1, frechet_distance, recall"):
+        plan_sweep(str(recipe), words)
+
+
 def test_points_share_the_reference_unless_they_change_it(recipe: Path, tmp_path: Path):
     sweep = plan_sweep(str(recipe), ["loss.beta=[0.1,0.2]"])
     shared = {point.run.reference_dir for point in sweep.points.values()}
