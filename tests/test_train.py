@@ -26,6 +26,7 @@ from mm_cca.batches import Schedule
 from mm_cca.errors import UserError
 from mm_cca.losses import LossTerms
 from mm_cca.planning import training_schedule
+from mm_cca.reference import RefScores
 from mm_cca.run import RunFolder, locked
 from mm_cca.sample import load_source, read_manifest
 from mm_cca.schema import TrainConfig
@@ -298,8 +299,9 @@ def test_reference_that_differs_at_the_start_is_refused(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ):
     class Other(assembly.CopyReference):
-        def __call__(self, *args):
-            return super().__call__(*args) - 0.5
+        def scores(self, batch):
+            found = super().scores(batch)
+            return RefScores(found.logps - 0.5, found.per_code)
 
     monkeypatch.setattr(assembly, "CopyReference", Other)
     with pytest.raises(UserError, match=r"differ by up to 0\.5 nats"):
