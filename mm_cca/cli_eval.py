@@ -49,8 +49,8 @@ def add_export_samples(verbs: "argparse._SubParsersAction[argparse.ArgumentParse
     samples.add_argument(
         "--prompts",
         type=Path,
-        help="geneval: evaluation_metadata.jsonl; dpg: the folder dpg_bench/prompts; hpsv2: the "
-        "folder of anime.json and the like",
+        help="geneval: evaluation_metadata.jsonl; dpg: the folder dpg_bench/prompts; "
+        "hpsv2: the folder of anime.json and the like",
     )
     samples.add_argument("--split", help="only this split of the data (default: all)")
     samples.add_argument(

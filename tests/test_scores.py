@@ -270,6 +270,17 @@ def test_a_file_of_statistics_gives_the_same_distance(shift: float, rows: int):
     assert found == pytest.approx((formula, formula), rel=1e-4)
 
 
+def test_precision_and_recall_of_many_images_are_the_same(monkeypatch: pytest.MonkeyPatch):
+    """Above a number the pairs are taken in parts."""
+    import mm_cca.eval.fid as module
+
+    a, b = features(0, 40, shift=0.8), features(1, 50)
+    whole = module.precision_recall(a, b)
+    monkeypatch.setattr(module, "PAIRS_IN_MEMORY", 10)
+    assert module.precision_recall(a, b) == whole
+    assert 0 < whole[0] < 1
+
+
 @pytest.mark.parametrize("rows", [4, 9, 50])
 def test_kernel_distance_of_few_images(rows: int):
     """torchmetrics would raise for fewer than its 1,000; the subsets become half as large."""
