@@ -151,10 +151,10 @@ def test_what_a_gain_is_measured_against():
 
 
 def test_a_score_that_is_new_has_a_column():
-    scored = {"arms": [{"scores": {"train": {"alignment": {}, "clip_score": {"value": 1.0}}}}]}
+    scored = {"arms": [{"scores": {"train": {"alignment": {}, "sharp_score": {"value": 1.0}}}}]}
     assert scores_of(scored) == {
         "alignment": ("alignment ×100", "higher is better", 1),
-        "clip_score": ("clip score", "", 3),
+        "sharp_score": ("sharp score", "", 3),
     }
 
 
