@@ -11,11 +11,6 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from PIL import Image
-
-from mm_cca.arms import Arm, arms_of, has_real_images, prompts_of
-from mm_cca.digests import words_digest
-from mm_cca.errors import UserError
 from mm_cca.eval.cautions import cautions_of
 from mm_cca.eval.clip import load_scorer
 from mm_cca.eval.features import Extractors, Features, extract
@@ -35,6 +30,11 @@ from mm_cca.eval.samples import refuse_bad_samples
 from mm_cca.eval.text import measure_text, texts_of
 from mm_cca.eval.truths import captions_of, truths_of
 from mm_cca.eval.verdicts import verdicts_of
+from PIL import Image
+
+from mm_cca.arms import Arm, arms_of, has_real_images, prompts_of
+from mm_cca.digests import words_digest
+from mm_cca.errors import UserError
 from mm_cca.run import RunFolder, Stage, write_json
 from mm_cca.sample import read_manifest
 from mm_cca.schema import Recipe

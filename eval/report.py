@@ -5,9 +5,6 @@ from dataclasses import asdict
 from typing import Any
 
 from accelerate import PartialState
-
-from mm_cca.config import dump
-from mm_cca.errors import UserError
 from mm_cca.eval.charts import cost_plot, trade_plot
 from mm_cca.eval.curves import count_steps, health, panels, read_signals, span_of
 from mm_cca.eval.page import templates
@@ -16,6 +13,9 @@ from mm_cca.eval.pictures import Problem, grid_of_split
 from mm_cca.eval.tables import best_guided, print_table, scores_of
 from mm_cca.eval.thumbnails import Budget
 from mm_cca.eval.wording import LEAD, standing, verdict_sentence
+
+from mm_cca.config import dump
+from mm_cca.errors import UserError
 from mm_cca.run import RunFolder, write_json, write_text
 from mm_cca.schema import Recipe
 

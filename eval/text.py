@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import release_memory
+from mm_cca.eval.intervals import mean_interval
 
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.errors import UserError
-from mm_cca.eval.intervals import mean_interval
 from mm_cca.run import RunFolder
 from mm_cca.sample import load_source
 from mm_cca.schema import Recipe

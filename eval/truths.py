@@ -2,16 +2,16 @@
 
 import numpy as np
 import torch
-
-from mm_cca.arms import Prompt, has_real_images, reference_rows, splits_of
-from mm_cca.checks import MIN_IMAGES
-from mm_cca.errors import UserError
 from mm_cca.eval.attributes import questions_of
 from mm_cca.eval.density import NEIGHBOURS
 from mm_cca.eval.features import Extractors
 from mm_cca.eval.images import real_images_of, size_of
 from mm_cca.eval.measure import SplitTruth
 from mm_cca.eval.references import Reference, external_reference, reference_of
+
+from mm_cca.arms import Prompt, has_real_images, reference_rows, splits_of
+from mm_cca.checks import MIN_IMAGES
+from mm_cca.errors import UserError
 from mm_cca.negatives import load_words
 from mm_cca.run import RunFolder
 from mm_cca.schema import Recipe

