@@ -5,7 +5,6 @@ Shapes: n images of a split, F feature size, c captions of the whole data set.
 """
 
 import json
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -30,7 +29,6 @@ from mm_cca.eval.samples import refuse_bad_samples
 from mm_cca.eval.text import measure_text, texts_of
 from mm_cca.eval.truths import captions_of, truths_of
 from mm_cca.eval.verdicts import verdicts_of
-from PIL import Image
 
 from mm_cca.arms import Arm, arms_of, has_real_images, prompts_of
 from mm_cca.digests import words_digest
@@ -41,7 +39,6 @@ from mm_cca.schema import Recipe
 from mm_cca.scores import SCORES, On
 
 FLOORS = ("real", "reconstruction")
-BY_SPLIT = Mapping[str, Features]
 
 
 def evaluate_arms(recipe: Recipe, run: RunFolder) -> None:
@@ -157,15 +154,6 @@ def _images(recipe: Recipe, run: RunFolder, name: str, truth: SplitTruth) -> Ima
     if name == "reconstruction":
         return reconstructed_images(recipe, run, truth.prompts)
     return drawn_images(recipe, run, name, truth.prompts)
-
-
-def real_images(
-    recipe: Recipe, run: RunFolder, split: str, cache_rows: list[int]
-) -> Iterator[Image.Image]:
-    """Real images by their row in the token cache, cropped to the size the model was given."""
-    images = real_images_of(recipe, run, split, cache_rows, recipe.data.image_size)
-    for number in range(images.count):
-        yield from images.open([number])
 
 
 def _arm_entry(

@@ -101,10 +101,10 @@ def open_cached(recipe: Recipe, run: RunFolder, model: UnifiedModel) -> Path:
 
 
 def prepare_reference(recipe: Recipe, run: RunFolder) -> None:
-    """Compute what is missing of the cache; ranks take turns at the micro-batches.
+    """Compute what is missing of the cache; each rank fills a block of the micro-batches.
 
     Raises:
-        UserError: the cache was made for another recipe or other weights.
+        UserError: the cache was made for another recipe or other weights, or the disk is full.
     """
     accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
@@ -158,11 +158,12 @@ def _fill(
     )
     for number, place in enumerate(bar):
         step, first = divmod(place, schedule.batch_size)
-        batch = collate(schedule.step(step).part(first, first + size))
+        pairs = schedule.step(step).part(first, first + size)
+        batch = collate(pairs)
         # Everything as in training, so that the numbers are the same to the last bit.
         with accelerator.autocast(), training_attention(accelerator.device):
             found = live_scores(policy, batch, torch.inference_mode).logps
-        _refuse_nan(found, schedule.step(step).rows[first : first + size].tolist(), recipe)
+        _refuse_nan(found, pairs.rows.tolist(), recipe)
         places = slice(place, place + size)
         keys[places] = row_keys(*batch.prompts, batch.codes).reshape(-1, batch.num_pairs).T
         logps[places] = found.view(-1, batch.num_pairs).T.cpu().numpy()
@@ -203,8 +204,14 @@ def _allocate(file: Path, empty: np.ndarray) -> None:
             return
         empty[: len(old)] = old
     beside = file.with_name(file.name + ".partial.npy")
-    np.save(beside, empty)
-    beside.replace(file)
+    try:
+        np.save(
+            beside, empty
+        )  # whole at once: a memory-mapped file that grows can kill the process
+        beside.replace(file)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"{file} can't be written: {error}. Free some space.") from error
 
 
 def _settings(recipe: Recipe, model: UnifiedModel, cache: TokenCache) -> dict[str, Any]:

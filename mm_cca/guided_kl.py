@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mm_cca.head import LOGITS_BUDGET, head_logits
+from mm_cca.head import LOGITS_BUDGET, head_gradients, head_logits
 from mm_cca.sampling import guide
 
 
@@ -68,28 +68,13 @@ class _ChunkedGuidedKL(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias = ctx.saved_tensors
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
-        with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(hidden), ctx.chunk):
-                part = slice(start, start + ctx.chunk)
-                own = head_logits(hidden[part], weight, bias).softmax(dim=-1)
-                # d KL / d logits = own - teacher
-                by_logits = (own - ctx.teacher.log_probs(part).exp()) * grad[part, None]
-                grad_hidden[part] = by_logits.to(weight.dtype) @ weight
-                if grad_weight is not None:
-                    grad_weight += by_logits.T @ hidden[part].float()
-                if grad_bias is not None:
-                    grad_bias += by_logits.sum(0)
-        return (
-            grad_hidden if wants_hidden else None,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-        )
+
+        def by_logits(part: slice, logits: torch.Tensor) -> torch.Tensor:
+            # d KL / d logits = own - teacher
+            return (logits.softmax(dim=-1) - ctx.teacher.log_probs(part).exp()) * grad[part, None]
+
+        needs = ctx.needs_input_grad[:3]
+        return (*head_gradients(hidden, weight, bias, needs, ctx.chunk, by_logits), None, None)
 
 
 def guided_kl(

@@ -4,6 +4,7 @@ Positions are worked on in chunks, and the backward pass computes each chunk's s
 Shapes: M positions, D hidden size, R rows of the head.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,35 +39,56 @@ class _ChunkedLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, targets, normalisers = ctx.saved_tensors
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        grad_bias = (
-            torch.zeros_like(bias, dtype=torch.float32) if wants_bias and bias is not None else None
-        )
-        with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(hidden), ctx.chunk):
-                part = slice(start, start + ctx.chunk)
-                logits = head_logits(hidden[part], weight, bias)
-                # d logp / d logits = onehot - softmax
-                by_logits = -torch.exp(logits - normalisers[part, None])
-                by_logits.scatter_add_(
-                    1, targets[part, None], torch.ones_like(targets[part, None], dtype=logits.dtype)
-                )
-                by_logits *= grad[part, None]
-                if grad_hidden is not None:
-                    grad_hidden[part] = by_logits.to(weight.dtype) @ weight
-                if grad_weight is not None:
-                    grad_weight += by_logits.T @ hidden[part].float()
-                if grad_bias is not None:
-                    grad_bias += by_logits.sum(0)
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-        )
+
+        def by_logits(part: slice, logits: torch.Tensor) -> torch.Tensor:
+            # d logp / d logits = onehot - softmax
+            found = -torch.exp(logits - normalisers[part, None])
+            ones = torch.ones_like(targets[part, None], dtype=found.dtype)
+            return found.scatter_add_(1, targets[part, None], ones) * grad[part, None]
+
+        needs = ctx.needs_input_grad[:3]
+        return (*head_gradients(hidden, weight, bias, needs, ctx.chunk, by_logits), None, None)
+
+
+def head_gradients(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    needs: tuple[bool, bool, bool],
+    chunk: int,
+    by_logits: Callable[[slice, torch.Tensor], torch.Tensor],
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Gradients through ``head_logits``, chunk by chunk, the logits computed again.
+
+    Args:
+        hidden: [M, D].
+        weight: [R, D].
+        bias: [R] or None.
+        needs: which of these three want a gradient.
+        chunk: positions at a time.
+        by_logits: from a chunk and its [m, R] logits to the gradient by these.
+
+    Returns:
+        of hidden, weight and bias; sums over positions are float32 until the end.
+    """
+    of_hidden = torch.empty_like(hidden) if needs[0] else None
+    of_weight = torch.zeros_like(weight, dtype=torch.float32) if needs[1] else None
+    of_bias = torch.zeros_like(bias, dtype=torch.float32) if needs[2] and bias is not None else None
+    with torch.autocast(hidden.device.type, enabled=False):
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
+            gradient = by_logits(part, head_logits(hidden[part], weight, bias))
+            if of_hidden is not None:
+                of_hidden[part] = gradient.to(weight.dtype) @ weight
+            if of_weight is not None:
+                of_weight += gradient.T @ hidden[part].float()
+            if of_bias is not None:
+                of_bias += gradient.sum(0)
+    return (
+        of_hidden,
+        None if of_weight is None else of_weight.to(weight.dtype),
+        None if of_bias is None or bias is None else of_bias.to(bias.dtype),
+    )
 
 
 def head_logits(

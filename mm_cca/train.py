@@ -91,6 +91,8 @@ def _settings(recipe: Recipe, loss: LossConfig) -> dict[str, Any]:
     """The keys that decide the result; saving and logging may change between two calls."""
     terms = LossTerms.of(loss)
     free = {"save_every", "keep_checkpoints", "trackers", "control"}
+    if not (terms.needs_negatives or terms.needs_teacher):
+        free.add("reference")  # plain nll, the control's too, asks none
     data = asdict(recipe.data)
     words, texts = data.pop("attribute_words"), data.pop("text_path")
     groups = {

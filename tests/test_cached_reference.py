@@ -140,6 +140,19 @@ def test_other_images_under_the_same_captions_are_noticed(recipe: Path, tmp_path
         runs.do(recipe, CACHED)
 
 
+def test_a_full_disk_is_told(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    runs.do(recipe, stages=["prepare"])
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mm_cca.cached_reference.np.save", full)
+    with pytest.raises(UserError, match=r"can't be written.*No space left"):
+        runs.do(recipe, CACHED, stages=["prepare"])
+    monkeypatch.undo()
+    runs.do(recipe, CACHED)
+
+
 def test_a_base_that_gives_nan_is_told(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -61,6 +61,20 @@ def test_it_trains(recipe: Path, tmp_path: Path, objective: str, tuning: str):
         assert abs(lines[0]["kl"]) < 1e-4 < lines[-1]["kl"]
 
 
+def test_unlearn_is_announced_as_unbounded(recipe: Path, capsys: pytest.CaptureFixture[str]):
+    runs.do(recipe, "loss.objective=unlearn", "train.max_steps=1")
+    assert "warning: unlearn has no lower bound" in capsys.readouterr().err
+
+
+def test_the_control_does_not_depend_on_the_reference(recipe: Path, tmp_path: Path):
+    """One base and one control serve sweeps with a copy and with a cached reference."""
+    keys = ["run.sources=[base,control]", "train.control=true", "train.max_steps=1"]
+    runs.do(recipe, *keys)
+    before = runs.mtimes_of(tmp_path / "run" / "control")
+    runs.do(recipe, *keys, "train.reference=cached", "loss.lambda_=7")
+    assert runs.mtimes_of(tmp_path / "run" / "control") == before
+
+
 def test_distilling_scale_one_has_nothing_to_learn(recipe: Path, tmp_path: Path):
     """The base is its own teacher; refused in a recipe, so asked of the function underneath."""
     runs.do(recipe, "loss.objective=distill", "loss.distill_scale=1.000001", "train.max_steps=1")

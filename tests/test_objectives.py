@@ -1,6 +1,11 @@
 """Objectives: values by hand, every branch, gradients, accumulation, the published code's faults.
 
-The faults are those of reference/method.md, 1.4, in thu-ml/CCA at 7d5a073.
+The faults are those of reference/method.md, 1.4, in thu-ml/CCA at 7d5a073. Those that are not here:
+4 (accumulation) test_losses.py::test_micro_batches_do_not_matter, test_ranks.py
+5 (no resume, no seed) test_train.py::test_killed_and_continued_is_bit_for_bit_the_same
+6 (commands that don't run) test_readme.py
+7 (a reference that is not frozen) test_reference.py
+8 (a layout guessed from a file's name) test_contract.py::test_a_folder_of_another_family_is_refused
 """
 
 import math
