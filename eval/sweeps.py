@@ -7,7 +7,8 @@ from typing import Any
 from mm_cca.eval.charts import sweeps, told_of
 from mm_cca.eval.page import templates
 from mm_cca.eval.plots import Point, scatter
-from mm_cca.eval.tables import best_guided, score_table, scores_of
+from mm_cca.eval.seeds import over_seeds
+from mm_cca.eval.tables import best_guided, score_table, scores_of, seed_table
 from rich.console import Console
 
 from mm_cca.config import dump
@@ -37,6 +38,7 @@ def write_sweep(sweep: Sweep, diverged: dict[str, str]) -> None:
             arms.append(arm | {"name": renamed, "values": values, "signals": signals})
     summary = {
         "arms": arms,
+        "over_seeds": over_seeds(arms),
         "diverged": diverged,
         "floors": base["floors"],
         "protocol": base["protocol"],
@@ -124,6 +126,8 @@ def _print(summary: dict[str, Any], path: Path) -> None:
     console = Console()
     for split, best in summary["best"].items():
         console.print(score_table(summary, split, bold=best["point"], best=best["base"]))
+        if summary["over_seeds"]:
+            console.print(seed_table(summary, split))
     for name, reason in summary["diverged"].items():
         console.print(f"{name} diverged: {reason.splitlines()[0]}", soft_wrap=True)
     console.print(f"sweep: {path}", soft_wrap=True)

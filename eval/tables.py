@@ -95,3 +95,25 @@ def score_table(
             style="dim",
         )
     return table
+
+
+def seed_table(summary: dict[str, Any], split: str) -> Table:
+    """Means over seeds, with the lowest and the highest seed in brackets."""
+    table = Table(title=f"{split}: mean over seeds (lowest to highest)")
+    table.add_column("point", no_wrap=True)
+    found = scores_of(summary)
+    for label, _, _ in found.values():
+        table.add_column(label, justify="right")
+    for point in summary["over_seeds"]:
+        scores = point["scores"][split]
+        cells = [
+            _spread(scores[key], digits) if key in scores else "-"
+            for key, (_, _, digits) in found.items()
+        ]
+        table.add_row(f"{point['name']} x{len(point['seeds'])}", *cells)
+    return table
+
+
+def _spread(score: dict[str, float], digits: int) -> str:
+    value, low, high = (f"{score[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"

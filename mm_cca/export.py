@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 from transformers import GenerationConfig
 
-from mm_cca.config import dump, load_config
+from mm_cca.config import dump
 from mm_cca.demo import shipped
 from mm_cca.dial import bake_lora
 from mm_cca.errors import UserError
 from mm_cca.losses import LossTerms
-from mm_cca.run import RunFolder
+from mm_cca.run import open_run
 from mm_cca.sample import load_source
 from mm_cca.schema import Recipe
 
@@ -55,9 +54,8 @@ def export_model(run_folder: Path, target: Path, *, merge: bool = False, dial: f
     """
     if not 0 <= dial < math.inf:
         raise UserError(f"--dial is {dial:g}; allowed: 0 (the base) or more, 1 is as trained.")
-    recipe = _recipe(run_folder)
-    run = RunFolder.of(recipe)
-    trained = run_folder / "train" / "model"
+    recipe, run = open_run(run_folder)
+    trained = run.train / "model"
     if not trained.is_dir():
         raise UserError(f"{trained} does not exist: run `mm-cca train RECIPE` to the end first.")
     is_lora = recipe.train.tuning == "lora"
@@ -69,7 +67,7 @@ def export_model(run_folder: Path, target: Path, *, merge: bool = False, dial: f
     shutil.rmtree(beside, ignore_errors=True)
     try:
         if merge or (not is_lora and dial != 1.0):
-            model = load_source(recipe, replace(run, root=run_folder), "cca", dial=dial)
+            model = load_source(recipe, run, "cca", dial=dial)
             if isinstance(model.module, PeftModel):
                 model.module = model.module.merge_and_unload()
             beside.mkdir(parents=True)
@@ -87,16 +85,6 @@ def export_model(run_folder: Path, target: Path, *, merge: bool = False, dial: f
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise UserError(f"{target} can't be written: {error}") from error
-
-
-def _recipe(run_folder: Path) -> Recipe:
-    path = run_folder / "recipe.yaml"
-    if not path.exists():
-        raise UserError(f"{run_folder} is no run folder: it has no recipe.yaml.")
-    recipe = load_config(str(path))
-    if not isinstance(recipe, Recipe):
-        raise UserError(f"{run_folder} holds a {recipe.job} run; only finetune runs have a model.")
-    return recipe
 
 
 def _write_generation_config(recipe: Recipe, folder: Path) -> None:

@@ -7,14 +7,14 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mm_cca.config import dump
+from mm_cca.config import dump, load_config
 from mm_cca.errors import UserError
-from mm_cca.schema import AnyRecipe
+from mm_cca.schema import AnyRecipe, Recipe
 
 PACKAGES = (
     "torch",
@@ -70,6 +70,24 @@ class RunFolder:
         """Write ``recipe.yaml`` and ``environment.json``."""
         write_text(self.root / "recipe.yaml", dump(recipe))
         write_json(self.root / "environment.json", environment())
+
+
+def open_run(folder: Path) -> tuple[Recipe, RunFolder]:
+    """A run that was made, wherever its folder lies now.
+
+    Raises:
+        UserError: no run folder, or one that holds no model.
+    """
+    path = folder / "recipe.yaml"
+    if not path.exists():
+        raise UserError(
+            f"{folder} is no run folder: it has no recipe.yaml. Name the run.dir of a recipe that "
+            "was run."
+        )
+    recipe = load_config(str(path))
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"{folder} holds a {recipe.job} run; only finetune runs have a model.")
+    return recipe, replace(RunFolder.of(recipe), root=folder)
 
 
 def environment() -> dict[str, Any]:

@@ -6,7 +6,7 @@ keeps two, the base and the trained model at the dial that was asked for last.
 
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,12 +17,10 @@ from PIL import Image
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.arms import Arm
-from mm_cca.config import load_config
 from mm_cca.errors import UserError
-from mm_cca.run import RunFolder
+from mm_cca.run import open_run
 from mm_cca.sample import load_source, sampling_settings
 from mm_cca.sampling import image_stream, sample_codes
-from mm_cca.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,7 @@ class Tryout:
         Raises:
             UserError: no run folder, not trained yet, or a checkpoint that can't be read.
         """
-        self.recipe = _recipe(folder)
-        self._run = replace(RunFolder.of(self.recipe), root=folder)
+        self.recipe, self._run = open_run(folder)
         if not (self._run.train / "model").is_dir():
             raise UserError(
                 f"{self._run.train / 'model'} does not exist: run `mm-cca train RECIPE` to the end "
@@ -107,19 +104,6 @@ def _set_lora(module: PeftModel, dial: float) -> None:
         if isinstance(layer, LoraLayer):
             for adapter in layer.scaling:
                 layer.set_scale(adapter, dial)
-
-
-def _recipe(folder: Path) -> Recipe:
-    path = folder / "recipe.yaml"
-    if not path.exists():
-        raise UserError(
-            f"{folder} is no run folder: it has no recipe.yaml. Name the run.dir of a recipe that "
-            "was run."
-        )
-    recipe = load_config(str(path))
-    if not isinstance(recipe, Recipe):
-        raise UserError(f"{folder} holds a {recipe.job} run; only finetune runs have arms.")
-    return recipe
 
 
 def _check(prompt: str, seed: int, scale: float, dial: float) -> None:

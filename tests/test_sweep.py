@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from mm_cca.eval.seeds import over_seeds
 
 from mm_cca import cli
 from mm_cca.axes import points_of
@@ -161,3 +162,51 @@ def test_a_run_without_the_base(recipe: Path, tmp_path: Path):
     assert [arm["name"] for arm in report["arms"]] == ["cca"]
     assert report["floors"] == {}
     assert report["verdicts"] == []
+
+
+def _arm(name: str, values: dict, alignment: float, gap: float) -> dict:
+    return {
+        "name": name,
+        "values": values,
+        "forwards_per_image": 64,
+        "scores": {"train": {"alignment": {"value": alignment}}},
+        "signals": {"positive_gap": gap},
+    }
+
+
+def test_means_over_seeds_by_hand():
+    """A point of one seed is no mean; base arms have no values."""
+    arms = [
+        {"name": "base", "scores": {}},
+        _arm("beta=1,seed=0", {"loss.beta": 1, "train.seed": 0}, 70.0, -4.0),
+        _arm("beta=1,seed=1", {"loss.beta": 1, "train.seed": 1}, 73.0, -8.0),
+        _arm("beta=2,seed=1", {"loss.beta": 2, "train.seed": 1}, 60.0, -1.0),
+    ]
+    (found,) = over_seeds(arms)
+    assert found["name"] == "beta=1"
+    assert found["seeds"] == [0, 1]
+    assert found["scores"]["train"]["alignment"] == {"value": 71.5, "low": 70.0, "high": 73.0}
+    assert found["signals"] == {"positive_gap": -6.0}
+
+
+def test_seeds_alone_are_called_cca_with_whatever_else_an_arm_has():
+    arms = [
+        _arm(f"seed={seed}{more}", {"train.seed": seed}, 1.0, 0.0)
+        for more in ("", "+dial0.5")
+        for seed in (0, 1)
+    ]
+    assert [point["name"] for point in over_seeds(arms)] == ["cca", "cca+dial0.5"]
+
+
+def test_a_sweep_over_seeds_says_their_mean(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main(["sweep", str(recipe), "train.seed=[0,1]", "sample.num_images=4"]) == 0
+    assert "mean over seeds" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "run" / "sweep.json").read_text())
+    (point,) = summary["over_seeds"]
+    values = [
+        arm["scores"]["train"]["alignment"]["value"] for arm in summary["arms"] if "values" in arm
+    ]
+    assert point["scores"]["train"]["alignment"]["value"] == pytest.approx(sum(values) / 2)
+    assert "Means over seeds" in (tmp_path / "run" / "sweep.html").read_text()
