@@ -1,5 +1,6 @@
 """Tiny random Emu3 checkpoints in the real on-disk layout."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from transformers import Emu3VQVAE, Emu3VQVAEConfig
 from mm_cca import load_adapter
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.demo import tiny
+from mm_cca.tiny import FAMILIES, write_tiny
 from tests import runs
+from tests.strangers import write_stranger
+from tests.training import LONG, at
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +99,44 @@ def tiny8_model(tiny8_folder: Path) -> UnifiedModel:
     model = load_adapter("emu3", str(tiny8_folder))
     model.module.eval()
     return model
+
+
+@pytest.fixture(scope="session")
+def prepared(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe whose token cache is filled; tests copy it with their own ``run.dir``."""
+    folder = tmp_path_factory.mktemp("prepared")
+    values = runs.tiny_recipe(folder, tiny_folder, runs.two_splits(folder / "data.parquet"))
+    values["run"]["tokens_dir"] = str(folder / "tokens")
+    values["data"]["heldout_split"] = "heldout"
+    recipe = runs.write_recipe(folder / "recipe.yaml", values)
+    runs.do(recipe, stages=["prepare"])
+    return recipe
+
+
+@pytest.fixture
+def recipe(prepared: Path, tmp_path: Path) -> Path:
+    """The prepared recipe with a fresh ``run.dir`` (``tmp_path / "run"``)."""
+    return at(prepared, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def whole(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``train/`` of an uninterrupted run of ``LONG`` steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    runs.do(at(prepared, folder), f"train.max_steps={LONG}", "train.save_every=1000")
+    return folder / "run" / "train"
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("families")
+    for family in FAMILIES:
+        write_tiny(family, root / family, side=4)
+    write_stranger(root / "stranger", root / "lumina-mgpt" / "vqgan.ckpt")
+    return root
+
+
+@pytest.fixture
+def changed(reported: Path, tmp_path: Path) -> Path:
+    """A copy of the run, free to be broken."""
+    return Path(shutil.copytree(reported.parent / "run", tmp_path / "run"))

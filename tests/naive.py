@@ -130,3 +130,9 @@ def guided_kl(
     teacher = torch.distributions.Categorical(logits=u + scale * (c - u))
     model = torch.distributions.Categorical(logits=logits(states, weight, bias))
     return torch.distributions.kl_divergence(teacher, model).sum(dim=1)
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    dot = sum(float(x) * float(y) for x, y in zip(a, b, strict=True))
+    norms = [sum(float(x) ** 2 for x in v) ** 0.5 for v in (a, b)]
+    return dot / (norms[0] * norms[1])

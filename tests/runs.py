@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import yaml
 from PIL import Image
 
 from mm_cca.config import load_config
+from mm_cca.errors import UserError
 from mm_cca.jobs import run_job
 from mm_cca.schema import Recipe
 
@@ -106,6 +108,20 @@ def write_recipe(path: Path, values: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(values, sort_keys=False))
     return path
+
+
+def unread_recipe(folder: Path) -> Path:
+    """A recipe of two splits whose model and data do not exist: checks read neither."""
+    values = tiny_recipe(folder, folder / "model", folder / "data.parquet")
+    values["data"]["heldout_split"] = "heldout"
+    return write_recipe(folder / "recipe.yaml", values)
+
+
+def message_of(path: Path | str, *overrides: str) -> str:
+    """What a user is told of a wrong recipe."""
+    with pytest.raises(UserError) as caught:
+        load_config(str(path), overrides)
+    return str(caught.value)
 
 
 def load_recipe(path: Path, *overrides: str) -> Recipe:

@@ -8,86 +8,28 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
 from mm_cca import load_adapter
 from mm_cca.adapters import ADAPTERS, contract
 from mm_cca.adapters.base import ImageHead, UnifiedModel
-from mm_cca.demo.tiny import bpe
 from mm_cca.errors import UserError
 from mm_cca.export import export_model
-from mm_cca.tiny import write_tiny
-from mm_cca.tiny_tokenizers import CAPTIONS
 from tests import runs
 from tests.helpers import assert_close
-
-STRANGER = "tests.example_adapter:AppendedCodes"
-
-
-def write_stranger(folder: Path, vqgan: Path) -> None:
-    """A Llama with 64 codes behind its text vocabulary, as Liquid's folders are."""
-    special = ["<pad>", "<s>", "<boi>", "<unconditional>"]
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe(CAPTIONS, 300, special), pad_token="<pad>", bos_token="<s>"
-    )
-    stored = torch.load(vqgan)["state_dict"]
-    config = LlamaConfig(
-        vocab_size=len(tokenizer) + 64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=False,
-    )
-    config.vq_config = {
-        "embed_dim": 16,
-        "num_embeddings": 64,
-        "latent_channels": 16,
-        "resolution": 64,
-        "base_channels": 32,
-        "channel_multiplier": [1, 1, 1, 1, 1],
-        "num_res_blocks": 1,
-    }
-    assert stored["quantize.embedding.weight"].shape == (64, 16)
-    torch.manual_seed(0)
-    language = LlamaForCausalLM(config)
-    for parameter in language.parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.3)
-    language.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("families")
-    for family in ADAPTERS:
-        write_tiny(family, root / family, side=4)
-    write_stranger(root / "stranger", root / "lumina-mgpt" / "vqgan.ckpt")
-    return root
-
-
-def _where(folders: Path, name: str) -> dict[str, object]:
-    vqgan = str(folders / "lumina-mgpt" / "vqgan.ckpt")
-    folder = "stranger" if name == STRANGER else name
-    return {
-        "path": str(folders / folder),
-        "image_tokenizer": vqgan if name in ("lumina-mgpt", STRANGER) else None,
-    }
+from tests.strangers import STRANGER, where_of
 
 
 @pytest.mark.parametrize("name", [*ADAPTERS, STRANGER])
 def test_adapter_keeps_the_contract(name: str, folders: Path):
     size = [32, 32] if name == "emu3" else [64, 64]
-    measured = contract.check_adapter(name, image_size=size, **_where(folders, name))
+    measured = contract.check_adapter(name, image_size=size, **where_of(folders, name))
     assert max(measured.values()) < 1e-4, measured
 
 
 def test_a_strangers_model_goes_the_whole_way(folders: Path, tmp_path: Path):
-    where = _where(folders, STRANGER)
+    where = where_of(folders, STRANGER)
     values = runs.tiny_recipe(tmp_path, Path(str(where["path"])), runs.two_splits(tmp_path / "d"))
     values["model"].update(adapter=STRANGER, image_tokenizer=where["image_tokenizer"])
     values["data"]["image_size"] = [64, 64]
@@ -100,7 +42,7 @@ def test_a_strangers_model_goes_the_whole_way(folders: Path, tmp_path: Path):
 
 def test_plain_peft_reads_a_strangers_lora_once_told_the_prefix(folders: Path, tmp_path: Path):
     """The lines of CONTRIBUTING; and that they are needed."""
-    where = _where(folders, STRANGER)
+    where = where_of(folders, STRANGER)
     values = runs.tiny_recipe(tmp_path, Path(str(where["path"])), runs.two_splits(tmp_path / "d"))
     values["model"].update(adapter=STRANGER, image_tokenizer=where["image_tokenizer"])
     values["data"]["image_size"] = [64, 64]
@@ -131,7 +73,7 @@ def test_the_lines_for_peft_are_those_of_contributing():
 
 @pytest.fixture
 def stranger(folders: Path) -> UnifiedModel:
-    where = _where(folders, STRANGER)
+    where = where_of(folders, STRANGER)
     model = load_adapter(STRANGER, where["path"], image_tokenizer=where["image_tokenizer"])
     model.module.eval()
     return model
@@ -225,29 +167,16 @@ def test_an_adapter_that_misses_a_method_is_named(folders: Path, monkeypatch: py
     monkeypatch.delattr(example.AppendedCodes, "new_cache")
     monkeypatch.delattr(example.AppendedCodes, "frozen")
     monkeypatch.setattr(example.AppendedCodes, "__init__", lambda self, *parts: None)
-    where = _where(folders, STRANGER)
+    where = where_of(folders, STRANGER)
     with pytest.raises(UserError, match=r"lacks .*frozen.*new_cache.*base\.py"):
         load_adapter(STRANGER, where["path"], image_tokenizer=where["image_tokenizer"])
-
-
-@pytest.mark.parametrize(
-    ("adapter", "folder", "told"),
-    [
-        ("emu3", "janus", "set model.adapter to janus"),
-        ("janus", "chameleon", "set model.adapter to chameleon or lumina-mgpt"),
-        ("chameleon", "stranger", "no adapter reads that family"),
-    ],
-)
-def test_a_folder_of_another_family_is_refused(adapter: str, folder: str, told: str, folders: Path):
-    with pytest.raises(UserError, match=told):
-        load_adapter(adapter, str(folders / folder))
 
 
 @pytest.mark.parametrize("family", ADAPTERS)
 @torch.no_grad()
 def test_codes_of_a_model_in_bfloat16_are_those_of_float32(family: str, folders: Path):
     """Rounded, the nearest of many close codes would often be another one."""
-    where = _where(folders, family)
+    where = where_of(folders, family)
     side = 32 if family == "emu3" else 64
     pixels = torch.randint(0, 256, (8, 3, side, side), dtype=torch.uint8)
     found = []
@@ -270,63 +199,6 @@ def test_an_adapter_beside_the_recipe(folders: Path, tmp_path: Path):
         [sys.executable, "-P", *words], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert "'my_adapter:Mine' lacks load" in done.stderr
-
-
-@pytest.mark.parametrize("adapter", ["emu3", "janus"])
-def test_an_image_tokenizer_where_none_is_wanted(adapter: str, folders: Path):
-    with pytest.raises(UserError, match=rf"allowed for {adapter}: null"):
-        load_adapter(adapter, str(folders / adapter), image_tokenizer="vqgan.ckpt")
-
-
-@pytest.mark.parametrize(
-    ("model_type", "adapter", "told"),
-    [("Emu3", "emu3", "convert_emu3_weights_to_hf"), ("multi_modality", "janus", "convert_janus")],
-)
-def test_the_authors_own_layout_says_how_to_convert_it(
-    model_type: str, adapter: str, told: str, tmp_path: Path
-):
-    (tmp_path / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
-    with pytest.raises(UserError, match=told):
-        load_adapter(adapter, str(tmp_path))
-
-
-@pytest.mark.parametrize("family", ADAPTERS)
-def test_a_config_that_does_not_match_its_weights(family: str, folders: Path, tmp_path: Path):
-    where = _where(folders, family)
-    for file in Path(str(where["path"])).iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    text = (tmp_path / "config.json").read_text()
-    assert '"intermediate_size": 64' in text
-    (tmp_path / "config.json").write_text(
-        text.replace('"intermediate_size": 64', '"intermediate_size": 96')
-    )
-    with pytest.raises(UserError, match=f"can't be read by the adapter '{family}'"):
-        load_adapter(family, str(tmp_path), image_tokenizer=where["image_tokenizer"])
-
-
-@pytest.mark.parametrize("family", ADAPTERS)
-def test_missing_vq_weights_are_refused(family: str, folders: Path, tmp_path: Path):
-    from safetensors.torch import save_file
-
-    for file in (folders / family).iterdir():
-        if file.name != "vqgan.ckpt":
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    weights = load_file(tmp_path / "model.safetensors")
-    kept = {n: x for n, x in weights.items() if "vqmodel" not in n}
-    assert len(kept) < len(weights)
-    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"lacks \d+ weights|does not fit|no image decoder"):
-        load_adapter(family, str(tmp_path))
-
-
-def test_an_unknown_tiny_family(tmp_path: Path):
-    with pytest.raises(UserError, match="allowed: emu3, chameleon, janus, lumina-mgpt"):
-        write_tiny("show-o", tmp_path / "x")
-
-
-def test_a_tiny_checkpoint_overwrites_nothing(folders: Path):
-    with pytest.raises(UserError, match="holds a checkpoint already"):
-        write_tiny("janus", folders / "janus")
 
 
 def test_the_stranger_uses_a_stock_tokenizer(stranger: UnifiedModel):

@@ -25,7 +25,7 @@ from mm_cca.schema import Recipe
 from mm_cca.tiny import FAMILIES, write_tiny
 from tests import runs
 from tests.helpers import assert_close
-from tests.test_contract import STRANGER, write_stranger
+from tests.strangers import STRANGER, write_stranger
 
 PROMPTS = ["red owl", "a small waving hand"]
 
