@@ -3,17 +3,28 @@
 import re
 from pathlib import Path
 
+from mm_cca.check_values import Check, at_least, one_of
+from mm_cca.errors import UserError
+from mm_cca.negatives import load_words
 from mm_cca.prompts import SUFFIXES
-from mm_cca.schema import Recipe
+from mm_cca.schema import TEXT_FILES, Recipe
 from mm_cca.scores import NEEDED_BY_REPORT, SCORES, On, is_published_clip
-
-Check = tuple[str, object, bool, str]
-"""Key, value, whether it is right, what is allowed."""
 
 
 def eval_checks(recipe: Recipe) -> list[Check]:
     """Checks of the scores and of what they are measured with."""
-    return [*_metrics(recipe), *_inception(recipe), *_reference(recipe), *_prompts(recipe)]
+    return [
+        *_metrics(recipe),
+        *_inception(recipe),
+        *_reference(recipe),
+        *_prompts(recipe),
+        *_attributes(recipe),
+        *_text_nll(recipe),
+        text_file("data.text_path", recipe.data.text_path),
+        at_least("eval.bootstrap_samples", recipe.eval.bootstrap_samples, 100),
+        at_least("eval.grid_prompts", recipe.eval.grid_prompts, 1),
+        at_least("eval.report_megabytes", recipe.eval.report_megabytes, 0),
+    ]
 
 
 def _metrics(recipe: Recipe) -> list[Check]:
@@ -128,3 +139,26 @@ def _prompts(recipe: Recipe) -> list[Check]:
             "drawn ones, and such prompts have none",
         ),
     ]
+
+
+def _attributes(recipe: Recipe) -> list[Check]:
+    path = recipe.data.attribute_words
+    try:
+        kinds = load_words(path).kinds
+    except UserError as error:
+        return [("data.attribute_words", path, False, f"a YAML file of word lists ({error})")]
+    return [one_of("eval.attributes", kind, kinds) for kind in recipe.eval.attributes]
+
+
+def _text_nll(recipe: Recipe) -> list[Check]:
+    key, value = "eval.text_nll", recipe.eval.text_nll
+    if value != "captions":
+        return [text_file(key, value)]
+    allowed = "a text file; captions are those of data.heldout_split, which is null"
+    return [(key, value, recipe.data.heldout_split is not None, allowed)]
+
+
+def text_file(key: str, value: str | None) -> Check:
+    """A file of texts, or null."""
+    right = value is None or (Path(value).suffix in TEXT_FILES and Path(value).is_file())
+    return key, value, right, f"null, or a file that ends in {', '.join(TEXT_FILES)}"
