@@ -112,7 +112,8 @@ def _print(
     differing: dict[str, tuple[Any, Any]],
 ) -> None:
     console = Console()
-    for split in results[0]["protocol"]["num_prompts"]:
+    shared = set.intersection(*(set(r["protocol"]["num_prompts"]) for r in results))
+    for split in sorted(shared):
         table = Table(title=f"{split}: A is {first}, B is {second}")
         table.add_column("arm", no_wrap=True)
         names = _shared_scores(results, split)

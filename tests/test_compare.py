@@ -106,3 +106,16 @@ def test_what_is_no_result(files: list[Path], capsys: pytest.CaptureFixture[str]
 
 def test_differences_of_nothing():
     assert differences(PROTOCOL, copy.deepcopy(PROTOCOL)) == {}
+
+
+def test_a_split_that_only_one_has_is_left_out(
+    files: list[Path], capsys: pytest.CaptureFixture[str]
+):
+    ours, theirs = result(alignment=2.0), result(alignment=2.5)
+    ours["protocol"]["num_prompts"]["heldout"] = 4
+    for arm in ours["arms"]:
+        arm["scores"]["heldout"] = arm["scores"]["train"]
+    assert compared(files, [ours, theirs], "--allow", "num_prompts") == 0
+    told = capsys.readouterr().out
+    assert "train: A is" in told
+    assert "heldout: A is" not in told
