@@ -78,7 +78,9 @@ class Collator:
         others: list[str] = pairs.negatives.T.flatten().tolist()
         num_others = pairs.negatives.shape[1]
         ids = self._model.prompt_ids(own, self._grid)
-        blanks = [self._model.unconditional_ids(row, self._grid) for row in ids]
+        # Tokenised once per row, so only where it is used.
+        blanked = range(len(own)) if self._with_blanks else np.flatnonzero(pairs.dropped).tolist()
+        blanks = {i: self._model.unconditional_ids(ids[i], self._grid) for i in blanked}
         if others:
             ids = ids + self._model.prompt_ids(others, self._grid)
         dropped = np.tile(pairs.dropped, 1 + num_others)
@@ -93,9 +95,14 @@ class Collator:
             codes=codes.repeat(1 + num_others, 1).to(self._device),
             dropped=torch.from_numpy(pairs.dropped).to(self._device),
             counts_as_positive=torch.from_numpy(no_wrong_prompt).to(self._device),
-            blanks=self._rows(left_pad(blanks, self._model.pad_id)) if self._with_blanks else None,
+            blanks=self._blank_rows(blanks),
             texts=self._text_rows(pairs),
         )
+
+    def _blank_rows(self, blanks: dict[int, list[int]]) -> Rows | None:
+        if not self._with_blanks:
+            return None
+        return self._rows(left_pad(list(blanks.values()), self._model.pad_id))
 
     def _text_rows(self, pairs: Pairs) -> Rows | None:
         if self._texts is None:
