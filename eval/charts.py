@@ -18,12 +18,17 @@ def cost_plot(summary: dict[str, Any], split: str) -> str:
     )
 
 
-def trade_plot(summary: dict[str, Any], split: str) -> str:
-    """Frechet distance against recall, along every sweep."""
+def trade_plot(summary: dict[str, Any], split: str) -> str | None:
+    """A Frechet distance against recall or coverage, along every sweep; None where one lacks."""
+    present = scores_of(summary)
+    diversity = next((name for name in ("recall", "coverage") if name in present), None)
+    fidelity = next((name for name in ("frechet_distance", "fid") if name in present), None)
+    if diversity is None or fidelity is None:
+        return None
     return scatter(
-        _points(summary, split, "recall", "frechet_distance"),
-        "recall (diversity)",
-        "FD (fidelity, lower is better)",
+        _points(summary, split, diversity, fidelity),
+        f"{present[diversity][0]} (diversity)",
+        f"{present[fidelity][0]} (fidelity, lower is better)",
         about=f"{split} prompts",
         lines=sweeps(summary["arms"]),
     )

@@ -14,7 +14,7 @@ from mm_cca.eval.tables import best_guided
 from mm_cca.eval.thumbnails import EXACT_SIDE, Budget, check_picture, open_picture, thumbnail
 from PIL import Image
 
-from mm_cca.arms import Prompt, prompts_of
+from mm_cca.arms import Prompt, has_real_images, prompts_of
 from mm_cca.data import decode_image, load_split
 from mm_cca.errors import UserError
 from mm_cca.run import RunFolder
@@ -85,11 +85,12 @@ def grid_of_split(
     columns = columns_of(summary, split)
     problems: list[Problem] = []
     real = None
-    try:
-        real = RealImages(recipe, run, split)
-        columns.insert(0, Column(REAL, shown=True))
-    except UserError as error:
-        problems.append(Problem(f"the real images of {split}", str(error)))
+    if has_real_images(recipe):
+        try:
+            real = RealImages(recipe, run, split)
+            columns.insert(0, Column(REAL, shown=True))
+        except UserError as error:
+            problems.append(Problem(f"the real images of {split}", str(error)))
     prompts = [p for p in prompts_of(recipe, run) if p.split == split]
     rival = rival_of(summary, split)
     order = looked_at_first(gains_of(numbers, rival), len(prompts))

@@ -83,12 +83,11 @@ def external_reference(recipe: Recipe, extractors: Extractors) -> Reference:
         if path.is_dir()
         else table_images(recipe, name, recipe.eval.reference_split, size)
     )
-    return reference_of(images, extractors)
+    return reference_of(images, extract(images, extractors))
 
 
-def reference_of(images: ImageSet, extractors: Extractors) -> Reference:
+def reference_of(images: ImageSet, features: Features) -> Reference:
     """A reference of images that are at hand."""
-    features = extract(images, extractors)
     return Reference(images.name, images.count, features.sha256, features, None)
 
 

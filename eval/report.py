@@ -16,7 +16,7 @@ from mm_cca.eval.wording import LEAD, standing, verdict_sentence
 
 from mm_cca.config import dump
 from mm_cca.errors import UserError
-from mm_cca.run import RunFolder, write_json, write_text
+from mm_cca.run import RunFolder, recipe_of_training, write_json, write_text
 from mm_cca.schema import Recipe
 
 MAX_PROBLEMS = 50
@@ -45,6 +45,7 @@ def render(recipe: Recipe, run: RunFolder, summary: dict[str, Any], numbers: dic
     """The HTML of a summary and of its numbers per prompt."""
     splits = list(summary["protocol"]["num_prompts"])
     grids, problems = _grids(recipe, run, summary, numbers)
+    training = recipe_of_training(recipe)
     return (
         templates()
         .get_template("report.html.j2")
@@ -66,8 +67,10 @@ def render(recipe: Recipe, run: RunFolder, summary: dict[str, Any], numbers: dic
             training=_training(run, summary),
             recipe_yaml=dump(recipe),
             environment=json.loads((run.root / "environment.json").read_text()),
-            loss=asdict(recipe.loss),
-            train=asdict(recipe.train),
+            loss=asdict(training.loss),
+            train=asdict(training.train),
+            trained=recipe.run.trained,
+            external=recipe.eval.reference,
         )
     )
 

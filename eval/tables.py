@@ -23,6 +23,16 @@ SCORES = {
     "inception_score": ("IS", "higher is better", 2),
 }
 
+IN_TERMINAL = (
+    "alignment",
+    "clip_score",
+    "r_at_1",
+    "r_at_5",
+    "frechet_distance",
+    "fid",
+    "recall",
+)
+
 
 def scores_of(summary: dict[str, Any]) -> dict[str, tuple[str, str, int]]:
     """Label, hint and digits of every score of the summary, those known first."""
@@ -64,37 +74,33 @@ def score_table(
     """The arms of a split, one of them in bold, the best guided one with a star."""
     count = summary["protocol"]["num_prompts"][split]
     table = Table(title=f"{split}: {count} prompts, scored by {summary['protocol']['scorer']}")
-    table.caption = "* best CFG; in brackets: real images, and what the tokenizer makes of them"
+    table.caption = "* best CFG" + (
+        "; in brackets: real images, and what the tokenizer makes of them"
+        if summary["floors"]
+        else ""
+    )
     table.add_column("arm", no_wrap=True)
-    for heading in ("alignment", "R@1", "R@5", "FD", "recall", "forwards", "img/s"):
-        table.add_column(heading, justify="right")
+    present = scores_of(summary)
+    shown = {name: present[name] for name in IN_TERMINAL if name in present}
+    for label, _, _ in shown.values():
+        table.add_column(label.removesuffix(" ×100"), justify="right")
+    table.add_column("forwards", justify="right")
+    table.add_column("img/s", justify="right")
     for arm in summary["arms"]:
-        s = {name: score["value"] for name, score in arm["scores"][split].items()}
         table.add_row(
             arm["name"] + (" *" if arm["name"] == best else ""),
-            f"{s['alignment']:.1f}",
-            f"{s['r_at_1']:.3f}",
-            f"{s['r_at_5']:.3f}",
-            f"{s['frechet_distance']:.2f}",
-            f"{s['recall']:.3f}",
+            *_cells(arm["scores"][split], shown),
             str(arm["forwards_per_image"]),
             f"{1 / arm['seconds_per_image']:.1f}",
             style="bold" if arm["name"] == bold else None,
         )
     for name, floor in summary["floors"].items():
-        s = {key: score["value"] for key, score in floor[split].items()}
-        table.add_row(
-            f"({name})",
-            f"{s['alignment']:.1f}",
-            f"{s['r_at_1']:.3f}",
-            f"{s['r_at_5']:.3f}",
-            f"{s['frechet_distance']:.2f}",
-            f"{s['recall']:.3f}",
-            "-",
-            "-",
-            style="dim",
-        )
+        table.add_row(f"({name})", *_cells(floor[split], shown), "-", "-", style="dim")
     return table
+
+
+def _cells(scores: dict[str, Any], shown: dict[str, tuple[str, str, int]]) -> list[str]:
+    return [f"{scores[name]['value']:.{digits}f}" for name, (_, _, digits) in shown.items()]
 
 
 def seed_table(summary: dict[str, Any], split: str) -> Table:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from mm_cca.eval.attributes import questions_of
 from mm_cca.eval.density import NEIGHBOURS
+from mm_cca.eval.feature_cache import extract_once
 from mm_cca.eval.features import Extractors
 from mm_cca.eval.images import real_images_of, size_of
 from mm_cca.eval.measure import SplitTruth
@@ -17,6 +18,9 @@ from mm_cca.run import RunFolder
 from mm_cca.schema import Recipe
 from mm_cca.scores import SCORES
 from mm_cca.tokens import open_cache
+
+FEATURES = "features"
+"""Folder beside the shards of a split's tokens, shared with them between runs."""
 
 
 def captions_of(recipe: Recipe, run: RunFolder, prompts: list[Prompt]) -> list[str]:
@@ -76,7 +80,9 @@ def _rest_of_split(recipe: Recipe, run: RunFolder, extractors: Extractors, split
     images = real_images_of(recipe, run, split, rows, size_of(recipe))
     if images.count < MIN_IMAGES:
         raise UserError(_too_few(split, f"{images.count} images to compare with"))
-    return reference_of(images, extractors)
+    made_from: dict[str, object] = {"rows": rows, "image_size": size_of(recipe)}
+    folder = run.tokens / split / FEATURES
+    return reference_of(images, extract_once(images, extractors, folder, made_from))
 
 
 def _refuse_too_few(

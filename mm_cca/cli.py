@@ -23,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "report": _report,
         "demo": _demo,
         "export-samples": cli_eval.export_pictures,
+        "coco-prompts": cli_eval.coco_prompts,
         "suggest": _suggest,
         "sweep": _sweep,
     }

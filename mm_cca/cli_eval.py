@@ -1,4 +1,4 @@
-"""Two verbs about scores and pictures that take no recipe: their arguments, and what they do."""
+"""Verbs about scores and pictures that take no recipe: their arguments, and what they do."""
 
 import argparse
 from pathlib import Path
@@ -56,6 +56,33 @@ def add_export_samples(verbs: "argparse._SubParsersAction[argparse.ArgumentParse
     samples.add_argument(
         "--size", type=int, help="adm-npz: side in pixels (default: as drawn), bicubic, antialiased"
     )
+
+
+def add_coco_prompts(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """``mm-cca coco-prompts ANNOTATIONS FILE``."""
+    coco = verbs.add_parser(
+        "coco-prompts",
+        help="write the prompts of the COCO-30k protocol, for sample.prompts",
+        description="Write one caption each of 30,000 images of COCO val2014, drawn by a seed, as "
+        "JSON lines for sample.prompts. The recipe coco30k says what follows.",
+    )
+    coco.add_argument(
+        "annotations", type=Path, help="captions_val2014.json of annotations_trainval2014.zip"
+    )
+    coco.add_argument("file", type=Path, help="the .jsonl to write; must not exist")
+    coco.add_argument("--num-images", type=int, default=30_000, help="how many (default: 30,000)")
+    coco.add_argument("--seed", type=int, default=0, help="which (default: 0)")
+
+
+def coco_prompts(args: argparse.Namespace) -> int:
+    """Run ``mm-cca coco-prompts``."""
+    from mm_cca.coco import write_coco_prompts
+
+    if args.file.suffix != ".jsonl":
+        raise UserError(f"{args.file} must end in .jsonl, as sample.prompts goes by the ending.")
+    write_coco_prompts(args.annotations, args.file, num_images=args.num_images, seed=args.seed)
+    print(f"{args.num_images} prompts are in {args.file}")
+    return 0
 
 
 def export_pictures(args: argparse.Namespace) -> int:

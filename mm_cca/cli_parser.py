@@ -4,7 +4,7 @@ import argparse
 import textwrap
 from pathlib import Path
 
-from mm_cca.cli_eval import add_comparison, add_export_samples
+from mm_cca.cli_eval import add_coco_prompts, add_comparison, add_export_samples
 
 EPILOG = textwrap.dedent(
     """\
@@ -23,6 +23,8 @@ EPILOG = textwrap.dedent(
       mm-cca export runs/second my_model        the tuned model, with a card, for others
       mm-cca export-samples runs/second cca my_samples --format adm-npz
                                                 one arm's pictures for another evaluator
+      mm-cca coco-prompts captions_val2014.json coco30k.jsonl
+                                                the prompts that the recipe coco30k draws
       mm-cca eval --compare runs/a/report.json runs/b/report.json
                                                 two runs side by side, if they may be compared
       accelerate launch -m mm_cca.cli train my.yaml
@@ -106,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("run", type=Path, help="the run folder (run.dir of the recipe)")
     demo.add_argument("--port", type=int, help="where to serve (default: a free port from 7860 on)")
     add_export_samples(verbs)
+    add_coco_prompts(verbs)
     hint = verbs.add_parser(
         "suggest",
         help="measure the base on a few pairs and name a beta and a lambda to start with",

@@ -8,7 +8,7 @@ from mm_cca.errors import UserError
 from mm_cca.negatives import load_words
 from mm_cca.prompts import SUFFIXES
 from mm_cca.schema import TEXT_FILES, Recipe
-from mm_cca.scores import NEEDED_BY_REPORT, SCORES, On, is_published_clip
+from mm_cca.scores import SCORES, On, is_published_clip
 
 
 def eval_checks(recipe: Recipe) -> list[Check]:
@@ -41,17 +41,6 @@ def _metrics(recipe: Recipe) -> list[Check]:
             "a list with alignment, by which the best scale of guidance is chosen",
         )
     )
-    if "report" in recipe.run.stages:
-        lacking = [name for name in NEEDED_BY_REPORT if name not in metrics]
-        checks.append(
-            (
-                "eval.metrics",
-                metrics,
-                not lacking,
-                f"a list with {', '.join(NEEDED_BY_REPORT)} too, which report.html shows; or take "
-                "report out of run.stages",
-            )
-        )
     if "clip_score" in metrics:
         checks.append(
             (
@@ -130,13 +119,6 @@ def _prompts(recipe: Recipe) -> list[Check]:
             prompts,
             prompts is None or Path(prompts).suffix in ("", *SUFFIXES) or Path(prompts).is_dir(),
             f"null (captions of the data), a file {', '.join(SUFFIXES)}, or a folder of them",
-        ),
-        (
-            "run.stages",
-            recipe.run.stages,
-            prompts is None or "report" not in recipe.run.stages,
-            "without report when sample.prompts is set: the page shows real images beside the "
-            "drawn ones, and such prompts have none",
         ),
     ]
 

@@ -14,6 +14,7 @@ from mm_cca.config import dump
 from mm_cca.demo import shipped
 from mm_cca.dial import bake_lora
 from mm_cca.errors import UserError
+from mm_cca.eval.tables import scores_of
 from mm_cca.losses import LossTerms
 from mm_cca.run import open_run
 from mm_cca.sample import load_source
@@ -39,6 +40,9 @@ HOW = {
     "lumina-mgpt": "Stock transformers can't draw with this family. " + WITH_MM_CCA,
 }
 """How the exported model is sampled."""
+
+ON_CARD = ("alignment", "clip_score", "r_at_5", "frechet_distance", "fid")
+"""Scores of the model card, where the run has them."""
 
 
 def export_model(run_folder: Path, target: Path, *, merge: bool = False, dial: float = 1.0) -> None:
@@ -160,19 +164,18 @@ def _scores(run_folder: Path) -> str:
     if not path.exists():
         return "This run was not evaluated."
     report: dict[str, Any] = json.loads(path.read_text())
+    present = scores_of(report)
+    shown = {name: present[name] for name in ON_CARD if name in present}
+    headings = ["prompts", "arm", *(label for label, _, _ in shown.values())]
     lines = [
         f"Scorer: {report['protocol']['scorer']}. Same prompts and random numbers in every arm.",
         "",
-        "| prompts | arm | alignment | R@5 | FD | forward passes per image |",
-        "|---|---|---|---|---|---|",
+        f"| {' | '.join(headings)} | forward passes per image |",
+        "|---" * (len(headings) + 1) + "|",
     ]
     for arm in report["arms"]:
         for split, scores in arm["scores"].items():
-            alignment, r_at_5, fd = (
-                scores[key]["value"] for key in ("alignment", "r_at_5", "frechet_distance")
-            )
-            lines.append(
-                f"| {split} | {arm['name']} | {alignment:.1f} | {r_at_5:.3f} | {fd:.2f} "
-                f"| {arm['forwards_per_image']} |"
-            )
+            cells = [f"{scores[key]['value']:.{digits}f}" for key, (_, _, digits) in shown.items()]
+            row = [split, arm["name"], *cells, str(arm["forwards_per_image"])]
+            lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)

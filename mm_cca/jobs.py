@@ -12,12 +12,13 @@ from accelerate.utils import parse_flag_from_env
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
+from mm_cca.arms import has_real_images
 from mm_cca.cached_reference import prepare_reference
 from mm_cca.data import load_split
 from mm_cca.errors import UserError
 from mm_cca.losses import LossTerms
 from mm_cca.planning import check_plan
-from mm_cca.run import RunFolder, Stage, locked
+from mm_cca.run import RunFolder, Stage, locked, recipe_of_training
 from mm_cca.schema import STAGES, AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
 from mm_cca.tokens import prepare_split
 
@@ -117,6 +118,7 @@ def _dispatch(recipe: AnyRecipe, run: RunFolder, stages: Sequence[str]) -> None:
         "eval": _evaluate,
         "report": _report,
     }
+    recipe_of_training(recipe)  # raises where run.trained is no run of this model
     for stage in STAGES:
         if stage in stages:
             todo[stage](recipe, run)
@@ -124,6 +126,8 @@ def _dispatch(recipe: AnyRecipe, run: RunFolder, stages: Sequence[str]) -> None:
 
 def prepare(recipe: Recipe, run: RunFolder) -> None:
     """Fill the token cache of every split the recipe names, and the reference cache if wanted."""
+    if recipe.run.trained is not None and not has_real_images(recipe):
+        return  # nothing is trained, and prompts from a file are drawn
     _prepare_tokens(recipe, run)
     wanted = "cca" in recipe.run.sources and LossTerms.of(recipe.loss).needs_negatives
     # Once training is done the cache has served; whoever deletes it gets no new one.
@@ -180,6 +184,8 @@ def frozen_model(recipe: Recipe) -> UnifiedModel:
 def _train(recipe: Recipe, run: RunFolder) -> None:
     from mm_cca.train import train
 
+    if recipe.run.trained is not None:
+        return  # done there
     if "cca" in recipe.run.sources:
         train(recipe, run)
     if recipe.train.control and "control" in recipe.run.sources:

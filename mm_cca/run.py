@@ -29,19 +29,27 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside ``run.dir``, and the two caches that several runs may share."""
+    """Paths inside ``run.dir``, and what several runs may share.
+
+    Attributes:
+        root: ``run.dir``.
+        tokens: the token cache.
+        reference: the cache of ``train.reference=cached``.
+        trained: the run whose models are drawn: this one, or ``run.trained``.
+    """
 
     root: Path
     tokens: Path
     reference: Path
+    trained: Path
 
     @property
     def train(self) -> Path:
-        return self.root / "train"
+        return self.trained / "train"
 
     @property
     def control(self) -> Path:
-        return self.root / "control"
+        return self.trained / "control"
 
     @property
     def samples(self) -> Path:
@@ -58,12 +66,12 @@ class RunFolder:
     @classmethod
     def of(cls, recipe: AnyRecipe) -> "RunFolder":
         """The folder that a recipe names."""
-        root = Path(recipe.run.dir)
-        tokens, reference = recipe.run.tokens_dir, recipe.run.reference_dir
+        root, run = Path(recipe.run.dir), recipe.run
         return cls(
             root,
-            root / "tokens" if tokens is None else Path(tokens),
-            root / "reference" if reference is None else Path(reference),
+            root / "tokens" if run.tokens_dir is None else Path(run.tokens_dir),
+            root / "reference" if run.reference_dir is None else Path(run.reference_dir),
+            root if run.trained is None else Path(run.trained),
         )
 
     def describe(self, recipe: AnyRecipe) -> None:
@@ -87,7 +95,45 @@ def open_run(folder: Path) -> tuple[Recipe, RunFolder]:
     recipe = load_config(str(path))
     if not isinstance(recipe, Recipe):
         raise UserError(f"{folder} holds a {recipe.job} run; only finetune runs have a model.")
-    return recipe, replace(RunFolder.of(recipe), root=folder)
+    run = replace(RunFolder.of(recipe), root=folder)
+    return recipe, run if recipe.run.trained is not None else replace(run, trained=folder)
+
+
+def recipe_of_training(recipe: Recipe) -> Recipe:
+    """The recipe that trained what is drawn: this one, or that of ``run.trained``.
+
+    Raises:
+        UserError: ``run.trained`` is no finished run, or one of another model.
+    """
+    if recipe.run.trained is None:
+        return recipe
+    folder = Path(recipe.run.trained)
+    try:
+        found, _ = open_run(folder)
+    except UserError as error:
+        raise UserError(f"run.trained: {error}") from error
+    if found.run.trained is not None:
+        raise UserError(
+            f"run.trained is {str(folder)!r}, which trained nothing itself; name "
+            f"{found.run.trained!r}, whose models it drew."
+        )
+    differing = [
+        f"  - {key}: {theirs!r} there, {ours!r} here"
+        for key, theirs, ours in (
+            ("model.adapter", found.model.adapter, recipe.model.adapter),
+            ("model.path", found.model.path, recipe.model.path),
+            ("data.image_size", found.data.image_size, recipe.data.image_size),
+            ("train.tuning", found.train.tuning, recipe.train.tuning),
+        )
+        if theirs != ours
+    ]
+    if differing:
+        listed = "\n".join(differing)
+        raise UserError(
+            f"run.trained is {str(folder)!r}, which trained another model:\n{listed}\nTake "
+            f"{folder / 'recipe.yaml'} as the recipe, with another run.dir."
+        )
+    return found
 
 
 def environment() -> dict[str, Any]:

@@ -23,6 +23,7 @@ class RunConfig:
     dir: str = MISSING
     tokens_dir: str | None = None  # share one token cache between runs; None is DIR/tokens
     reference_dir: str | None = None  # the same for train.reference=cached; None is DIR/reference
+    trained: str | None = None  # a finished run whose models are drawn; None trains here
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     sources: list[str] = field(default_factory=lambda: list(SOURCES))  # no others
 

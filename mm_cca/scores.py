@@ -60,8 +60,8 @@ DEFAULT = [
     "precision",
     "recall",
 ]
-NEEDED_BY_REPORT = ("alignment", "r_at_1", "r_at_5", "frechet_distance", "recall")
-"""Columns and plots of report.html."""
+NEEDED_BY_SWEEP = ("alignment", "r_at_1", "r_at_5", "frechet_distance", "recall")
+"""Columns and plots of sweep.html."""
 
 
 def is_published_clip(scorer: str, pretrained: str | None) -> bool:

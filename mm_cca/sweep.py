@@ -22,7 +22,7 @@ from mm_cca.config import dump
 from mm_cca.errors import Diverged, UserError
 from mm_cca.run import RunFolder, write_json
 from mm_cca.schema import Recipe, RunConfig
-from mm_cca.scores import NEEDED_BY_REPORT
+from mm_cca.scores import NEEDED_BY_SWEEP
 
 DIVERGED = "diverged.json"
 
@@ -52,6 +52,10 @@ def plan_sweep(path_or_name: str, overrides: Sequence[str]) -> Sweep:
     """
     common, points = points_of(path_or_name, overrides)
     recipe = recipe_of(path_or_name, common)  # with the recipe's own values for what is swept
+    if recipe.run.trained is not None:
+        raise UserError(
+            f"run.trained is {recipe.run.trained!r}; a sweep trains its own models. Leave it out."
+        )
     _refuse_scores_without_a_plot(recipe)
     root = Path(recipe.run.dir)
     shared = not any(key in DEPENDS_ON for key in points[0].values)
@@ -66,10 +70,10 @@ def plan_sweep(path_or_name: str, overrides: Sequence[str]) -> Sweep:
 
 
 def _refuse_scores_without_a_plot(recipe: Recipe) -> None:
-    lacking = [name for name in NEEDED_BY_REPORT if name not in recipe.eval.metrics]
+    lacking = [name for name in NEEDED_BY_SWEEP if name not in recipe.eval.metrics]
     if lacking:
         raise UserError(
-            f"sweep.html shows {', '.join(NEEDED_BY_REPORT)}, and eval.metrics lacks "
+            f"sweep.html shows {', '.join(NEEDED_BY_SWEEP)}, and eval.metrics lacks "
             f"{', '.join(lacking)}. Add them, or run the points one by one."
         )
 

@@ -283,7 +283,6 @@ def test_files_that_hold_no_prompts(tmp_path: Path, name: str, content: str, pro
         (["eval.metrics=[fid]", "eval.inception_weights=download"], "a list with alignment"),
         (["eval.metrics=[alignment,alignment]"], "no two alike"),
         (["eval.metrics=[alignment,clip_score]"], "with eval.scorer=emoji-clip it is called"),
-        (["eval.metrics=[alignment]", "run.stages=[eval,report]"], "take report out of run.stages"),
         (["eval.inception_sha256=xyz"], "8 to 64 hexadecimal digits"),
         (["eval.image_size=[8]"], r"\[height, width\]"),
         (["sample.prompts=a.txt"], "with eval.reference, as prompts from a file"),

@@ -14,7 +14,7 @@ from mm_cca.schema import Recipe
 from mm_cca.tiny import write_tiny
 from tests import runs
 
-LARGE = [name for name in shipped_recipes() if not name.startswith("emoji")]
+LARGE = [name for name in shipped_recipes() if not name.startswith(("emoji", "coco"))]
 
 
 def _header(name: str) -> str:
@@ -27,7 +27,7 @@ def test_there_is_one_for_every_family():
     assert families == {"emu3", "chameleon", "janus", "lumina-mgpt"}
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", [*LARGE, "coco30k"])
 def test_header_says_what_it_takes(name: str):
     header = _header(name)
     for part in ("What", "Download", "Launch", "Override", "Try it", "Needs", "Time"):
@@ -60,6 +60,40 @@ def test_dry_run_on_a_tiny_checkpoint(name: str, tmp_path: Path):
     assert first["grad_norm"] > 0
     assert second["negative_gap"] != 0, "the first step moved nothing"
     assert (tmp_path / "run" / "train" / "model").is_dir()
+
+
+def test_coco30k_on_a_tiny_checkpoint(tmp_path: Path):
+    """Trained by the recipe that its header names, then drawn and scored as it says.
+
+    Without what would have to be downloaded: the prompts, the reference, CLIP and Inception.
+    """
+    coco = load_config("coco30k")
+    assert isinstance(coco, Recipe)
+    images = runs.write_imagefolder(tmp_path / "images", 6)
+    same = [f"model.path={tmp_path / 'tiny'}", f"data.path={images}", "data.image_size=[64,64]"]
+    write_tiny("janus", tmp_path / "tiny", side=4)
+    trained = f"{tmp_path / 'trained'}"
+    words = [f"run.dir={trained}", "train.max_steps=1", "train.batch_size=4"]
+    name = Path(coco.run.trained or "").name
+    runs.do(Path(name), *same, *words, stages=["prepare", "train"])
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"text": "owl {i}"}}\n' for i in range(6)))
+    metrics = [m for m in coco.eval.metrics if m not in ("clip_score", "fid", "kid")]
+    recipe = runs.do(
+        Path("coco30k"),
+        *same,
+        f"run.dir={tmp_path / 'run'}",
+        f"run.trained={trained}",
+        f"sample.prompts={tmp_path / 'prompts.jsonl'}",
+        f"eval.reference={images}",
+        "eval.scorer=emoji-clip",
+        "eval.scorer_pretrained=null",
+        f"eval.metrics=[{','.join(metrics)}]",
+        stages=coco.run.stages,
+    )
+    (grid,) = runs.grids_of(tmp_path / "run" / "report.html")
+    arms = ["base", *(f"base+cfg{scale:g}" for scale in recipe.sample.guidance_scales), "cca"]
+    assert [column["name"] for column in grid["columns"]] == arms
+    assert len(grid["captions"]) == 6
 
 
 @pytest.fixture(scope="module")
