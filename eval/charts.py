@@ -4,6 +4,7 @@ from typing import Any
 
 from mm_cca.eval.plots import Point, scatter
 from mm_cca.eval.tables import scores_of
+from mm_cca.eval.wording import prompts_in_words
 
 
 def cost_plot(summary: dict[str, Any], split: str) -> str:
@@ -12,7 +13,7 @@ def cost_plot(summary: dict[str, Any], split: str) -> str:
         _points(summary, split, "forwards", "alignment"),
         "forward passes per image",
         "alignment ×100",
-        about=f"{split} prompts",
+        about=prompts_in_words(split),
         lines=[],
         x_ticks=sorted({arm["forwards_per_image"] for arm in summary["arms"]}),
     )
@@ -29,7 +30,7 @@ def trade_plot(summary: dict[str, Any], split: str) -> str | None:
         _points(summary, split, diversity, fidelity),
         f"{present[diversity][0]} (diversity)",
         f"{present[fidelity][0]} (fidelity, lower is better)",
-        about=f"{split} prompts",
+        about=prompts_in_words(split),
         lines=sweeps(summary["arms"]),
     )
 

@@ -3,14 +3,17 @@
 from pathlib import Path
 
 import jinja2
+from mm_cca.eval.wording import prompts_in_words
 
 
 def templates() -> jinja2.Environment:
     """The folder of this file; what is inserted is escaped, what is missing an error."""
-    return jinja2.Environment(
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    found.filters["prompts"] = prompts_in_words
+    return found

@@ -9,6 +9,7 @@ from mm_cca.eval.page import templates
 from mm_cca.eval.plots import Point, scatter
 from mm_cca.eval.seeds import over_seeds
 from mm_cca.eval.tables import best_guided, score_table, scores_of, seed_table
+from mm_cca.eval.wording import prompts_in_words
 from rich.console import Console
 
 from mm_cca.config import dump
@@ -111,7 +112,7 @@ def _plot(summary: dict[str, Any], split: str, score: str, label: str) -> str:
         points,
         label,
         "FD (lower is better)",
-        about=f"{split} prompts",
+        about=prompts_in_words(split),
         lines=sweeps(summary["arms"]),
     )
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mm_cca.arms import PROMPTS
+
 LEVEL, AHEAD, BEHIND = "level", "ahead", "behind"
 PREPOSITIONS = {LEVEL: "level with", AHEAD: "ahead of", BEHIND: "behind"}
 LEAD = "alignment"
@@ -54,6 +56,11 @@ def in_words(arm: str) -> str:
         guided = [p for p in parts if not p.startswith("dial")]
         return f"CCA{dial} " + (f"with {' '.join(guided)}" if guided else "without guidance")
     return arm if parts else f"the {source} without guidance"
+
+
+def prompts_in_words(split: str) -> str:
+    """Which prompts: of a split of the data, or of a file."""
+    return "prompts of the file" if split == PROMPTS else f"{split} prompts"
 
 
 def _difference(interval: Mapping[str, float], digits: int, lower: bool) -> str:

@@ -69,6 +69,7 @@ def test_the_report_does_without_real_images(second: Path):
     assert grid["captions"] == runs.CAPTIONS[36:42]
     assert all(len(column["thumbs"]) == 6 for column in grid["columns"])
     assert "can't be shown" not in page
+    assert "Scores: prompts of the file (6)" in page
     assert "Quality against cost" in page
     assert "Fidelity against diversity" not in page  # neither a distance nor recall was asked for
     assert "CCA without guidance is" in page
