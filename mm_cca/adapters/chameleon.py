@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from mm_cca.adapters.base import FREE, Defaults, Grid, ImageHead, ImageLayout, rows_with_ends
+from mm_cca.adapters.decoder import PROJECTIONS, last_hidden
 from mm_cca.adapters.loading import expect_family, load_module
 from mm_cca.adapters.pixels import normalised
 from mm_cca.adapters.vocabulary import CodeTokens
@@ -183,15 +184,7 @@ class Chameleon:
         position_ids: torch.Tensor,
         cache: Cache | None = None,
     ) -> torch.Tensor:
-        output = self._chameleon.model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-        hidden: torch.Tensor = output.last_hidden_state
-        return hidden
+        return last_hidden(self._chameleon.model, embeds, mask, position_ids, cache)
 
     def new_cache(self, max_length: int) -> Cache:
         return StaticCache(config=self._chameleon.config, max_cache_len=max_length)
@@ -216,7 +209,7 @@ class Chameleon:
         return [self._chameleon.model.vqmodel]
 
     def lora_targets(self) -> list[str]:
-        return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        return list(PROJECTIONS)
 
     def compile(self) -> None:
         self._chameleon.model.compile()

@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from mm_cca.adapters.base import Defaults, Grid, ImageHead, ImageLayout, rows_with_ends
-from mm_cca.adapters.loading import expect_family, load_module
+from mm_cca.adapters.decoder import PROJECTIONS, last_hidden
+from mm_cca.adapters.loading import expect_family, load_module, refuse_image_tokenizer
 from mm_cca.adapters.pixels import normalised, to_uint8
 from mm_cca.adapters.vocabulary import CodeTokens
-from mm_cca.errors import UserError
 
 
 class Emu3:
@@ -52,11 +52,7 @@ class Emu3:
             UserError: another family, or a layout that must be converted first.
             ValueError: a weight is missing, besides what transformers raises.
         """
-        if image_tokenizer is not None:
-            raise UserError(
-                f"model.image_tokenizer is {image_tokenizer!r}; allowed for emu3: null (the "
-                "checkpoint holds its own)."
-            )
+        refuse_image_tokenizer(image_tokenizer, "emu3")
         expect_family(path, "emu3")
         config = Emu3Config.from_pretrained(path)
         # Emu3's configs ship 0.1, which would move log-probs between the model and its reference.
@@ -118,15 +114,7 @@ class Emu3:
         position_ids: torch.Tensor,
         cache: Cache | None = None,
     ) -> torch.Tensor:
-        output = self._emu3.model.text_model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
-        hidden: torch.Tensor = output.last_hidden_state
-        return hidden
+        return last_hidden(self._emu3.model.text_model, embeds, mask, position_ids, cache)
 
     def new_cache(self, max_length: int) -> Cache:
         config = self._emu3.model.text_model.config
@@ -153,7 +141,7 @@ class Emu3:
         return [self._emu3.model.vqmodel]
 
     def lora_targets(self) -> list[str]:
-        return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        return list(PROJECTIONS)
 
     def compile(self) -> None:
         self._emu3.model.text_model.compile()

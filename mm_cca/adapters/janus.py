@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from mm_cca.adapters.base import FREE, Defaults, Grid, ImageHead, ImageLayout
-from mm_cca.adapters.loading import expect_family, load_module
+from mm_cca.adapters.decoder import PROJECTIONS, last_hidden
+from mm_cca.adapters.loading import expect_family, load_module, refuse_image_tokenizer
 from mm_cca.adapters.pixels import normalised, to_uint8
 from mm_cca.errors import UserError
 
@@ -52,11 +53,7 @@ class Janus:
             UserError: another family, or a layout that must be converted first.
             ValueError: a weight is missing, besides what transformers raises.
         """
-        if image_tokenizer is not None:
-            raise UserError(
-                f"model.image_tokenizer is {image_tokenizer!r}; allowed for janus: null (the "
-                "checkpoint holds its own)."
-            )
+        refuse_image_tokenizer(image_tokenizer, "janus")
         expect_family(path, "janus")
         config = JanusConfig.from_pretrained(path)
         module, _ = load_module(
@@ -132,16 +129,11 @@ class Janus:
         position_ids: torch.Tensor,
         cache: Cache | None = None,
     ) -> torch.Tensor:
-        output = self._janus.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )
+        decoder = self._janus.model.language_model
+        states = last_hidden(decoder, embeds, mask, position_ids, cache)
         # All of the generation head but its last layer, which is the rows that score the codes.
         head: Any = self._janus.model.generation_head
-        hidden: torch.Tensor = head.activation_fn(head.proj_out(output.last_hidden_state))
+        hidden: torch.Tensor = head.activation_fn(head.proj_out(states))
         return hidden
 
     def new_cache(self, max_length: int) -> Cache:
@@ -161,11 +153,8 @@ class Janus:
         self, ids: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor
     ) -> torch.Tensor:
         # Not hidden_states: that goes on into the head of the image codes.
-        output = self._janus.model.language_model(
-            inputs_embeds=self.embed_text(ids), attention_mask=mask, position_ids=position_ids
-        )
-        states: torch.Tensor = output.last_hidden_state
-        return states
+        decoder = self._janus.model.language_model
+        return last_hidden(decoder, self.embed_text(ids), mask, position_ids, None)
 
     def text_head(self) -> nn.Linear:
         return self._janus.lm_head
@@ -179,7 +168,7 @@ class Janus:
         return parts
 
     def lora_targets(self) -> list[str]:
-        return ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        return list(PROJECTIONS)
 
     def compile(self) -> None:
         self._janus.model.language_model.compile()

@@ -47,6 +47,15 @@ def expect_family(path: str, model_type: str) -> None:
     )
 
 
+def refuse_image_tokenizer(image_tokenizer: str | None, family: str) -> None:
+    """Raises UserError if one is named: checkpoints of this family hold their own."""
+    if image_tokenizer is not None:
+        raise UserError(
+            f"model.image_tokenizer is {image_tokenizer!r}; allowed for {family}: null (the "
+            "checkpoint holds its own)."
+        )
+
+
 def load_module(
     cls: type[PreTrainedModel],
     path: str,
