@@ -1,5 +1,6 @@
-"""Tiny random Emu3 checkpoints in the real on-disk layout."""
+"""Tiny random Emu3 checkpoints in the real on-disk layout, runs of them, and a browser."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from playwright.sync_api import Browser, sync_playwright
 from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
 from mm_cca import load_adapter
@@ -16,6 +18,9 @@ from mm_cca.tiny import FAMILIES, write_tiny
 from tests import runs
 from tests.strangers import write_stranger
 from tests.training import LONG, at
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +145,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def changed(reported: Path, tmp_path: Path) -> Path:
     """A copy of the run, free to be broken."""
     return Path(shutil.copytree(reported.parent / "run", tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        told = f"{CHROMIUM} is missing: apt-get install chromium"
+        if os.environ.get("CI_BROWSER") == "required":
+            pytest.fail(told)
+        pytest.skip(told)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()

@@ -1,11 +1,11 @@
 """Drawing by hand with a finished run: against the arms' own way, and what users get wrong.
 
-The page itself needs gradio, which asks for an older pillow than the rest of the environment has,
-so it is no part of the test extra: here it is only known to be asked for in words.
+The page itself is looked at in test_tryout_browser.py.
 """
 
 import importlib.util
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +100,13 @@ def test_without_gradio_the_extra_is_named(
     monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "gradio" else found(name))
     assert cli.main(["demo", str(tmp_path)]) == 2
     assert 'pip install "mm-cca[demo]"' in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_or_none(reported: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["demo", str(reported.parent / "run"), "--port"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert cli.main([*words, port]) == 2
+    assert f"--port is {port}, which can't be opened" in capsys.readouterr().err
+    assert cli.main([*words, "70000"]) == 2
+    assert "up to 65535" in capsys.readouterr().err
