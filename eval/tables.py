@@ -23,15 +23,8 @@ SCORES = {
     "inception_score": ("IS", "higher is better", 2),
 }
 
-IN_TERMINAL = (
-    "alignment",
-    "clip_score",
-    "r_at_1",
-    "r_at_5",
-    "frechet_distance",
-    "fid",
-    "recall",
-)
+IN_TERMINAL = ("alignment", "r_at_5", "frechet_distance", "fid", "recall", "r_at_1")
+"""The first five of them that a run has fit into 80 columns."""
 
 
 def scores_of(summary: dict[str, Any]) -> dict[str, tuple[str, str, int]]:
@@ -81,7 +74,8 @@ def score_table(
     )
     table.add_column("arm", no_wrap=True)
     present = scores_of(summary)
-    shown = {name: present[name] for name in IN_TERMINAL if name in present}
+    chosen = [name for name in IN_TERMINAL if name in present][:5]
+    shown = {name: words for name, words in present.items() if name in chosen}
     for label, _, _ in shown.values():
         table.add_column(label.removesuffix(" ×100"), justify="right")
     table.add_column("forwards", justify="right")
