@@ -6,6 +6,7 @@ from pathlib import Path
 from mm_cca.check_values import Check, at_least, one_of
 from mm_cca.errors import UserError
 from mm_cca.negatives import load_words
+from mm_cca.prompt_sets import SHIPPED
 from mm_cca.prompts import SUFFIXES
 from mm_cca.schema import TEXT_FILES, Recipe
 from mm_cca.scores import SCORES, On, is_published_clip
@@ -118,7 +119,8 @@ def _prompts(recipe: Recipe) -> list[Check]:
             "sample.prompts",
             prompts,
             prompts is None or Path(prompts).suffix in ("", *SUFFIXES) or Path(prompts).is_dir(),
-            f"null (captions of the data), a file {', '.join(SUFFIXES)}, or a folder of them",
+            f"null (captions of the data), a file {', '.join(SUFFIXES)}, a folder of them, or a "
+            f"set that is shipped: {', '.join(SHIPPED)}",
         ),
     ]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_cca.errors import UserError
+from mm_cca.prompt_sets import SHIPPED
 
 COLUMNS = ("text", "caption", "prompt")
 SUFFIXES = (".txt", ".jsonl", ".csv", ".json")
@@ -16,14 +17,15 @@ def read_prompts(name: str) -> list[str]:
     """The prompts of a file or a folder in their order, repeated ones too.
 
     Args:
-        name: ``.txt`` with a prompt a line (empty lines are passed over); ``.jsonl`` or ``.csv``
-            with a column text, caption or prompt; ``.json`` with a list of texts; or a folder, in
-            the order of its names, where a ``.txt`` is one prompt and a ``.json`` a list.
+        name: of a shipped set (``prompt_sets.SHIPPED``); ``.txt`` with a prompt a line (empty lines
+            are passed over); ``.jsonl`` or ``.csv`` with a column text, caption or prompt;
+            ``.json`` with a list of texts; or a folder, in the order of its names, where a ``.txt``
+            is one prompt and a ``.json`` a list.
 
     Raises:
         UserError: not there, another kind, no such column, or an empty prompt.
     """
-    path = Path(name)
+    path = SHIPPED.get(name, Path(name))
     try:
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.suffix in IN_FOLDERS)
@@ -44,7 +46,8 @@ def read_prompts(name: str) -> list[str]:
 def _texts(path: Path) -> list[Any]:
     if path.suffix not in SUFFIXES:
         raise UserError(
-            f"sample.prompts is {str(path)!r}; allowed: a file {', '.join(SUFFIXES)}, or a folder."
+            f"sample.prompts is {str(path)!r}; allowed: a file {', '.join(SUFFIXES)}, a folder, or "
+            f"a set that is shipped: {', '.join(SHIPPED)}."
         )
     if path.suffix == ".txt":
         return [line for line in path.read_text("utf-8").splitlines() if line.strip()]

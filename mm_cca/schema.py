@@ -114,7 +114,7 @@ class SampleConfig:
     """The arms and how they are sampled; None means the adapter's default."""
 
     num_images: int = 256  # prompts per split of the data
-    prompts: str | None = None  # a file or folder that is drawn instead, all of it
+    prompts: str | None = None  # a file, a folder or attributes, drawn instead, all of it
     images_per_prompt: int = 1
     guidance_scales: list[float] = field(default_factory=lambda: [1.5, 2.0, 3.0, 5.0, 7.5])
     control_scales: list[float] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What the README tells a user to type is well-formed, and the files it lists exist."""
+"""What README and RESULTS tell a user to type is well-formed, and the files named there exist."""
 
 import re
 import shlex
@@ -12,11 +12,12 @@ from mm_cca.sweep import plan_sweep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "RESULTS.md").read_text()
 
 
 def _commands() -> list[list[str]]:
     """Every ``mm-cca ...`` of the fenced blocks, as the words after the program's name."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```\w*\n(.*?)^```", README + RESULTS, flags=re.MULTILINE | re.DOTALL)
     lines = [
         part.strip() for block in blocks for line in block.splitlines() for part in line.split("&&")
     ]
