@@ -11,12 +11,11 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
-from mm_cca.adapters.base import grid_of
+from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.arms import Prompt
 from mm_cca.data import fitted, load_images, load_split, open_image
 from mm_cca.errors import UserError
 from mm_cca.run import RunFolder
-from mm_cca.sample import load_source
 from mm_cca.schema import Recipe
 from mm_cca.tokens import open_cache
 
@@ -103,9 +102,10 @@ def table_images(recipe: Recipe, source: str, split: str, size: list[int]) -> Im
     return ImageSet(source, len(table), open_some)
 
 
-def reconstructed_images(recipe: Recipe, run: RunFolder, prompts: list[Prompt]) -> ImageSet:
-    """What the image tokenizer makes of the real images of the prompts."""
-    model = load_source(recipe, run, "base")
+def reconstructed_images(
+    recipe: Recipe, run: RunFolder, model: UnifiedModel, prompts: list[Prompt]
+) -> ImageSet:
+    """What the image tokenizer of ``model`` makes of the real images of the prompts."""
     grid = grid_of(model, recipe.data.image_size)
     device = PartialState().device
     cache = open_cache(run.tokens / prompts[0].split, recipe.data.variants)

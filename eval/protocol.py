@@ -24,7 +24,7 @@ from mm_cca.eval.inception import load_inception
 from mm_cca.eval.measure import Measured, SplitTruth, measure, scores_of
 from mm_cca.eval.per_prompt import PER_PROMPT, write_per_prompt
 from mm_cca.eval.record import protocol_of
-from mm_cca.eval.references import save_statistics
+from mm_cca.eval.references import files_digest, save_statistics
 from mm_cca.eval.samples import refuse_bad_samples
 from mm_cca.eval.text import measure_text, texts_of
 from mm_cca.eval.truths import captions_of, truths_of
@@ -34,7 +34,7 @@ from mm_cca.arms import Arm, arms_of, has_real_images, prompts_of
 from mm_cca.digests import words_digest
 from mm_cca.errors import UserError
 from mm_cca.run import RunFolder, Stage, write_json
-from mm_cca.sample import read_manifest
+from mm_cca.sample import load_source, read_manifest
 from mm_cca.schema import Recipe
 from mm_cca.scores import SCORES, On
 
@@ -66,10 +66,8 @@ def evaluate_arms(recipe: Recipe, run: RunFolder) -> None:
     floors = FLOORS if "base" in recipe.run.sources and has_real_images(recipe) else ()
     features: dict[str, dict[str, Features]] = {}
     for name in (*floors, *(arm.name for arm in arms)):
-        features[name] = {
-            split: extract(_images(recipe, run, name, truth), extractors)
-            for split, truth in truths.items()
-        }
+        sets = _image_sets(recipe, run, name, truths)
+        features[name] = {split: extract(images, extractors) for split, images in sets.items()}
     if state.is_main_process:
         _write(recipe, run, arms, extractors, captions, texts, truths, features)
         stage.finish()
@@ -118,6 +116,8 @@ def _settings(recipe: Recipe, run: RunFolder, arms: list[Arm]) -> dict[str, Any]
     settings = {f"eval.{k}": v for k, v in asdict(recipe.eval).items()}
     for free in ("batch_size", "grid_prompts", "report_megabytes"):
         del settings[f"eval.{free}"]
+    if recipe.eval.reference is not None:
+        settings["eval.reference (names and sizes)"] = files_digest(recipe.eval.reference)
     if recipe.eval.attributes:
         settings["attribute words (sha256)"] = words_digest(recipe.data.attribute_words)
     for arm in arms:
@@ -146,14 +146,21 @@ def _extractors(recipe: Recipe) -> Extractors:
     return Extractors(scorer, inception)
 
 
-def _images(recipe: Recipe, run: RunFolder, name: str, truth: SplitTruth) -> ImageSet:
+def _image_sets(
+    recipe: Recipe, run: RunFolder, name: str, truths: dict[str, SplitTruth]
+) -> dict[str, ImageSet]:
     """What an arm drew, or a floor: the real images of the prompts, or their reconstructions."""
+    prompts = {split: truth.prompts for split, truth in truths.items()}
     if name == "real":
-        rows = [p.row for p in truth.prompts]
-        return real_images_of(recipe, run, truth.prompts[0].split, rows, size_of(recipe))
+        size = size_of(recipe)
+        return {
+            split: real_images_of(recipe, run, split, [p.row for p in mine], size)
+            for split, mine in prompts.items()
+        }
     if name == "reconstruction":
-        return reconstructed_images(recipe, run, truth.prompts)
-    return drawn_images(recipe, run, name, truth.prompts)
+        model = load_source(recipe, run, "base")
+        return {s: reconstructed_images(recipe, run, model, mine) for s, mine in prompts.items()}
+    return {split: drawn_images(recipe, run, name, mine) for split, mine in prompts.items()}
 
 
 def _arm_entry(

@@ -86,6 +86,19 @@ def external_reference(recipe: Recipe, extractors: Extractors) -> Reference:
     return reference_of(images, extract(images, extractors))
 
 
+def files_digest(name: str) -> str | None:
+    """sha256 over the names and sizes of ``eval.reference``'s files; None for one of the hub.
+
+    A reference that was exchanged must not pass for the one that a run was scored with.
+    """
+    path = Path(name)
+    if not path.exists():
+        return None
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    lines = (f"{file.relative_to(path)} {file.stat().st_size}\n" for file in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def reference_of(images: ImageSet, features: Features) -> Reference:
     """A reference of images that are at hand."""
     return Reference(images.name, images.count, features.sha256, features, None)

@@ -108,6 +108,10 @@ def test_a_reference_brings_distances_and_their_plot(
     assert "coverage (diversity)" in page
     assert f"8 real images ({images})" in page
     assert 'the line "real images"' not in page
+    runs.do(reported, *keys, stages=["eval"])  # nothing to do
+    (images / "0000.png").unlink()
+    with pytest.raises(UserError, match=r"eval.reference \(names and sizes\)"):
+        runs.do(reported, *keys, stages=["eval"])
 
 
 def test_another_seed_of_the_trained_run_is_noticed(
