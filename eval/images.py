@@ -3,12 +3,14 @@
 All are brought to one size by the same function before any extractor sees them.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from mm_cca.eval.ranks import spread
 from PIL import Image
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
@@ -20,6 +22,7 @@ from mm_cca.schema import Recipe
 from mm_cca.tokens import open_cache
 
 RESIZE = "shorter side fitted, centre cropped, bicubic, antialiased (Pillow), on white"
+READ_AT_ONCE = 256
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -85,6 +88,32 @@ def real_images_of(
         return [_picture(table[p][column], size, f"row {p} of {recipe.data.path}") for p in places]
 
     return ImageSet(f"real {split}", len(rows), open_some)
+
+
+def real_bytes_digest(recipe: Recipe, run: RunFolder, split: str, rows: Sequence[int]) -> str:
+    """sha256 over the encoded bytes of real images, in the order of the rows, on every rank.
+
+    Raises:
+        UserError: one of them can't be read, by name.
+    """
+    table = load_split(recipe.data, split).table
+    source_rows = open_cache(run.tokens / split, recipe.data.variants).source_rows
+    places = [int(source_rows[row]) for row in rows]
+
+    def work(start: int) -> str:
+        digest = hashlib.sha256()
+        cells = table[places[start : start + READ_AT_ONCE]][recipe.data.image_column]
+        for cell in cells:
+            try:
+                raw = cell["bytes"] or Path(cell["path"]).read_bytes()
+            except OSError as error:
+                raise UserError(f"an image of {recipe.data.path} can't be read: {error}") from error
+            digest.update(hashlib.sha256(raw).digest())
+        return digest.hexdigest()
+
+    starts = range(0, len(places), READ_AT_ONCE)
+    digests = spread(starts, work, desc=f"reading real {split}", unit="block")
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def table_images(recipe: Recipe, source: str, split: str, size: list[int]) -> ImageSet:

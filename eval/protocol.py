@@ -30,7 +30,7 @@ from mm_cca.eval.text import measure_text, texts_of
 from mm_cca.eval.truths import captions_of, truths_of
 from mm_cca.eval.verdicts import verdicts_of
 
-from mm_cca.arms import Arm, arms_of, has_real_images, prompts_of
+from mm_cca.arms import Arm, arms_of, has_real_images, prompts_of, refuse_few_prompts
 from mm_cca.digests import words_digest
 from mm_cca.errors import UserError
 from mm_cca.run import RunFolder, Stage, write_json
@@ -57,8 +57,9 @@ def evaluate_arms(recipe: Recipe, run: RunFolder) -> None:
         return
     if state.is_main_process:
         stage.begin()
-    texts = None if recipe.eval.text_nll is None else texts_of(recipe, run)
+    texts = None if recipe.eval.text_nll is None else texts_of(recipe)
     prompts = prompts_of(recipe, run)
+    refuse_few_prompts(recipe, prompts)
     refuse_bad_samples(run, arms, prompts)
     extractors = _extractors(recipe)
     captions = captions_of(recipe, run, prompts)

@@ -12,7 +12,7 @@ from mm_cca.eval.per_prompt import PER_PROMPT, read_per_prompt
 from mm_cca.eval.pictures import Problem, grid_of_split
 from mm_cca.eval.tables import best_guided, print_table, scores_of
 from mm_cca.eval.thumbnails import Budget
-from mm_cca.eval.wording import LEAD, standing, verdict_sentence
+from mm_cca.eval.wording import LEAD, fid_sentence, standing, verdict_sentence
 
 from mm_cca.config import dump
 from mm_cca.errors import UserError
@@ -91,10 +91,18 @@ def _grids(
 def _verdicts(summary: dict[str, Any], split: str) -> list[dict[str, str]]:
     """Sentences, the one that the run was made for first."""
     passes = {arm["name"]: arm["forwards_per_image"] for arm in summary["arms"]}
+    scores = {arm["name"]: arm["scores"][split] for arm in summary["arms"]}
     mine = [v for v in summary["verdicts"] if v["split"] == split]
     first = ("cca", best_guided(summary, split))
     mine.sort(key=lambda v: (v["arm"], v["against"]) != first)
-    return [{"standing": standing(v[LEAD]), "sentence": verdict_sentence(v, passes)} for v in mine]
+    return [
+        {
+            "standing": standing(v[LEAD]),
+            "sentence": verdict_sentence(v, passes)
+            + fid_sentence(scores[v["arm"]], scores[v["against"]]),
+        }
+        for v in mine
+    ]
 
 
 def _training(run: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:

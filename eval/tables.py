@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from mm_cca.eval.wording import prompts_in_words
 from rich.console import Console
 from rich.table import Table
 
@@ -23,7 +24,15 @@ SCORES = {
     "inception_score": ("IS", "higher is better", 2),
 }
 
-IN_TERMINAL = ("alignment", "r_at_5", "frechet_distance", "fid", "recall", "r_at_1")
+IN_TERMINAL = (
+    "alignment",
+    "r_at_5",
+    "frechet_distance",
+    "fid",
+    "clip_score",
+    "recall",
+    "r_at_1",
+)
 """The first five of them that a run has fit into 80 columns."""
 
 
@@ -66,7 +75,8 @@ def score_table(
 ) -> Table:
     """The arms of a split, one of them in bold, the best guided one with a star."""
     count = summary["protocol"]["num_prompts"][split]
-    table = Table(title=f"{split}: {count} prompts, scored by {summary['protocol']['scorer']}")
+    scorer = summary["protocol"]["scorer"]
+    table = Table(title=f"{count} {prompts_in_words(split)}, scored by {scorer}")
     table.caption = "* best CFG" + (
         "; in brackets: real images, and what the tokenizer makes of them"
         if summary["floors"]

@@ -10,18 +10,18 @@ from accelerate.utils import release_memory
 from mm_cca.eval.intervals import mean_interval
 
 from mm_cca.adapters.base import UnifiedModel
+from mm_cca.data import load_split
 from mm_cca.errors import UserError
 from mm_cca.run import RunFolder
 from mm_cca.sample import load_source
 from mm_cca.schema import Recipe
 from mm_cca.text import read_texts, text_batch, text_nll
-from mm_cca.tokens import open_cache
 
 CAPTIONS = "captions"
 MAX_TEXTS = 1000
 
 
-def texts_of(recipe: Recipe, run: RunFolder) -> list[str]:
+def texts_of(recipe: Recipe) -> list[str]:
     """At most ``MAX_TEXTS`` distinct texts of ``eval.text_nll``. Raises UserError."""
     wanted = recipe.eval.text_nll
     assert wanted is not None
@@ -33,8 +33,7 @@ def texts_of(recipe: Recipe, run: RunFolder) -> list[str]:
             "eval.text_nll is 'captions', which are those of data.heldout_split, and that is null. "
             "Name a split or a text file."
         )
-    captions = open_cache(run.tokens / split, recipe.data.variants).captions
-    return list(dict.fromkeys(captions))[:MAX_TEXTS]
+    return list(dict.fromkeys(load_split(recipe.data, split).captions))[:MAX_TEXTS]
 
 
 def measure_text(

@@ -1,12 +1,14 @@
 """What every arm of a split is measured against: captions, prompts and a reference set."""
 
+from importlib import metadata
+
 import numpy as np
 import torch
 from mm_cca.eval.attributes import questions_of
 from mm_cca.eval.density import NEIGHBOURS
 from mm_cca.eval.feature_cache import extract_once
 from mm_cca.eval.features import Extractors
-from mm_cca.eval.images import real_images_of, size_of
+from mm_cca.eval.images import RESIZE, real_bytes_digest, real_images_of, size_of
 from mm_cca.eval.measure import SplitTruth
 from mm_cca.eval.references import Reference, external_reference, reference_of
 
@@ -80,7 +82,8 @@ def _rest_of_split(recipe: Recipe, run: RunFolder, extractors: Extractors, split
     images = real_images_of(recipe, run, split, rows, size_of(recipe))
     if images.count < MIN_IMAGES:
         raise UserError(_too_few(split, f"{images.count} images to compare with"))
-    made_from: dict[str, object] = {"rows": rows, "image_size": size_of(recipe)}
+    digest = real_bytes_digest(recipe, run, split, rows)
+    made_from = [digest, str(size_of(recipe)), RESIZE, f"pillow {metadata.version('pillow')}"]
     folder = run.tokens / split / FEATURES
     return reference_of(images, extract_once(images, extractors, folder, made_from))
 

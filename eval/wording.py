@@ -41,6 +41,14 @@ def verdict_sentence(verdict: Mapping[str, Any], passes: Mapping[str, int]) -> s
     )
 
 
+def fid_sentence(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Two FIDs, where there are any; they have no interval over prompts."""
+    if "fid" not in ours:
+        return ""
+    one, other = (scores["fid"]["value"] for scores in (ours, theirs))
+    return f" FID {one:.2f} against {other:.2f} (lower is better; other seeds show its spread)."
+
+
 def cost(ours: int, theirs: int) -> str:
     """What our forward passes are beside theirs."""
     if ours == theirs:

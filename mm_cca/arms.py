@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mm_cca.checks import MIN_IMAGES
+from mm_cca.errors import UserError
 from mm_cca.prompts import read_prompts
 from mm_cca.run import RunFolder
 from mm_cca.schema import Recipe, SampleConfig
@@ -115,6 +117,17 @@ def prompts_of(recipe: Recipe, run: RunFolder) -> list[Prompt]:
             found += [(split, row, captions[row]) for row in chosen.tolist()]
     repeated = [prompt for prompt in found for _ in range(recipe.sample.images_per_prompt)]
     return [Prompt(index, *prompt) for index, prompt in enumerate(repeated)]
+
+
+def refuse_few_prompts(recipe: Recipe, prompts: list[Prompt]) -> None:
+    """Raises UserError where a file holds fewer prompts than scores need."""
+    count = len(prompts)
+    if not has_real_images(recipe) and count < MIN_IMAGES:
+        raise UserError(
+            f"sample.prompts {recipe.sample.prompts!r} gives {count} images; scores need at least "
+            f"{MIN_IMAGES}. Add prompts, raise sample.images_per_prompt, or take eval out of "
+            "run.stages."
+        )
 
 
 def reference_rows(recipe: Recipe, run: RunFolder, split: str) -> np.ndarray:

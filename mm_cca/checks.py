@@ -33,6 +33,12 @@ def problems(recipe: AnyRecipe) -> list[str]:
     checks: list[Check] = [
         *(one_of("run.stages", stage, STAGES) for stage in recipe.run.stages),
         *(one_of("run.sources", source, SOURCES) for source in recipe.run.sources),
+        (
+            "run.trained",
+            recipe.run.trained,
+            recipe.run.trained is None or isinstance(recipe, Recipe),
+            f"null in a {recipe.job} recipe, which draws nothing",
+        ),
         *_data(recipe.data),
     ]
     if isinstance(recipe, Recipe):

@@ -27,6 +27,8 @@ def write_coco_prompts(annotations: Path, target: Path, *, num_images: int, seed
     """
     if target.exists():
         raise UserError(f"{target} exists already; choose another name or delete it.")
+    if seed < 0:
+        raise UserError(f"--seed is {seed}; allowed: 0 or more.")
     images, captions = _read(annotations)
     if not 1 <= num_images <= len(captions):
         raise UserError(

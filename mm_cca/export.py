@@ -16,7 +16,7 @@ from mm_cca.dial import bake_lora
 from mm_cca.errors import UserError
 from mm_cca.eval.tables import scores_of
 from mm_cca.losses import LossTerms
-from mm_cca.run import open_run
+from mm_cca.run import open_run, recipe_of_training
 from mm_cca.sample import load_source
 from mm_cca.schema import Recipe
 
@@ -59,9 +59,7 @@ def export_model(run_folder: Path, target: Path, *, merge: bool = False, dial: f
     if not 0 <= dial < math.inf:
         raise UserError(f"--dial is {dial:g}; allowed: 0 (the base) or more, 1 is as trained.")
     recipe, run = open_run(run_folder)
-    trained = run.train / "model"
-    if not trained.is_dir():
-        raise UserError(f"{trained} does not exist: run `mm-cca train RECIPE` to the end first.")
+    trained = run.trained_model("cca")
     is_lora = recipe.train.tuning == "lora"
     if merge and not is_lora:
         raise UserError("--merge is for a LoRA; this run tuned the whole model, so leave it out.")
@@ -81,7 +79,9 @@ def export_model(run_folder: Path, target: Path, *, merge: bool = False, dial: f
             if dial != 1.0:
                 bake_lora(beside, dial)
         _write_generation_config(recipe, beside)
-        card = _card(recipe, run_folder, is_adapter=is_lora and not merge, dial=dial)
+        card = _card(
+            recipe_of_training(recipe), run_folder, is_adapter=is_lora and not merge, dial=dial
+        )
         card.save(beside / "README.md")
         if target.exists():
             target.rmdir()

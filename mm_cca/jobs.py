@@ -38,6 +38,13 @@ def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
     Raises:
         UserError: a user's mistake, in words.
     """
+    if isinstance(recipe, Recipe):
+        recipe_of_training(recipe)  # raises where run.trained is no run of this model
+        if recipe.run.trained is not None and list(stages) == ["train"]:
+            raise UserError(
+                f"run.trained is {recipe.run.trained!r}, so nothing is trained here. Leave it out "
+                "to train, or name another stage."
+            )
     _quiet()
     run = RunFolder.of(recipe)
     # accelerate reads this only later, when the ranks have already failed to find each other.
@@ -118,7 +125,6 @@ def _dispatch(recipe: AnyRecipe, run: RunFolder, stages: Sequence[str]) -> None:
         "eval": _evaluate,
         "report": _report,
     }
-    recipe_of_training(recipe)  # raises where run.trained is no run of this model
     for stage in STAGES:
         if stage in stages:
             todo[stage](recipe, run)

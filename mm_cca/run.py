@@ -35,7 +35,8 @@ class RunFolder:
         root: ``run.dir``.
         tokens: the token cache.
         reference: the cache of ``train.reference=cached``.
-        trained: the run whose models are drawn: this one, or ``run.trained``.
+        trained: the run whose models are drawn: this one, or ``run.trained``. It has the token
+            cache too, if ``run.tokens_dir`` names no other.
     """
 
     root: Path
@@ -50,6 +51,21 @@ class RunFolder:
     @property
     def control(self) -> Path:
         return self.trained / "control"
+
+    def trained_model(self, source: str) -> Path:
+        """The folder that the training of ``cca`` or ``control`` wrote.
+
+        Raises:
+            UserError: it was not trained to the end.
+        """
+        folder = {"cca": self.train, "control": self.control}[source]
+        if not (folder / "model").is_dir():
+            where = "" if self.trained == self.root else f" in {self.trained} (run.trained)"
+            raise UserError(
+                f"{folder / 'model'} does not exist: train the {source} model to the end{where} "
+                "first: `mm-cca train RECIPE`."
+            )
+        return folder / "model"
 
     @property
     def samples(self) -> Path:
@@ -67,15 +83,19 @@ class RunFolder:
     def of(cls, recipe: AnyRecipe) -> "RunFolder":
         """The folder that a recipe names."""
         root, run = Path(recipe.run.dir), recipe.run
+        trained = root if run.trained is None else Path(run.trained)
         return cls(
             root,
-            root / "tokens" if run.tokens_dir is None else Path(run.tokens_dir),
+            trained / "tokens" if run.tokens_dir is None else Path(run.tokens_dir),
             root / "reference" if run.reference_dir is None else Path(run.reference_dir),
-            root if run.trained is None else Path(run.trained),
+            trained,
         )
 
     def describe(self, recipe: AnyRecipe) -> None:
         """Write ``recipe.yaml`` and ``environment.json``."""
+        if recipe.run.trained is not None:  # found again from any working directory
+            trained = str(Path(recipe.run.trained).resolve())
+            recipe = replace(recipe, run=replace(recipe.run, trained=trained))
         write_text(self.root / "recipe.yaml", dump(recipe))
         write_json(self.root / "environment.json", environment())
 
@@ -95,8 +115,9 @@ def open_run(folder: Path) -> tuple[Recipe, RunFolder]:
     recipe = load_config(str(path))
     if not isinstance(recipe, Recipe):
         raise UserError(f"{folder} holds a {recipe.job} run; only finetune runs have a model.")
-    run = replace(RunFolder.of(recipe), root=folder)
-    return recipe, run if recipe.run.trained is not None else replace(run, trained=folder)
+    run = RunFolder.of(recipe)
+    trained = folder if recipe.run.trained is None else run.trained
+    return recipe, replace(run, root=folder, trained=trained)
 
 
 def recipe_of_training(recipe: Recipe) -> Recipe:
@@ -108,6 +129,11 @@ def recipe_of_training(recipe: Recipe) -> Recipe:
     if recipe.run.trained is None:
         return recipe
     folder = Path(recipe.run.trained)
+    if folder.resolve() == Path(recipe.run.dir).resolve():
+        raise UserError(
+            f"run.trained and run.dir are both {str(folder)!r}; what is drawn needs a run.dir of "
+            "its own."
+        )
     try:
         found, _ = open_run(folder)
     except UserError as error:

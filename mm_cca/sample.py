@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import Defaults, Grid, UnifiedModel, grid_of
-from mm_cca.arms import Arm, Prompt, arms_of, prompts_of
+from mm_cca.arms import Arm, Prompt, arms_of, prompts_of, refuse_few_prompts
 from mm_cca.dial import dial_full, dial_lora
 from mm_cca.digests import texts_digest
 from mm_cca.errors import UserError
@@ -36,12 +36,17 @@ def sample_arms(recipe: Recipe, run: RunFolder) -> None:
         UserError: no trained model yet, a changed recipe, a full disk (what was drawn stays).
     """
     prompts = prompts_of(recipe, run)
+    if "eval" in recipe.run.stages:
+        refuse_few_prompts(recipe, prompts)
+    stages = {
+        arm: Stage(run.samples / arm.name, _settings(recipe, run, arm)) for arm in arms_of(recipe)
+    }
+    todo = {arm: stage for arm, stage in stages.items() if not stage.is_done()}
+    for source in sorted({arm.source for arm in todo} - {"base"}):
+        run.trained_model(source)  # or hours of drawing the base would come first
     loaded: tuple[tuple[str, float], UnifiedModel] | None = None
-    for arm in arms_of(recipe):
-        folder = run.samples / arm.name
-        stage = Stage(folder, _settings(recipe, run, arm))
-        if stage.is_done():
-            continue
+    for arm, stage in todo.items():
+        folder = stage.folder
         if PartialState().is_main_process:
             stage.begin()
         weights = (arm.source, arm.dial)
@@ -69,9 +74,7 @@ def load_source(recipe: Recipe, run: RunFolder, source: str, *, dial: float = 1.
     Raises:
         UserError: untrained, a checkpoint that can't be read, or a dial whose base is gone.
     """
-    trained = {"cca": run.train / "model", "control": run.control / "model"}.get(source)
-    if trained is not None and not trained.is_dir():
-        raise UserError(f"{trained} does not exist: run `mm-cca train RECIPE` first.")
+    trained = None if source == "base" else run.trained_model(source)
     if trained is None:
         model = load_checkpoint(recipe.model)
     elif recipe.train.tuning == "lora":

@@ -43,11 +43,6 @@ class Tryout:
             UserError: no run folder, not trained yet, or a checkpoint that can't be read.
         """
         self.recipe, self._run = open_run(folder)
-        if not (self._run.train / "model").is_dir():
-            raise UserError(
-                f"{self._run.train / 'model'} does not exist: run `mm-cca train RECIPE` to the end "
-                "first."
-            )
         self._dial = 1.0
         self._trained: UnifiedModel | None = load_source(self.recipe, self._run, "cca")
         is_lora = isinstance(self._trained.module, PeftModel)

@@ -102,6 +102,8 @@ def launch(tryout: Tryout, port: int | None) -> None:
         )
     except (OSError, OverflowError) as error:
         cause = str(error).partition(". ")[0].rstrip(".")  # then comes advice on launch()
+        if not port:
+            raise UserError(f"the page can't be opened on {HOST}: {cause}.") from error
         raise UserError(
             f"--port is {port}, which can't be opened on {HOST}: {cause}. Allowed: a free port up "
             "to 65535; leave --port out for one from 7860 on."

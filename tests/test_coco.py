@@ -64,6 +64,7 @@ def test_the_seed_decides(tmp_path: Path):
         ('{"images": []}', [], "'annotations'"),
         ("ok", ["--num-images", "9"], "--num-images is 9; allowed: 1 to 8"),
         ("ok", ["--num-images", "0"], "--num-images is 0; allowed: 1 to 8"),
+        ("ok", ["--num-images", "2", "--seed", "-1"], "--seed is -1; allowed: 0 or more"),
     ],
 )
 def test_what_can_not_be_read(

@@ -304,5 +304,5 @@ def test_a_dial_without_its_base(tmp_path: Path, tuning: str):
 
 def test_a_dial_on_what_was_not_trained(janus: Recipe, trained: Path):
     shutil.rmtree(trained)
-    with pytest.raises(UserError, match="run `mm-cca train RECIPE` first"):
+    with pytest.raises(UserError, match="train the cca model to the end first"):
         dialled(janus, 0.5)

@@ -186,7 +186,7 @@ def test_mistakes(
 
 def test_an_untrained_run(full: Path, tmp_path: Path):
     (tmp_path / "recipe.yaml").write_text((full / "recipe.yaml").read_text())
-    with pytest.raises(UserError, match="run `mm-cca train RECIPE` to the end first"):
+    with pytest.raises(UserError, match="train the cca model to the end first"):
         export_model(tmp_path, tmp_path / "out")
 
 

@@ -1,21 +1,21 @@
 """Features of real images: computed once, the same from disk, anew where anything differs."""
 
+import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from mm_cca.eval import feature_cache
-from mm_cca.eval.clip import load_scorer
+from mm_cca.eval.clip import OpenClipScorer, load_scorer
 from mm_cca.eval.feature_cache import extract_once
-from mm_cca.eval.features import Extractors, Features
+from mm_cca.eval.features import Extractors, Features, extract
 from mm_cca.eval.images import ImageSet
 
 from mm_cca.errors import UserError
 from tests import runs
 
-MADE_FROM: dict[str, object] = {"rows": [0, 1, 2], "image_size": [16, 16]}
+MADE_FROM = ["digest of the images", "[16, 16]"]
 
 
 @pytest.fixture(scope="module")
@@ -59,27 +59,64 @@ def test_inception_features_come_back_too(tmp_path: Path, extractors: Extractors
 
 def test_whatever_differs_is_computed_anew(tmp_path: Path, extractors: Extractors):
     extract_once(images(), extractors, tmp_path, MADE_FROM)
-    for change in ({"rows": [0, 1, 3]}, {"image_size": [8, 8]}):
+    for others in (["digest of other images", "[16, 16]"], ["digest of the images", "[8, 8]"]):
         with pytest.raises(AssertionError, match="read again"):
-            extract_once(unreadable(), extractors, tmp_path, MADE_FROM | change)
-    others = [
-        replace(extractors.scorer, sha256="other"),  # type: ignore[type-var]
-        replace(extractors.scorer, resize="other"),  # type: ignore[type-var]
-    ]
-    for scorer in others:
-        with pytest.raises(AssertionError, match="read again"):
-            extract_once(unreadable(), Extractors(scorer, None), tmp_path, MADE_FROM)
+            extract_once(unreadable(), extractors, tmp_path, others)
 
 
-def test_a_torn_or_unwritable_file_is_told(tmp_path: Path, extractors: Extractors):
-    extract_once(images(), extractors, tmp_path / "a", MADE_FROM)
-    (file,) = (tmp_path / "a").iterdir()
+def test_a_scorer_of_the_same_weights_that_sees_otherwise_is_another(tmp_path: Path):
+    """QuickGELU or not is no weight: the two have one sha256."""
+    cpu = torch.device("cpu")
+    plain, quick = (
+        load_scorer(name, None, batch_size=2, device=cpu)
+        for name in ("ViT-B-32", "ViT-B-32-quickgelu")
+    )
+    assert isinstance(plain, OpenClipScorer)
+    assert isinstance(quick, OpenClipScorer)
+    quick.model.load_state_dict(plain.model.state_dict())
+    extract_once(images(), Extractors(plain, None), tmp_path, MADE_FROM)
+    found = extract_once(images(), Extractors(quick, None), tmp_path, MADE_FROM)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert torch.equal(found.scorer, extract(images(), Extractors(quick, None)).scorer)
+
+
+def test_a_torn_file_is_told(tmp_path: Path, extractors: Extractors):
+    extract_once(images(), extractors, tmp_path, MADE_FROM)
+    (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(UserError, match="Delete it to make it anew"):
-        extract_once(images(), extractors, tmp_path / "a", MADE_FROM)
-    (tmp_path / "b").touch()
-    with pytest.raises(UserError, match=r"can't be written.*\n.*run.tokens_dir"):
-        extract_once(images(), extractors, tmp_path / "b", MADE_FROM)
+        extract_once(images(), extractors, tmp_path, MADE_FROM)
+
+
+def test_a_folder_that_can_not_be_written_costs_no_scores(
+    tmp_path: Path, extractors: Extractors, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "file").touch()
+    found = extract_once(images(), extractors, tmp_path / "file", MADE_FROM)
+    assert torch.equal(found.scorer, extract(images(), extractors).scorer)
+    assert "features of real images were not kept" in capsys.readouterr().err
+
+
+def test_pictures_exchanged_in_place_are_noticed(tmp_path: Path, tiny_folder: Path):
+    """Same rows, same captions, same tokens; only the pictures are others."""
+    data = runs.two_splits(tmp_path / "data.parquet")
+    recipe = runs.write_recipe(
+        tmp_path / "recipe.yaml", runs.tiny_recipe(tmp_path, tiny_folder, data)
+    )
+    words = ["run.sources=[base]", "sample.guidance_scales=[]", "eval.metrics=[alignment,cmmd]"]
+    words.append(f"run.tokens_dir={tmp_path / 'tokens'}")
+    found = []
+    for name in ("first", "second"):
+        keys = [*words, f"run.dir={tmp_path / name}"]
+        runs.do(recipe, *keys, stages=["prepare", "sample", "eval"])
+        summary = json.loads((tmp_path / name / "eval" / "summary.json").read_text())
+        found.append(summary["protocol"]["reference"]["train"]["sha256"])
+        rows = [
+            row | {"image": runs.png(runs.picture(100 + number))}
+            for number, row in enumerate(runs.rows_of(16, split="train"))
+        ]
+        runs.write_parquet(data, rows)
+    assert found[0] != found[1]
 
 
 def test_a_second_run_on_the_same_tokens_scores_the_same(

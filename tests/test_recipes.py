@@ -70,10 +70,11 @@ def test_coco30k_on_a_tiny_checkpoint(tmp_path: Path):
     coco = load_config("coco30k")
     assert isinstance(coco, Recipe)
     images = runs.write_imagefolder(tmp_path / "images", 6)
-    same = [f"model.path={tmp_path / 'tiny'}", f"data.path={images}", "data.image_size=[64,64]"]
+    same = [f"model.path={tmp_path / 'tiny'}", "data.image_size=[64,64]"]
     write_tiny("janus", tmp_path / "tiny", side=4)
     trained = f"{tmp_path / 'trained'}"
-    words = [f"run.dir={trained}", "train.max_steps=1", "train.batch_size=4"]
+    words = [f"run.dir={trained}", f"data.path={images}", "train.max_steps=1"]
+    words.append("train.batch_size=4")
     name = Path(coco.run.trained or "").name
     runs.do(Path(name), *same, *words, stages=["prepare", "train"])
     (tmp_path / "prompts.jsonl").write_text("".join(f'{{"text": "owl {i}"}}\n' for i in range(6)))
@@ -83,6 +84,7 @@ def test_coco30k_on_a_tiny_checkpoint(tmp_path: Path):
         *same,
         f"run.dir={tmp_path / 'run'}",
         f"run.trained={trained}",
+        f"data.path={tmp_path / 'not there'}",
         f"sample.prompts={tmp_path / 'prompts.jsonl'}",
         f"eval.reference={images}",
         "eval.scorer=emoji-clip",

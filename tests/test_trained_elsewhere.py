@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mm_cca.cli import main
 from mm_cca.errors import UserError
+from mm_cca.run import open_run
 from tests import runs
 
 
@@ -142,9 +144,87 @@ def test_runs_that_can_not_be_drawn(reported: Path, second: Path, prompts: Path,
     assert "train.tuning: 'full' there, 'lora' here" in differing
     assert "Take" in differing
     assert "trained nothing itself" in told(f"run.trained={second}")
+
+
+def test_what_is_not_trained_to_the_end_is_told_before_anything_is_drawn(
+    reported: Path, prompts: Path, tmp_path: Path
+):
     unfinished = Path(shutil.copytree(reported.parent / "run", tmp_path / "unfinished"))
     shutil.rmtree(unfinished / "train" / "model")
-    assert "unfinished/train/model does not exist" in told(f"run.trained={unfinished}")
+    keys = [*keys_of(reported, tmp_path / "run", prompts), f"run.trained={unfinished}"]
+    with pytest.raises(UserError, match=r"unfinished/train/model does not exist.*run.trained"):
+        runs.do(reported, *keys, stages=["sample"])
+    assert not (tmp_path / "run" / "samples").exists()
+    keys = [*keys_of(reported, tmp_path / "run", prompts), "train.control=true"]
+    with pytest.raises(UserError, match="train the control model to the end in"):
+        runs.do(reported, *keys, stages=["sample"])
+    with pytest.raises(UserError, match="so nothing is trained here"):
+        runs.do(reported, *keys, stages=["train"])
+
+
+def test_the_trained_run_itself_is_not_drawn_over(reported: Path, prompts: Path, tmp_path: Path):
+    """Whoever forgets run.dir must not lose the recipe of the run that is named."""
+    trained = Path(shutil.copytree(reported.parent / "run", tmp_path / "run"))
+    before = runs.files_of(trained)
+    keys = keys_of(reported, trained, prompts)
+    with pytest.raises(UserError, match=r"run.trained and run.dir are both"):
+        runs.do(reported, *keys, f"run.trained={trained}", stages=["sample"])
+    with pytest.raises(UserError, match="it has no recipe"):
+        runs.do(reported, *keys, f"run.trained={tmp_path / 'typo'}", stages=["sample"])
+    assert runs.files_of(trained) == before
+
+
+def test_others_find_the_models_from_any_folder(
+    reported: Path, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The recipe that is kept names them whole; the model card is of the recipe that trained."""
+    monkeypatch.chdir(tmp_path)
+    _, run = open_run(second)
+    assert run.root == second
+    assert run.train == reported.parent / "run" / "train"
+    kept = (second / "recipe.yaml").read_text()
+    changed = Path(shutil.copytree(second, tmp_path / "second"))
+    (changed / "recipe.yaml").write_text(kept.replace("beta: 0.02", "beta: 0.5"))
+    assert main(["export", str(changed), str(tmp_path / "model")]) == 0
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "beta: 0.02" in card
+    assert "beta: 0.5" not in card
+    assert "| prompts | arm | alignment ×100 | forward passes per image |" in card
+    assert "| prompts | cca | " in card
+
+
+def test_the_language_side_needs_no_tokens(
+    reported: Path, second: Path, prompts: Path, tmp_path: Path
+):
+    shutil.copytree(second / "samples", tmp_path / "run" / "samples")
+    keys = keys_of(reported, tmp_path / "run", prompts)
+    nowhere = f"run.tokens_dir={tmp_path / 'tokens'}"
+    runs.do(reported, *keys, nowhere, "eval.text_nll=captions", stages=["eval"])
+    summary = json.loads((tmp_path / "run" / "eval" / "summary.json").read_text())
+    assert summary["text_nll"]["num_texts"] == 16
+    assert list(summary["text_nll"]["sources"]) == ["base", "cca"]
+
+
+def test_too_few_prompts_are_told_before_anything_is_drawn(reported: Path, tmp_path: Path):
+    file = tmp_path / "three.txt"
+    file.write_text("red owl\ngreen tree\nblue hand\n")
+    keys = [*keys_of(reported, tmp_path / "run", file), "run.stages=[sample,eval]"]
+    with pytest.raises(UserError, match=r"three.txt' gives 3 images; scores need at least 4"):
+        runs.do(reported, *keys, stages=["sample", "eval"])
+    assert not (tmp_path / "run" / "samples").exists()
+
+
+def test_prompts_of_the_data_are_drawn_from_the_tokens_of_the_trained_run(
+    tiny_folder: Path, tmp_path: Path
+):
+    values = runs.tiny_recipe(tmp_path, tiny_folder, runs.two_splits(tmp_path / "data.parquet"))
+    recipe = runs.write_recipe(tmp_path / "recipe.yaml", values)
+    runs.do(recipe, "train.max_steps=1", stages=["prepare", "train"])
+    keys = [f"run.dir={tmp_path / 'again'}", f"run.trained={tmp_path / 'run'}", "sample.seed=1"]
+    runs.do(recipe, *keys, "run.sources=[cca]", stages=["prepare", "train", "sample"])
+    assert not (tmp_path / "again" / "tokens").exists()
+    assert not (tmp_path / "again" / "train").exists()
+    assert len(list((tmp_path / "again" / "samples" / "cca").glob("*.png"))) == 6
 
 
 def test_a_sweep_trains_its_own(reported: Path, tmp_path: Path):
@@ -155,7 +235,7 @@ def test_a_sweep_trains_its_own(reported: Path, tmp_path: Path):
         plan_sweep(str(reported), words)
 
 
-def test_the_summary_says_whose_models(second: Path, reported: Path):
+def test_drawn_arms_say_how_their_model_was_trained(second: Path, reported: Path):
     stage = json.loads((second / "samples" / "cca" / "stage.json").read_text())
     theirs = json.loads((reported.parent / "run" / "train" / "stage.json").read_text())
     assert stage["settings"]["train"] == theirs["settings"]

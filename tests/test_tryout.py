@@ -89,7 +89,7 @@ def test_a_folder_that_is_no_run_or_not_trained(reported: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"is no run folder: it has no recipe\.yaml"):
         Tryout(tmp_path)
     shutil.copy(reported.parent / "run" / "recipe.yaml", tmp_path)
-    with pytest.raises(UserError, match=r"train/model does not exist: run `mm-cca train RECIPE`"):
+    with pytest.raises(UserError, match=r"train/model does not exist: train the cca model"):
         Tryout(tmp_path)
 
 
