@@ -16,7 +16,8 @@ from mm_cca.eval.wording import LEAD, fid_sentence, standing, verdict_sentence
 
 from mm_cca.config import dump
 from mm_cca.errors import UserError
-from mm_cca.run import RunFolder, recipe_of_training, write_json, write_text
+from mm_cca.finished import recipe_of_training
+from mm_cca.run import RunFolder, write_json, write_text
 from mm_cca.schema import Recipe
 
 MAX_PROBLEMS = 50
