@@ -15,7 +15,7 @@ from mm_cca.eval.pictures import gains_of, looked_at_first, rival_of
 from mm_cca.eval.plots import Point, scatter
 from mm_cca.eval.tables import scores_of
 from mm_cca.eval.thumbnails import Budget, check_picture, open_picture, thumbnail
-from mm_cca.eval.wording import cost, in_words, standing, verdict_sentence
+from mm_cca.eval.wording import cost, fid_sentence, in_words, standing, verdict_sentence
 from PIL import Image
 
 from tests import runs
@@ -50,6 +50,13 @@ def test_a_verdict_is_a_sentence():
         "CCA without guidance is level with base+cfg2.5 in alignment (difference +0.1, 95 % "
         "interval -0.7 to +0.9) at 0.5x the forward passes."
     )
+
+
+def test_fid_is_quoted_where_there_is_one():
+    ours, theirs = {"fid": {"value": 8.914}}, {"fid": {"value": 9.1}}
+    expected = " FID 8.91 against 9.10 (lower is better; other seeds show its spread)."
+    assert fid_sentence(ours, theirs) == expected
+    assert fid_sentence({}, {}) == ""
 
 
 def test_a_verdict_of_two_scores_at_one_price():
