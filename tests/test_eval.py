@@ -1,4 +1,4 @@
-"""Scores against naive formulas, and a whole ``mm-cca run`` down to the report."""
+"""A whole ``mm-cca run`` down to the report: every arm, its scores, the verdicts, the page."""
 
 import json
 import re
@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mm_cca.eval.charts import sweeps
 from mm_cca.eval.clip import load_scorer
-from mm_cca.eval.tables import best_guided
 
 from mm_cca import cli
 from mm_cca.demo import scorer as demo_scorer
@@ -259,42 +257,6 @@ def test_report_html_holds_the_prompts_of_the_grid(finished: Path):
         # real, base, its best, cca, two dials, control, its best
         assert sum(column["shown"] for column in grid["columns"]) == 8
         assert all(len(column["thumbs"]) == 8 for column in grid["columns"])
-
-
-def entry(name: str, scale: float = 1.0, dial: float | None = None) -> dict[str, Any]:
-    scores = {"alignment": {"value": scale}}
-    return {
-        "name": name,
-        "source": name.partition("+")[0],
-        "guidance_scale": scale,
-        "dial": dial,
-        "scores": {"train": scores},
-    }
-
-
-def test_lines_of_the_plot():
-    """The guided sweep of each source and negative prompt; the dial from base through cca."""
-    arms = [
-        entry("base"),
-        entry("base+cfg3", 3.0),
-        entry("base+cfg2", 2.0),
-        entry("base+cfg2+neg1", 2.0),
-        entry("cca", dial=1.0),
-        entry("cca+cfg9", 9.0, dial=1.0),
-        entry("cca+dial1.5", dial=1.5),
-        entry("cca+dial0.5", dial=0.5),
-        entry("control"),
-    ]
-    names = [[arms[number]["name"] for number in line] for line in sweeps(arms)]
-    assert names == [
-        ["base", "base+cfg2", "base+cfg3"],
-        ["base", "base+cfg2+neg1"],
-        ["cca", "cca+cfg9"],
-        ["base", "cca+dial0.5", "cca", "cca+dial1.5"],
-    ]
-    assert sweeps([arms[0], arms[4], arms[8]]) == []
-    assert best_guided({"arms": arms}, "train") == "base+cfg3"
-    assert best_guided({"arms": arms}, "train", "control") is None
 
 
 def test_labels_of_the_plot(finished: Path):
