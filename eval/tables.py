@@ -109,7 +109,7 @@ def _cells(scores: dict[str, Any], shown: dict[str, tuple[str, str, int]]) -> li
 
 def seed_table(summary: dict[str, Any], split: str) -> Table:
     """Means over seeds, with the lowest and the highest seed in brackets."""
-    table = Table(title=f"{split}: mean over seeds (lowest to highest)")
+    table = Table(title=f"{prompts_in_words(split)}: mean over seeds (lowest to highest)")
     table.add_column("point", no_wrap=True)
     found = scores_of(summary)
     for label, _, _ in found.values():

@@ -205,9 +205,7 @@ def _allocate(file: Path, empty: np.ndarray) -> None:
         empty[: len(old)] = old
     beside = file.with_name(file.name + ".partial.npy")
     try:
-        np.save(
-            beside, empty
-        )  # whole at once: a memory-mapped file that grows can kill the process
+        np.save(beside, empty)  # whole: a memory-mapped file on a full disk kills the process
         beside.replace(file)
     except OSError as error:
         beside.unlink(missing_ok=True)
