@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from tests.strangers import write_stranger
 from tests.training import LONG, at
 
 CHROMIUM = Path("/usr/bin/chromium")
+# A shell starts background jobs with SIGINT ignored, and children inherit that: servers that the
+# tests stop by SIGINT would then never end.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
