@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from mm_cca.eval.features import Extractors, Features
 from mm_cca.eval.fid import KERNEL_SUBSET_SIZE, kernel_subset_size
 from mm_cca.eval.measure import SplitTruth
-
 from mm_cca.schema import Recipe
 
 FEW_FOR_KERNEL = 100

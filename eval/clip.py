@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import open_clip
 import torch
-from mm_cca.eval.hf import HF, in_batches, load_hf
 from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch import nn
@@ -21,6 +20,7 @@ from torchvision.transforms import Compose
 
 from mm_cca.demo import SHIPPED, shipped
 from mm_cca.errors import UserError
+from mm_cca.eval.hf import HF, in_batches, load_hf
 
 
 class Scorer(Protocol):

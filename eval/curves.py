@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mm_cca.eval.svg import COLLAPSE, COLOURS, HEALTHY, canvas, inked, svg_of
 
+from mm_cca.eval.svg import COLLAPSE, COLOURS, HEALTHY, canvas, inked, svg_of
 from mm_cca.signals import COLLAPSE as COLLAPSED
 
 HEALTHY_GAP = -0.5

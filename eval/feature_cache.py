@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from mm_cca.eval.features import Extractors, Features, extract
-from mm_cca.eval.images import ImageSet
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mm_cca.errors import UserError
+from mm_cca.eval.features import Extractors, Features, extract
+from mm_cca.eval.images import ImageSet
 
 PROBE_SIDE = 96
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+
 from mm_cca.eval.clip import Scorer
 from mm_cca.eval.images import ImageSet
 from mm_cca.eval.inception import Inception

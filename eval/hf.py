@@ -10,8 +10,8 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModel, AutoProcessor
 
-from mm_cca.digests import weights_digest
 from mm_cca.errors import UserError
+from mm_cca.runs.digests import weights_digest
 
 HF = "hf:"
 KINDS = ("clip", "siglip")

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from mm_cca.eval.ranks import spread
 from PIL import Image
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.arms import Prompt
 from mm_cca.data import fitted, load_images, load_split, open_image
 from mm_cca.errors import UserError
-from mm_cca.run import RunFolder
+from mm_cca.eval.ranks import spread
+from mm_cca.runs.folder import RunFolder
 from mm_cca.schema import Recipe
 from mm_cca.tokens import open_cache
 

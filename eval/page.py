@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jinja2
+
 from mm_cca.eval.wording import prompts_in_words
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mm_cca.arms import Prompt
 from mm_cca.errors import UserError
-from mm_cca.run import write_text
+from mm_cca.runs.files import write_text
 
 PER_PROMPT = "per_prompt.json"
 

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
+
 from mm_cca.eval.svg import COLOURS, POINT, canvas, inked, svg_of
 
 MARKERS = {"base": "o", "cca": "*", "control": "s"}

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
+
+from mm_cca.arms import Arm, arms_of, has_real_images, prompts_of, refuse_few_prompts
+from mm_cca.errors import UserError
 from mm_cca.eval.cautions import cautions_of
 from mm_cca.eval.clip import load_scorer
 from mm_cca.eval.features import Extractors, Features, extract
@@ -29,11 +32,10 @@ from mm_cca.eval.samples import refuse_bad_samples
 from mm_cca.eval.text import measure_text, texts_of
 from mm_cca.eval.truths import captions_of, truths_of
 from mm_cca.eval.verdicts import verdicts_of
-
-from mm_cca.arms import Arm, arms_of, has_real_images, prompts_of, refuse_few_prompts
-from mm_cca.digests import words_digest
-from mm_cca.errors import UserError
-from mm_cca.run import RunFolder, Stage, write_json
+from mm_cca.runs.digests import words_digest
+from mm_cca.runs.files import write_json
+from mm_cca.runs.folder import RunFolder
+from mm_cca.runs.stage import Stage
 from mm_cca.sample import load_source, read_manifest
 from mm_cca.schema import Recipe
 from mm_cca.scores import SCORES, On

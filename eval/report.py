@@ -5,6 +5,9 @@ from dataclasses import asdict
 from typing import Any
 
 from accelerate import PartialState
+
+from mm_cca.config import dump
+from mm_cca.errors import UserError
 from mm_cca.eval.charts import cost_plot, trade_plot
 from mm_cca.eval.curves import count_steps, health, panels, read_signals, span_of
 from mm_cca.eval.page import templates
@@ -13,11 +16,8 @@ from mm_cca.eval.pictures import Problem, grid_of_split
 from mm_cca.eval.tables import best_guided, print_table, scores_of
 from mm_cca.eval.thumbnails import Budget
 from mm_cca.eval.wording import LEAD, fid_sentence, standing, verdict_sentence
-
-from mm_cca.config import dump
-from mm_cca.errors import UserError
-from mm_cca.finished import recipe_of_training
-from mm_cca.run import RunFolder, write_json, write_text
+from mm_cca.runs.files import write_json, write_text
+from mm_cca.runs.folder import RunFolder, recipe_of_training
 from mm_cca.schema import Recipe
 
 MAX_PROBLEMS = 50

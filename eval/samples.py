@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from mm_cca.eval.ranks import spread
-
 from mm_cca.arms import Arm, Prompt
 from mm_cca.errors import UserError
+from mm_cca.eval.ranks import spread
 from mm_cca.pictures import MANIFEST, in_words, manifest_of, picture_file, problem_of
-from mm_cca.run import RunFolder
+from mm_cca.runs.folder import RunFolder
 
 
 def refuse_bad_samples(run: RunFolder, arms: list[Arm], prompts: list[Prompt]) -> None:

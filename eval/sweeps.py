@@ -4,16 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from mm_cca.config import dump
 from mm_cca.eval.charts import sweeps, told_of
 from mm_cca.eval.page import templates
 from mm_cca.eval.plots import Point, scatter
 from mm_cca.eval.seeds import over_seeds
 from mm_cca.eval.tables import best_guided, score_table, scores_of, seed_table
 from mm_cca.eval.wording import prompts_in_words
-from rich.console import Console
-
-from mm_cca.config import dump
-from mm_cca.run import RunFolder, write_json, write_text
+from mm_cca.runs.files import write_json, write_text
+from mm_cca.runs.folder import RunFolder
 from mm_cca.schema import Recipe
 from mm_cca.sweep import Sweep
 

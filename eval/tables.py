@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from mm_cca.eval.wording import prompts_in_words
 from rich.console import Console
 from rich.table import Table
+
+from mm_cca.eval.wording import prompts_in_words
 
 SCORES = {
     "alignment": ("alignment ×100", "higher is better", 1),

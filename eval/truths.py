@@ -4,6 +4,10 @@ from importlib import metadata
 
 import numpy as np
 import torch
+
+from mm_cca.arms import Prompt, has_real_images, reference_rows, splits_of
+from mm_cca.checks import MIN_IMAGES
+from mm_cca.errors import UserError
 from mm_cca.eval.attributes import questions_of
 from mm_cca.eval.density import NEIGHBOURS
 from mm_cca.eval.feature_cache import extract_once
@@ -11,12 +15,8 @@ from mm_cca.eval.features import Extractors
 from mm_cca.eval.images import RESIZE, real_bytes_digest, real_images_of, size_of
 from mm_cca.eval.measure import SplitTruth
 from mm_cca.eval.references import Reference, external_reference, reference_of
-
-from mm_cca.arms import Prompt, has_real_images, reference_rows, splits_of
-from mm_cca.checks import MIN_IMAGES
-from mm_cca.errors import UserError
 from mm_cca.negatives import load_words
-from mm_cca.run import RunFolder
+from mm_cca.runs.folder import RunFolder
 from mm_cca.schema import Recipe
 from mm_cca.scores import SCORES
 from mm_cca.tokens import open_cache

@@ -7,7 +7,7 @@ import numpy as np
 from mm_cca.checks import MIN_IMAGES
 from mm_cca.errors import UserError
 from mm_cca.prompts import read_prompts
-from mm_cca.run import RunFolder
+from mm_cca.runs.folder import RunFolder
 from mm_cca.schema import Recipe, SampleConfig
 from mm_cca.tokens import open_cache
 

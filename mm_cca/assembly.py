@@ -20,7 +20,7 @@ from mm_cca.logprobs import CodeLogProbs
 from mm_cca.losses import LossTerms
 from mm_cca.planning import PlanKeeper, training_schedule
 from mm_cca.reference import CopyReference, LoraReference, Reference, attach_lora
-from mm_cca.run import RunFolder
+from mm_cca.runs.folder import RunFolder
 from mm_cca.schema import LossConfig, Recipe, TrainConfig
 from mm_cca.text import TextStream, read_texts
 from mm_cca.tokens import TokenCache, open_cache

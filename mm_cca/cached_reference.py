@@ -20,14 +20,15 @@ from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.attention import training_attention
 from mm_cca.batches import Schedule
 from mm_cca.collate import Collator, MicroBatch
-from mm_cca.digests import code_digest, row_keys, texts_digest, weights_digest, words_digest
 from mm_cca.errors import UserError
 from mm_cca.guided_kl import Teacher
 from mm_cca.logprobs import CodeLogProbs
 from mm_cca.losses import LossTerms
 from mm_cca.planning import training_schedule
 from mm_cca.reference import RefScores, live_scores
-from mm_cca.run import RunFolder, Stage
+from mm_cca.runs.digests import code_digest, row_keys, texts_digest, weights_digest, words_digest
+from mm_cca.runs.folder import RunFolder
+from mm_cca.runs.stage import Stage
 from mm_cca.schema import Recipe
 from mm_cca.tokens import TokenCache, open_cache
 

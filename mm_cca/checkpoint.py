@@ -2,21 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from mm_cca.errors import UserError
-from mm_cca.run import write_json
+from mm_cca.runs.files import IO_ERRORS, write_json
 
 STATE = "mm_cca.json"
-IO_ERRORS = (OSError, RuntimeError, SafetensorError)
-"""What a full disk or a torn file raises: safetensors and torch have their own."""
 
 
 def skip_frozen_weights(accelerator: Accelerator) -> None:
@@ -108,27 +105,3 @@ def _refuse_incomplete(accelerator: Accelerator, folder: Path) -> None:
                 raise ValueError(
                     f"it lacks {len(missing)} weights that train, such as {missing[0]}"
                 )
-
-
-def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a folder beside, then rename it to ``folder``.
-
-    Raises:
-        UserError: the disk is full or not writable; the old folder stays.
-    """
-    beside = folder.with_name(folder.name + ".partial")
-    try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        write(beside)
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-    except UserError:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
-    except IO_ERRORS as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise UserError(
-            f"{folder} could not be written: {error}\nFree some space and run the same command "
-            "again."
-        ) from error

@@ -113,7 +113,7 @@ def _report(args: argparse.Namespace) -> int:
 
     if args.serve and PartialState().is_main_process:
         from mm_cca.config import load_config
-        from mm_cca.run import RunFolder
+        from mm_cca.runs.folder import RunFolder
         from mm_cca.serve import serve
 
         report = RunFolder.of(load_config(args.recipe, args.overrides)).report
@@ -153,7 +153,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 
 def _env(args: argparse.Namespace) -> int:
-    from mm_cca.run import environment
+    from mm_cca.runs.environment import environment
 
     for name, value in environment().items():
         print(f"{name}: {value}")

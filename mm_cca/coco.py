@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mm_cca.errors import UserError
-from mm_cca.run import write_text
+from mm_cca.runs.files import write_text
 
 
 def write_coco_prompts(annotations: Path, target: Path, *, num_images: int, seed: int) -> None:

@@ -15,8 +15,8 @@ from mm_cca.demo import shipped
 from mm_cca.dial import bake_lora
 from mm_cca.errors import UserError
 from mm_cca.eval.tables import scores_of
-from mm_cca.finished import open_run, recipe_of_training
 from mm_cca.losses import LossTerms
+from mm_cca.runs.folder import open_run, recipe_of_training
 from mm_cca.sample import load_source
 from mm_cca.schema import Recipe
 

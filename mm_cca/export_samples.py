@@ -6,7 +6,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mm_cca.checkpoint import replace_folder
 from mm_cca.errors import UserError
 from mm_cca.layouts import (
     Drawn,
@@ -17,6 +16,7 @@ from mm_cca.layouts import (
     write_hps,
 )
 from mm_cca.pictures import in_words, manifest_of, picture_file, problem_of
+from mm_cca.runs.files import replace_folder
 
 FORMATS = ("adm-npz", "geneval", "dpg", "t2i-compbench", "hpsv2")
 

@@ -16,10 +16,10 @@ from mm_cca.arms import has_real_images
 from mm_cca.cached_reference import prepare_reference
 from mm_cca.data import load_split
 from mm_cca.errors import UserError
-from mm_cca.finished import recipe_of_training
 from mm_cca.losses import LossTerms
 from mm_cca.planning import check_plan
-from mm_cca.run import RunFolder, Stage, locked
+from mm_cca.runs.folder import RunFolder, recipe_of_training
+from mm_cca.runs.stage import Stage, locked
 from mm_cca.schema import STAGES, AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
 from mm_cca.tokens import prepare_split
 

@@ -21,7 +21,7 @@ from mm_cca.collate import Collator
 from mm_cca.logprobs import CodeLogProbs, Scored
 from mm_cca.losses import LossTerms
 from mm_cca.planning import training_schedule
-from mm_cca.run import RunFolder
+from mm_cca.runs.folder import RunFolder
 from mm_cca.schema import Recipe
 from mm_cca.tokens import open_cache
 

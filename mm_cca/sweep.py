@@ -20,7 +20,8 @@ from mm_cca.axes import Point, points_of, recipe_of
 from mm_cca.cached_reference import DEPENDS_ON
 from mm_cca.config import dump
 from mm_cca.errors import Diverged, UserError
-from mm_cca.run import RunFolder, write_json
+from mm_cca.runs.files import write_json
+from mm_cca.runs.folder import RunFolder
 from mm_cca.schema import Recipe, RunConfig
 from mm_cca.scores import NEEDED_BY_SWEEP
 

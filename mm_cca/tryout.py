@@ -18,7 +18,7 @@ from PIL import Image
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.arms import Arm
 from mm_cca.errors import UserError
-from mm_cca.finished import open_run
+from mm_cca.runs.folder import open_run
 from mm_cca.sample import load_source, sampling_settings
 from mm_cca.sampling import image_stream, sample_codes
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mm_cca.arms import Arm, arms_of, prompts_of, reference_rows
-from mm_cca.run import RunFolder
+from mm_cca.runs.folder import RunFolder
 from tests import runs
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mm_cca.eval.compare import differences
 
 from mm_cca import cli
+from mm_cca.eval.compare import differences
 
 PROTOCOL = {
     "scorer": "local-dir:/here",

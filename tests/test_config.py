@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import mm_cca.recipes
 import pytest
 import yaml
 
+import mm_cca.recipes
 from mm_cca.config import dump, find_recipe, load_config
 from mm_cca.schema import Recipe, ScorerRecipe, TokenizerRecipe
 from tests import runs

@@ -19,7 +19,7 @@ from mm_cca.errors import UserError
 from mm_cca.logprobs import CodeLogProbs
 from mm_cca.padding import left_pad
 from mm_cca.reference import attach_lora, write_trained
-from mm_cca.run import RunFolder
+from mm_cca.runs.folder import RunFolder
 from mm_cca.sample import load_source
 from mm_cca.schema import Recipe
 from mm_cca.tiny import FAMILIES, write_tiny

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mm_cca.eval.clip import load_scorer
 
 from mm_cca import cli
 from mm_cca.demo import scorer as demo_scorer
 from mm_cca.errors import UserError
+from mm_cca.eval.clip import load_scorer
 from tests import naive, runs
 
 ARMS = [

@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch_fidelity
+from torch.utils.data import Dataset
+from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
+
+from mm_cca.errors import UserError
 from mm_cca.eval.cmmd import cmmd
 from mm_cca.eval.density import density_coverage
 from mm_cca.eval.fid import (
@@ -17,10 +21,6 @@ from mm_cca.eval.fid import (
     inception_score,
 )
 from mm_cca.eval.inception import Inception, load_inception
-from torch.utils.data import Dataset
-from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
-
-from mm_cca.errors import UserError
 from tests import runs, towers
 from tests.helpers import CPU, assert_close, features, told
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mm_cca.eval.fid import frechet_distance, gaussian_of
-from mm_cca.eval.references import read_statistics, write_statistics
 from PIL import Image
 
 from mm_cca.errors import UserError
+from mm_cca.eval.fid import frechet_distance, gaussian_of
+from mm_cca.eval.references import read_statistics, write_statistics
 from tests import runs, towers
 
 STAGES = ["prepare", "sample", "eval"]

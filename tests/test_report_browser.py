@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mm_cca.eval import pictures, thumbnails
 from playwright.sync_api import Browser, Page
 
+from mm_cca.eval import pictures, thumbnails
 from tests import runs
 
 Open = Callable[..., Page]

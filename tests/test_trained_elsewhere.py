@@ -8,7 +8,7 @@ import pytest
 
 from mm_cca.cli import main
 from mm_cca.errors import UserError
-from mm_cca.finished import open_run
+from mm_cca.runs.folder import open_run
 from tests import runs
 
 
