@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
+from mm_cca.config.schema import Recipe
 from mm_cca.eval.features import Extractors, Features
 from mm_cca.eval.fid import KERNEL_SUBSET_SIZE, kernel_subset_size
 from mm_cca.eval.measure import SplitTruth
-from mm_cca.schema import Recipe
 
 FEW_FOR_KERNEL = 100
 FEW_FOR_INCEPTION_SCORE = 5000

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import Compose
 
-from mm_cca.demo import SHIPPED, shipped
+from mm_cca.config.shipped import SHIPPED, shipped
 from mm_cca.errors import UserError
 from mm_cca.eval.hf import HF, in_batches, load_hf
 

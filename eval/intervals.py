@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
-from mm_cca.schema import Recipe
+from mm_cca.config.schema import Recipe
 
 
 def mean_interval(values: np.ndarray, recipe: Recipe) -> dict[str, float]:

@@ -12,6 +12,8 @@ import numpy as np
 from accelerate import PartialState
 
 from mm_cca.arms import Arm, arms_of, has_real_images, prompts_of, refuse_few_prompts
+from mm_cca.config.metrics import SCORES, On
+from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
 from mm_cca.eval.cautions import cautions_of
 from mm_cca.eval.clip import load_scorer
@@ -37,8 +39,6 @@ from mm_cca.runs.files import write_json
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
 from mm_cca.sample import load_source, read_manifest
-from mm_cca.schema import Recipe
-from mm_cca.scores import SCORES, On
 
 FLOORS = ("real", "reconstruction")
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from mm_cca.config.metrics import SCORES
+from mm_cca.config.schema import Recipe
 from mm_cca.eval.features import Extractors
 from mm_cca.eval.images import RESIZE, size_of
 from mm_cca.eval.inception import RESIZE as INCEPTION_RESIZE
 from mm_cca.eval.measure import SplitTruth
 from mm_cca.runs.digests import texts_digest
-from mm_cca.schema import Recipe
-from mm_cca.scores import SCORES
 
 PACKAGES = (
     "torch",

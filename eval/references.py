@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
 from mm_cca.eval.features import Extractors, Features, extract
 from mm_cca.eval.fid import Gaussian, frechet_distance, frechet_to, gaussian_of
 from mm_cca.eval.images import RESIZE, ImageSet, folder_images, size_of, table_images
 from mm_cca.eval.inception import RESIZE as INCEPTION_RESIZE
-from mm_cca.schema import Recipe
 
 FIELDS = ("extractor", "extractor_sha256", "resize", "image_size", "images", "images_sha256")
 """Protocol fields of a file of statistics, all of them text."""

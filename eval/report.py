@@ -6,7 +6,8 @@ from typing import Any
 
 from accelerate import PartialState
 
-from mm_cca.config import dump
+from mm_cca.config.load import dump
+from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
 from mm_cca.eval.charts import cost_plot, trade_plot
 from mm_cca.eval.curves import count_steps, health, panels, read_signals, span_of
@@ -18,7 +19,6 @@ from mm_cca.eval.thumbnails import Budget
 from mm_cca.eval.wording import LEAD, fid_sentence, standing, verdict_sentence
 from mm_cca.runs.files import write_json, write_text
 from mm_cca.runs.folder import RunFolder, recipe_of_training
-from mm_cca.schema import Recipe
 
 MAX_PROBLEMS = 50
 """Pictures that can't be shown are all counted; so many are listed."""

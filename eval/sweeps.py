@@ -6,7 +6,9 @@ from typing import Any
 
 from rich.console import Console
 
-from mm_cca.config import dump
+from mm_cca.config.load import dump
+from mm_cca.config.schema import Recipe
+from mm_cca.config.sweep_grid import Sweep
 from mm_cca.eval.charts import sweeps, told_of
 from mm_cca.eval.page import templates
 from mm_cca.eval.plots import Point, scatter
@@ -15,8 +17,6 @@ from mm_cca.eval.tables import best_guided, score_table, scores_of, seed_table
 from mm_cca.eval.wording import prompts_in_words
 from mm_cca.runs.files import write_json, write_text
 from mm_cca.runs.folder import RunFolder
-from mm_cca.schema import Recipe
-from mm_cca.sweep import Sweep
 
 LAST_STEPS = 20
 

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mm_cca.checks import MIN_IMAGES
+from mm_cca.config.schema import Recipe, SampleConfig
+from mm_cca.config.validate import MIN_IMAGES
 from mm_cca.errors import UserError
 from mm_cca.prompts import read_prompts
 from mm_cca.runs.folder import RunFolder
-from mm_cca.schema import Recipe, SampleConfig
 from mm_cca.tokens import open_cache
 
 PROMPTS = "prompts"

@@ -15,13 +15,13 @@ from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.batches import Schedule
 from mm_cca.cached_reference import CachedReference, open_cached
 from mm_cca.collate import Collator
+from mm_cca.config.mixtures import LossTerms
+from mm_cca.config.schema import LossConfig, Recipe, TrainConfig
 from mm_cca.errors import UserError
 from mm_cca.logprobs import CodeLogProbs
-from mm_cca.losses import LossTerms
 from mm_cca.planning import PlanKeeper, training_schedule
 from mm_cca.reference import CopyReference, LoraReference, Reference, attach_lora
 from mm_cca.runs.folder import RunFolder
-from mm_cca.schema import LossConfig, Recipe, TrainConfig
 from mm_cca.text import TextStream, read_texts
 from mm_cca.tokens import TokenCache, open_cache
 

@@ -20,40 +20,22 @@ from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.attention import training_attention
 from mm_cca.batches import Schedule
 from mm_cca.collate import Collator, MicroBatch
+from mm_cca.config.mixtures import LossTerms
+from mm_cca.config.schema import Recipe
+from mm_cca.config.stage_keys import DEPENDS_ON
 from mm_cca.errors import UserError
 from mm_cca.guided_kl import Teacher
 from mm_cca.logprobs import CodeLogProbs
-from mm_cca.losses import LossTerms
 from mm_cca.planning import training_schedule
 from mm_cca.reference import RefScores, live_scores
 from mm_cca.runs.digests import code_digest, row_keys, texts_digest, weights_digest, words_digest
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
-from mm_cca.schema import Recipe
 from mm_cca.tokens import TokenCache, open_cache
 
 FILE = "logps.npy"
 KEYS = "keys.npy"
 FLUSH_EVERY = 64
-DEPENDS_ON = (
-    "data.path",
-    "data.image_column",
-    "data.image_size",
-    "data.variants",
-    "data.max_zoom",
-    "data.max_shift",
-    "loss.uncond_ratio",
-    "loss.negatives",
-    "loss.num_negatives",
-    "loss.negatives_embedding",
-    "loss.hard_candidates",
-    "loss.max_similarity",
-    "loss.whole_vocabulary",
-    "train.seed",
-    "train.micro_batch_size",
-    "train.mixed_precision",
-)
-"""Keys of a recipe, beside those of the model, that the numbers depend on, to the last bit."""
 
 
 class CachedReference:

@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stages(args: argparse.Namespace) -> int:
-    from mm_cca.config import load_config
+    from mm_cca.config.load import load_config
 
     if args.verb == "eval" and args.compare is not None:
         return cli_eval.compare_results(args)
@@ -55,7 +55,7 @@ def _stages(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace) -> int:
-    from mm_cca.config import load_config
+    from mm_cca.config.load import load_config
 
     load_config(args.recipe, args.overrides)
     print(f"{args.recipe} is well-formed.")
@@ -66,7 +66,7 @@ def _ls(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from mm_cca.config import shipped_recipes
+    from mm_cca.config.shipped import shipped_recipes
 
     table = Table("recipe", "what it does", box=None)
     for name, path in shipped_recipes().items():
@@ -76,7 +76,7 @@ def _ls(args: argparse.Namespace) -> int:
 
 
 def _cp(args: argparse.Namespace) -> int:
-    from mm_cca.config import find_recipe
+    from mm_cca.config.shipped import find_recipe
 
     source = find_recipe(args.recipe)
     if args.target.exists():
@@ -112,7 +112,7 @@ def _report(args: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     if args.serve and PartialState().is_main_process:
-        from mm_cca.config import load_config
+        from mm_cca.config.load import load_config
         from mm_cca.runs.folder import RunFolder
         from mm_cca.serve import serve
 
@@ -136,7 +136,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _suggest(args: argparse.Namespace) -> int:
-    from mm_cca.config import load_config
+    from mm_cca.config.load import load_config
 
     recipe = load_config(args.recipe, args.overrides)
     from mm_cca.jobs import suggest_constants

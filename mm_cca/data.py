@@ -13,9 +13,9 @@ from datasets.exceptions import DatasetNotFoundError
 from PIL import Image as pil
 from PIL import ImageOps, UnidentifiedImageError
 
-from mm_cca.demo import shipped
+from mm_cca.config.schema import DataConfig
+from mm_cca.config.shipped import shipped
 from mm_cca.errors import UserError
-from mm_cca.schema import DataConfig
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 from transformers import GenerationConfig
 
-from mm_cca.config import dump
-from mm_cca.demo import shipped
+from mm_cca.config.load import dump
+from mm_cca.config.mixtures import LossTerms
+from mm_cca.config.schema import Recipe
+from mm_cca.config.shipped import shipped
 from mm_cca.dial import bake_lora
 from mm_cca.errors import UserError
 from mm_cca.eval.tables import scores_of
-from mm_cca.losses import LossTerms
 from mm_cca.runs.folder import open_run, recipe_of_training
 from mm_cca.sample import load_source
-from mm_cca.schema import Recipe
 
 LICENCES = {
     "emu3": "BAAI's Emu3 weights are Apache-2.0.",

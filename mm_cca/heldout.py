@@ -6,7 +6,7 @@ from accelerate import Accelerator
 
 from mm_cca.batches import Pairs
 from mm_cca.collate import Collator
-from mm_cca.schema import Recipe
+from mm_cca.config.schema import Recipe
 
 
 @torch.no_grad()

@@ -14,23 +14,15 @@ from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.arms import has_real_images
 from mm_cca.cached_reference import prepare_reference
+from mm_cca.config.mixtures import LossTerms
+from mm_cca.config.schema import STAGES, AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
+from mm_cca.config.stage_keys import NOT_ABOUT_TOKENS
 from mm_cca.data import load_split
 from mm_cca.errors import UserError
-from mm_cca.losses import LossTerms
 from mm_cca.planning import check_plan
 from mm_cca.runs.folder import RunFolder, recipe_of_training
 from mm_cca.runs.stage import Stage, locked
-from mm_cca.schema import STAGES, AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
 from mm_cca.tokens import prepare_split
-
-NOT_ABOUT_TOKENS = (
-    "max_bad",
-    "encode_batch_size",
-    "train_split",
-    "heldout_split",
-    "attribute_words",
-    "text_path",
-)
 
 
 def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
@@ -67,8 +59,9 @@ def sweep_job(path_or_name: str, overrides: Sequence[str]) -> None:
     Raises:
         UserError: nothing to sweep, wrong values, or what a stage raises.
     """
+    from mm_cca.config.sweep_grid import plan_sweep
     from mm_cca.eval.sweeps import write_sweep
-    from mm_cca.sweep import diverged, plan_sweep, run_sweep
+    from mm_cca.sweep import diverged, run_sweep
 
     sweep = plan_sweep(path_or_name, overrides)
     _quiet()

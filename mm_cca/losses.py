@@ -3,68 +3,13 @@
 Shapes: see ``collate.py`` and ``objectives.py``.
 """
 
-from dataclasses import dataclass
-
 import torch
 
 from mm_cca import objectives
 from mm_cca.collate import MicroBatch
+from mm_cca.config.mixtures import LossTerms
 from mm_cca.logprobs import Scored
 from mm_cca.reference import RefScores
-from mm_cca.schema import CONTRASTIVE, OBJECTIVES, LossConfig
-from mm_cca.sums import parse_sum
-
-NEGATIVE_KEYS = {
-    "negatives",
-    "num_negatives",
-    "negatives_embedding",
-    "hard_candidates",
-    "max_similarity",
-}
-"""Keys of ``loss`` that decide which prompts are contrasted."""
-
-
-@dataclass(frozen=True)
-class LossTerms:
-    """The objectives of a recipe with their weights, and what they need.
-
-    Attributes:
-        weights: objective -> weight.
-        config: the constants.
-    """
-
-    weights: dict[str, float]
-    config: LossConfig
-
-    @classmethod
-    def of(cls, config: LossConfig) -> "LossTerms":
-        """From a validated recipe's ``loss``."""
-        return cls(parse_sum(config.objective, OBJECTIVES), config)
-
-    @property
-    def needs_negatives(self) -> bool:
-        """Whether other prompts, and the reference's log-probabilities, are looked at."""
-        return any(name in self.weights for name in CONTRASTIVE)
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether the base is asked for its guided distributions."""
-        return "distill" in self.weights
-
-    @property
-    def keys_in_use(self) -> set[str]:
-        """Names of the recipe's ``loss`` keys that the result depends on."""
-        used = {"objective", "uncond_ratio", "whole_vocabulary", "text_weight"}
-        if self.needs_negatives:
-            used |= NEGATIVE_KEYS | {"lambda_", "beta", "beta_codes"}
-        if self.needs_teacher:
-            used.add("distill_scale")
-        return used
-
-    @property
-    def needs_text(self) -> bool:
-        """Whether plain texts are scored too."""
-        return self.config.text_weight > 0
 
 
 def loss_of(

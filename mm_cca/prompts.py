@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mm_cca.config.schema import PROMPT_FILES
+from mm_cca.config.shipped import PROMPT_SETS
 from mm_cca.errors import UserError
-from mm_cca.prompt_sets import SHIPPED
 
 COLUMNS = ("text", "caption", "prompt")
-SUFFIXES = (".txt", ".jsonl", ".csv", ".json")
 IN_FOLDERS = (".txt", ".json")
 
 
@@ -25,7 +25,7 @@ def read_prompts(name: str) -> list[str]:
     Raises:
         UserError: not there, another kind, no such column, or an empty prompt.
     """
-    path = SHIPPED.get(name, Path(name))
+    path = PROMPT_SETS.get(name, Path(name))
     try:
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.suffix in IN_FOLDERS)
@@ -44,10 +44,10 @@ def read_prompts(name: str) -> list[str]:
 
 
 def _texts(path: Path) -> list[Any]:
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in PROMPT_FILES:
         raise UserError(
-            f"sample.prompts is {str(path)!r}; allowed: a file {', '.join(SUFFIXES)}, a folder, or "
-            f"a set that is shipped: {', '.join(SHIPPED)}."
+            f"sample.prompts is {str(path)!r}; allowed: a file {', '.join(PROMPT_FILES)}, a folder, "
+            f"or a set that is shipped: {', '.join(PROMPT_SETS)}."
         )
     if path.suffix == ".txt":
         return [line for line in path.read_text("utf-8").splitlines() if line.strip()]

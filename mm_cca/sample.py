@@ -19,6 +19,7 @@ from tqdm import tqdm
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import Defaults, Grid, UnifiedModel, grid_of
 from mm_cca.arms import Arm, Prompt, arms_of, prompts_of, refuse_few_prompts
+from mm_cca.config.schema import Recipe
 from mm_cca.dial import dial_full, dial_lora
 from mm_cca.errors import UserError
 from mm_cca.pictures import MANIFEST
@@ -28,7 +29,6 @@ from mm_cca.runs.files import write_text
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
 from mm_cca.sampling import SamplingSettings, image_stream, sample_codes
-from mm_cca.schema import Recipe
 
 
 def sample_arms(recipe: Recipe, run: RunFolder) -> None:

@@ -18,11 +18,11 @@ from mm_cca.adapters.base import grid_of
 from mm_cca.attention import training_attention
 from mm_cca.batches import Pairs, Schedule
 from mm_cca.collate import Collator
+from mm_cca.config.mixtures import LossTerms
+from mm_cca.config.schema import Recipe
 from mm_cca.logprobs import CodeLogProbs, Scored
-from mm_cca.losses import LossTerms
 from mm_cca.planning import training_schedule
 from mm_cca.runs.folder import RunFolder
-from mm_cca.schema import Recipe
 from mm_cca.tokens import open_cache
 
 USUAL_LAMBDA = 10.0

@@ -10,88 +10,19 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import release_memory
 
-from mm_cca.axes import Point, points_of, recipe_of
-from mm_cca.cached_reference import DEPENDS_ON
-from mm_cca.config import dump
-from mm_cca.errors import Diverged, UserError
+from mm_cca.config.load import dump
+from mm_cca.config.schema import Recipe
+from mm_cca.config.sweep_grid import Sweep
+from mm_cca.errors import Diverged
 from mm_cca.runs.files import write_json
 from mm_cca.runs.folder import RunFolder
-from mm_cca.schema import Recipe, RunConfig
-from mm_cca.scores import NEEDED_BY_SWEEP
 
 DIVERGED = "diverged.json"
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The recipes of a sweep; each is a run of its own inside the folder of the sweep.
-
-    Attributes:
-        root: its folder.
-        base: draws the base, and trains and draws the control, with the recipe's own values.
-        points: name -> recipe of the trained model.
-        values: name -> what was swept.
-    """
-
-    root: Path
-    base: Recipe
-    points: dict[str, Recipe]
-    values: dict[str, Point]
-
-
-def plan_sweep(path_or_name: str, overrides: Sequence[str]) -> Sweep:
-    """Read and check every recipe of the sweep before any work.
-
-    Raises:
-        UserError: what ``points_of`` raises, or a point whose values are wrong.
-    """
-    common, points = points_of(path_or_name, overrides)
-    recipe = recipe_of(path_or_name, common)  # with the recipe's own values for what is swept
-    if recipe.run.trained is not None:
-        raise UserError(
-            f"run.trained is {recipe.run.trained!r}; a sweep trains its own models. Leave it out."
-        )
-    _refuse_scores_without_a_plot(recipe)
-    root = Path(recipe.run.dir)
-    shared = not any(key in DEPENDS_ON for key in points[0].values)
-    recipes = {}
-    for point in points:
-        one = recipe_of(path_or_name, [*common, *point.overrides])
-        folder = root / "points" / point.name
-        run = _inside(one.run, root, folder, ["cca"], shared=shared)
-        recipes[point.name] = replace(one, run=run, train=replace(one.train, control=False))
-    base = _inside(recipe.run, root, root / "base", ["base", "control"], shared=True)
-    return Sweep(root, replace(recipe, run=base), recipes, {p.name: p for p in points})
-
-
-def _refuse_scores_without_a_plot(recipe: Recipe) -> None:
-    lacking = [name for name in NEEDED_BY_SWEEP if name not in recipe.eval.metrics]
-    if lacking:
-        raise UserError(
-            f"sweep.html shows {', '.join(NEEDED_BY_SWEEP)}, and eval.metrics lacks "
-            f"{', '.join(lacking)}. Add them, or run the points one by one."
-        )
-
-
-def _inside(
-    run: RunConfig, root: Path, folder: Path, sources: list[str], *, shared: bool
-) -> RunConfig:
-    own = root / "reference" if run.reference_dir is None else Path(run.reference_dir)
-    if not shared:
-        own = folder / "reference" if run.reference_dir is None else own / folder.name
-    return replace(
-        run,
-        dir=str(folder),
-        tokens_dir=run.tokens_dir or str(root / "tokens"),
-        reference_dir=str(own),
-        sources=sources,
-    )
 
 
 def run_sweep(sweep: Sweep, do: Callable[[Recipe, RunFolder, Sequence[str]], None]) -> None:

@@ -12,10 +12,10 @@ import torch
 from datasets import load_dataset
 
 from mm_cca.adapters.base import UnifiedModel
+from mm_cca.config.schema import TEXT_FILES
 from mm_cca.errors import UserError
 from mm_cca.head import chunked_logps
 from mm_cca.padding import left_pad, positions
-from mm_cca.schema import TEXT_FILES
 
 MAX_TOKENS = 512
 """Longer texts are cut: enough to see a change, and no more than a prompt costs."""

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.augment import variant_parameters, zoom_and_shift
+from mm_cca.config.schema import DataConfig
 from mm_cca.data import BadRow, Split, decode_image, load_split, refuse_too_many
 from mm_cca.errors import UserError
-from mm_cca.schema import DataConfig
 
 FEATURES = Features(
     {

@@ -26,17 +26,18 @@ from mm_cca.assembly import Loop, learning_rate, new_accelerator, set_up, whole_
 from mm_cca.attention import training_attention
 from mm_cca.batches import Pairs
 from mm_cca.collate import Collator, MicroBatch
+from mm_cca.config.mixtures import LossTerms
+from mm_cca.config.schema import LossConfig, Recipe
 from mm_cca.errors import Diverged, Interrupted, UserError
 from mm_cca.heldout import heldout_nll
 from mm_cca.interrupt import on_any_rank, stop_signal
 from mm_cca.logprobs import Scored
-from mm_cca.losses import LossTerms, loss_of
+from mm_cca.losses import loss_of
 from mm_cca.metrics import MetricsFile, StepMetrics
 from mm_cca.reference import write_trained
 from mm_cca.runs.digests import texts_digest, words_digest
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
-from mm_cca.schema import LossConfig, Recipe
 from mm_cca.signals import Constants, Health
 from mm_cca.text import read_texts
 from mm_cca.tokens import open_cache

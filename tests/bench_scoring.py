@@ -15,8 +15,8 @@ from pathlib import Path
 
 import datasets
 
-from mm_cca.demo import shipped
-from mm_cca.scores import DEFAULT
+from mm_cca.config.metrics import DEFAULT
+from mm_cca.config.shipped import shipped
 from mm_cca.tiny import write_tiny
 from tests.bench_training import measured
 from tests.towers import write_inception

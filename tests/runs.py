@@ -17,10 +17,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from mm_cca.config import load_config
+from mm_cca.config.load import load_config
+from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
 from mm_cca.jobs import run_job
-from mm_cca.schema import Recipe
 
 COLOURS = ("red", "green", "blue", "pink", "grey", "black")
 THINGS = ("owl", "hand", "face", "cat", "house", "tree", "car", "leaf")

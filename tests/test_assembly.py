@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import mm_cca.train as training
+from mm_cca.config.schema import TrainConfig
 from mm_cca.errors import UserError
-from mm_cca.schema import TrainConfig
 from tests import runs
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mm_cca import cli
-from mm_cca.config import dump, load_config, shipped_recipes
+from mm_cca.config.load import dump, load_config
+from mm_cca.config.shipped import shipped_recipes
 from tests import runs
 
 VERBS = (

@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 import mm_cca.recipes
-from mm_cca.config import dump, find_recipe, load_config
-from mm_cca.schema import Recipe, ScorerRecipe, TokenizerRecipe
+from mm_cca.config.load import dump, load_config
+from mm_cca.config.schema import Recipe, ScorerRecipe, TokenizerRecipe
+from mm_cca.config.shipped import find_recipe
 from tests import runs
 
 SHIPPED = sorted(Path(mm_cca.recipes.__file__).parent.glob("*.yaml"))

@@ -15,13 +15,13 @@ import mm_cca.dial
 import mm_cca.sample
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
+from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
 from mm_cca.logprobs import CodeLogProbs
 from mm_cca.padding import left_pad
 from mm_cca.reference import attach_lora, write_trained
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sample import load_source
-from mm_cca.schema import Recipe
 from mm_cca.tiny import FAMILIES, write_tiny
 from tests import runs
 from tests.helpers import assert_close

@@ -5,11 +5,11 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from mm_cca.config import load_config
+from mm_cca.config.load import load_config
+from mm_cca.config.schema import Recipe
 from mm_cca.eval.clip import cosines, retrieval_ranks
 from mm_cca.eval.fid import frechet_distance, kernel_distance, precision_recall
 from mm_cca.eval.intervals import mean_interval
-from mm_cca.schema import Recipe
 from tests import naive
 from tests.helpers import features
 

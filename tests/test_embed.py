@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from mm_cca.demo import SHIPPED
+from mm_cca.config.shipped import SHIPPED
 from mm_cca.errors import UserError
 from mm_cca.negatives import embed as embedding
 from mm_cca.negatives.embed import check_embedding, embed

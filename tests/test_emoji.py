@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mm_cca.demo import SHIPPED
+from mm_cca.config.shipped import SHIPPED
 from mm_cca.demo import build_emoji as builder
 from mm_cca.demo.emoji_names import HELDOUT_FRACTION, emojis, family_of, held_out, tidy, tone_of
 from mm_cca.errors import UserError

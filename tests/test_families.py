@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from mm_cca import cli, load_adapter
-from mm_cca.adapters import ADAPTERS
 from mm_cca.adapters.base import grid_of
 from mm_cca.adapters.chameleon import Chameleon
+from mm_cca.config.shipped import ADAPTERS
 from mm_cca.errors import UserError
 from mm_cca.export import export_model
 from mm_cca.tiny import FAMILIES, write_tiny

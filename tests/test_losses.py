@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from mm_cca.losses import LossTerms
-from mm_cca.schema import LossConfig
+from mm_cca.config.mixtures import LossTerms
+from mm_cca.config.schema import LossConfig
 from tests import runs
 
 SUMS = ["cca", "dpo", "unlearn", "nll", "distill", "cca + 0.1 nll", "cca + distill"]

@@ -221,7 +221,7 @@ def test_nothing_dropped_is_the_limit_of_few_dropped():
 def test_every_objective_of_a_recipe_exists_by_that_name():
     """Fault 3: a choice that the code spells another way."""
     from mm_cca import objectives
-    from mm_cca.schema import OBJECTIVES
+    from mm_cca.config.schema import OBJECTIVES
 
     assert all(callable(getattr(objectives, name)) for name in OBJECTIVES)
 

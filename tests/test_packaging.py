@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mm_cca.demo import SHIPPED
+from mm_cca.config.shipped import SHIPPED
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("mm_cca", "eval", "recipes", "pyproject.toml", "LICENSE", "NOTICE", "README.md")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from mm_cca.demo import SHIPPED
+from mm_cca.config.shipped import SHIPPED
 from mm_cca.errors import UserError
 from mm_cca.negatives import (
     KINDS,

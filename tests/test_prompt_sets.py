@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from mm_cca.config.shipped import PROMPT_SETS
 from mm_cca.errors import UserError
 from mm_cca.negatives import load_words, variants
-from mm_cca.prompt_sets import SHIPPED
 from mm_cca.prompts import read_prompts
 from tests import runs
 
-LINES = runs.json_lines(SHIPPED["attributes"])
+LINES = runs.json_lines(PROMPT_SETS["attributes"])
 KINDS = ("colour", "number", "size", "position", "material", "style")
 
 

@@ -268,6 +268,6 @@ def test_values_that_are_refused_before_any_work(recipe: Path, overrides: list[s
     ],
 )
 def test_what_is_a_published_clip(scorer: str, pretrained: str | None, published: bool):
-    from mm_cca.scores import is_published_clip
+    from mm_cca.config.metrics import is_published_clip
 
     assert is_published_clip(scorer, pretrained) == published

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mm_cca import cli
-from mm_cca.config import load_config
-from mm_cca.sweep import plan_sweep
+from mm_cca.config.load import load_config
+from mm_cca.config.sweep_grid import plan_sweep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

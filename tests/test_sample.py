@@ -11,11 +11,11 @@ import pytest
 
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.arms import prompts_of
+from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
 from mm_cca.jobs import frozen_model
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sample import read_manifest, sample_arms
-from mm_cca.schema import Recipe
 from tests import runs
 
 ARMS = ("base", "base+cfg2", "cca")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mm_cca import cli, load_adapter
+from mm_cca.config.mixtures import LossTerms
 from mm_cca.logprobs import CodeLogProbs
-from mm_cca.losses import LossTerms
 from mm_cca.padding import left_pad
 from mm_cca.planning import training_schedule
 from mm_cca.runs.folder import RunFolder

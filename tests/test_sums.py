@@ -2,7 +2,7 @@
 
 import pytest
 
-from mm_cca.sums import parse_sum
+from mm_cca.config.mixtures import parse_sum
 
 NAMES = ("cca", "nll", "distill")
 

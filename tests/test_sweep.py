@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from mm_cca import cli
-from mm_cca.axes import points_of
+from mm_cca.config.sweep_grid import plan_sweep, points_of
 from mm_cca.errors import UserError
 from mm_cca.eval.seeds import over_seeds
-from mm_cca.sweep import plan_sweep
 from tests import runs
 
 

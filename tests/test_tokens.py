@@ -10,11 +10,11 @@ import torch
 
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.augment import variant_parameters, zoom_and_shift
+from mm_cca.config.schema import Recipe
 from mm_cca.data import decode_image
 from mm_cca.errors import UserError
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import locked
-from mm_cca.schema import Recipe
 from mm_cca.tokens import TokenCache, load_split, open_cache, prepare_split
 from tests import runs
 

@@ -228,7 +228,7 @@ def test_prompts_of_the_data_are_drawn_from_the_tokens_of_the_trained_run(
 
 
 def test_a_sweep_trains_its_own(reported: Path, tmp_path: Path):
-    from mm_cca.sweep import plan_sweep
+    from mm_cca.config.sweep_grid import plan_sweep
 
     words = [f"run.dir={tmp_path}", f"run.trained={reported.parent / 'run'}", "train.seed=[0,1]"]
     with pytest.raises(UserError, match="a sweep trains its own models"):

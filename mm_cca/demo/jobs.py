@@ -8,12 +8,12 @@ from tqdm import tqdm
 from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
 from mm_cca import checkpoint
+from mm_cca.config.schema import DataConfig, ScorerRecipe, TokenizerRecipe
 from mm_cca.data import images_of, load_split
 from mm_cca.demo import scorer, tiny, tokenizer
 from mm_cca.runs.files import write_json
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
-from mm_cca.schema import DataConfig, ScorerRecipe, TokenizerRecipe
 
 
 def train_demo_part(recipe: TokenizerRecipe | ScorerRecipe, run: RunFolder) -> None:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mm_cca.config import dump, load_config
+from mm_cca.config.load import dump, load_config
+from mm_cca.config.schema import AnyRecipe, Recipe
 from mm_cca.errors import UserError
 from mm_cca.runs.environment import environment
 from mm_cca.runs.files import write_json, write_text
-from mm_cca.schema import AnyRecipe, Recipe
 
 
 @dataclass(frozen=True)

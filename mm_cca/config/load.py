@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
-from importlib import resources
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -16,8 +15,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mm_cca.config.schema import JOBS, AnyRecipe
+from mm_cca.config.shipped import find_recipe
 from mm_cca.errors import UserError
-from mm_cca.schema import JOBS, AnyRecipe
 
 
 def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
@@ -30,7 +30,7 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     Raises:
         UserError: every mistake in one message.
     """
-    from mm_cca.checks import problems
+    from mm_cca.config.validate import problems
 
     path = find_recipe(path_or_name)
     raw = _read_yaml(path)
@@ -68,28 +68,6 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
 def dump(recipe: AnyRecipe) -> str:
     """The resolved recipe as YAML; loading it gives the same recipe."""
     return OmegaConf.to_yaml(OmegaConf.structured(recipe))
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Names and files of the recipes inside the package."""
-    folder = Path(str(resources.files("mm_cca.recipes")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def find_recipe(path_or_name: str) -> Path:
-    """A file if it exists, else the shipped recipe of that name. Raises UserError."""
-    path = Path(path_or_name)
-    if path.is_file():
-        return path
-    shipped = shipped_recipes()
-    if path_or_name in shipped:
-        return shipped[path_or_name]
-    near = get_close_matches(path_or_name, shipped, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise UserError(
-        f"no recipe {path_or_name!r}: not a file, and not one of the shipped recipes "
-        f"({', '.join(shipped)}).{hint}"
-    )
 
 
 class _Loader(yaml.SafeLoader):

@@ -3,13 +3,12 @@
 import re
 from pathlib import Path
 
-from mm_cca.check_values import Check, at_least, one_of
+from mm_cca.config.constraints import Check, at_least, one_of
+from mm_cca.config.metrics import SCORES, On, is_published_clip
+from mm_cca.config.schema import PROMPT_FILES, TEXT_FILES, Recipe
+from mm_cca.config.shipped import PROMPT_SETS
 from mm_cca.errors import UserError
 from mm_cca.negatives import load_words
-from mm_cca.prompt_sets import SHIPPED
-from mm_cca.prompts import SUFFIXES
-from mm_cca.schema import TEXT_FILES, Recipe
-from mm_cca.scores import SCORES, On, is_published_clip
 
 
 def eval_checks(recipe: Recipe) -> list[Check]:
@@ -118,9 +117,11 @@ def _prompts(recipe: Recipe) -> list[Check]:
         (
             "sample.prompts",
             prompts,
-            prompts is None or Path(prompts).suffix in ("", *SUFFIXES) or Path(prompts).is_dir(),
-            f"null (captions of the data), a file {', '.join(SUFFIXES)}, a folder of them, or a "
-            f"set that is shipped: {', '.join(SHIPPED)}",
+            prompts is None
+            or Path(prompts).suffix in ("", *PROMPT_FILES)
+            or Path(prompts).is_dir(),
+            f"null (captions of the data), a file {', '.join(PROMPT_FILES)}, a folder of them, or "
+            f"a set that is shipped: {', '.join(PROMPT_SETS)}",
         ),
     ]
 

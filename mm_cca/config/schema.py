@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from omegaconf import MISSING
 
-from mm_cca.scores import DEFAULT as DEFAULT_METRICS
+from mm_cca.config.metrics import DEFAULT as DEFAULT_METRICS
 
 STAGES = ("prepare", "train", "sample", "eval", "report")
 SOURCES = ("base", "cca", "control")
@@ -231,3 +231,6 @@ JOBS: dict[str, type] = {
     "tokenizer": TokenizerRecipe,
     "scorer": ScorerRecipe,
 }
+
+
+PROMPT_FILES = (".txt", ".jsonl", ".csv", ".json")

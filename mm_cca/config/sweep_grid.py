@@ -1,15 +1,18 @@
-"""The points of a sweep: every override whose key takes one value but was given a list."""
+"""The recipes of a sweep: every override whose key takes one value but was given a list."""
 
 import itertools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, get_origin
 
-from mm_cca.config import known_keys, load_config, split_override
+from mm_cca.config.load import known_keys, load_config, split_override
+from mm_cca.config.metrics import NEEDED_BY_SWEEP
+from mm_cca.config.schema import Recipe, RunConfig
+from mm_cca.config.stage_keys import DEPENDS_ON
 from mm_cca.errors import UserError
-from mm_cca.schema import Recipe
 
 SWEPT = ("loss.", "train.")
 """Groups whose keys may be swept: all points share images, base and sampling."""
@@ -87,3 +90,69 @@ def recipe_of(path_or_name: str, overrides: Sequence[str]) -> Recipe:
     if not isinstance(recipe, Recipe):
         raise UserError(f"a {recipe.job} recipe can't be swept; name a finetune recipe.")
     return recipe
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The recipes of a sweep; each is a run of its own inside the folder of the sweep.
+
+    Attributes:
+        root: its folder.
+        base: draws the base, and trains and draws the control, with the recipe's own values.
+        points: name -> recipe of the trained model.
+        values: name -> what was swept.
+    """
+
+    root: Path
+    base: Recipe
+    points: dict[str, Recipe]
+    values: dict[str, Point]
+
+
+def plan_sweep(path_or_name: str, overrides: Sequence[str]) -> Sweep:
+    """Read and check every recipe of the sweep before any work.
+
+    Raises:
+        UserError: what ``points_of`` raises, or a point whose values are wrong.
+    """
+    common, points = points_of(path_or_name, overrides)
+    recipe = recipe_of(path_or_name, common)  # with the recipe's own values for what is swept
+    if recipe.run.trained is not None:
+        raise UserError(
+            f"run.trained is {recipe.run.trained!r}; a sweep trains its own models. Leave it out."
+        )
+    _refuse_scores_without_a_plot(recipe)
+    root = Path(recipe.run.dir)
+    shared = not any(key in DEPENDS_ON for key in points[0].values)
+    recipes = {}
+    for point in points:
+        one = recipe_of(path_or_name, [*common, *point.overrides])
+        folder = root / "points" / point.name
+        run = _inside(one.run, root, folder, ["cca"], shared=shared)
+        recipes[point.name] = replace(one, run=run, train=replace(one.train, control=False))
+    base = _inside(recipe.run, root, root / "base", ["base", "control"], shared=True)
+    return Sweep(root, replace(recipe, run=base), recipes, {p.name: p for p in points})
+
+
+def _refuse_scores_without_a_plot(recipe: Recipe) -> None:
+    lacking = [name for name in NEEDED_BY_SWEEP if name not in recipe.eval.metrics]
+    if lacking:
+        raise UserError(
+            f"sweep.html shows {', '.join(NEEDED_BY_SWEEP)}, and eval.metrics lacks "
+            f"{', '.join(lacking)}. Add them, or run the points one by one."
+        )
+
+
+def _inside(
+    run: RunConfig, root: Path, folder: Path, sources: list[str], *, shared: bool
+) -> RunConfig:
+    own = root / "reference" if run.reference_dir is None else Path(run.reference_dir)
+    if not shared:
+        own = folder / "reference" if run.reference_dir is None else own / folder.name
+    return replace(
+        run,
+        dir=str(folder),
+        tokens_dir=run.tokens_dir or str(root / "tokens"),
+        reference_dir=str(own),
+        sources=sources,
+    )

@@ -2,17 +2,8 @@
 
 import math
 
-from mm_cca.check_values import (
-    Check,
-    above,
-    at_least,
-    fraction,
-    no_two_alike,
-    one_of,
-    when,
-)
-from mm_cca.eval_checks import eval_checks
-from mm_cca.schema import (
+from mm_cca.config.constraints import Check, above, at_least, fraction, no_two_alike, one_of, when
+from mm_cca.config.schema import (
     SOURCES,
     STAGES,
     AnyRecipe,
@@ -21,7 +12,8 @@ from mm_cca.schema import (
     ScorerRecipe,
     TokenizerRecipe,
 )
-from mm_cca.train_checks import PRECISIONS, loss_checks, train_checks
+from mm_cca.config.validate_eval import eval_checks
+from mm_cca.config.validate_train import PRECISIONS, loss_checks, train_checks
 
 DTYPES = ("float32", "bfloat16", "float16")
 MIN_IMAGES = 4
@@ -67,7 +59,7 @@ def _data(data: DataConfig) -> list[Check]:
 
 
 def _model(recipe: Recipe) -> list[Check]:
-    from mm_cca.adapters import ADAPTERS
+    from mm_cca.config.shipped import ADAPTERS
 
     adapter = recipe.model.adapter
     known = adapter in ADAPTERS or ":" in adapter

@@ -1,12 +1,12 @@
 """What makes the values of ``loss`` and ``train`` wrong, found without reading data or weights."""
 
-from mm_cca.check_values import Check, above, at_least, fraction, one_of, when
+from mm_cca.config.constraints import Check, above, at_least, fraction, one_of, when
+from mm_cca.config.mixtures import parse_sum
+from mm_cca.config.schema import OBJECTIVES, Recipe
 from mm_cca.errors import UserError
 from mm_cca.negatives import KINDS
 from mm_cca.negatives.embed import ALLOWED as EMBEDDINGS
 from mm_cca.negatives.embed import check_embedding
-from mm_cca.schema import OBJECTIVES, Recipe
-from mm_cca.sums import parse_sum
 
 PRECISIONS = ("no", "bf16", "fp16")
 TRACKERS = ("tensorboard", "wandb", "trackio")
