@@ -10,12 +10,13 @@ from accelerate.utils import release_memory
 
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.config.schema import Recipe
-from mm_cca.data import load_split
+from mm_cca.data.images import load_split
+from mm_cca.data.texts import read_texts
 from mm_cca.errors import UserError
 from mm_cca.eval.intervals import mean_interval
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sample import load_source
-from mm_cca.text import read_texts, text_batch, text_nll
+from mm_cca.text import text_batch, text_nll
 
 CAPTIONS = "captions"
 MAX_TEXTS = 1000

@@ -9,6 +9,7 @@ from mm_cca.arms import Prompt, has_real_images, reference_rows, splits_of
 from mm_cca.config.metrics import SCORES
 from mm_cca.config.schema import Recipe
 from mm_cca.config.validate import MIN_IMAGES
+from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError
 from mm_cca.eval.attributes import questions_of
 from mm_cca.eval.density import NEIGHBOURS
@@ -19,7 +20,6 @@ from mm_cca.eval.measure import SplitTruth
 from mm_cca.eval.references import Reference, external_reference, reference_of
 from mm_cca.negatives import load_words
 from mm_cca.runs.folder import RunFolder
-from mm_cca.tokens import open_cache
 
 FEATURES = "features"
 """Folder beside the shards of a split's tokens, shared with them between runs."""

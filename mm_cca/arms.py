@@ -6,10 +6,10 @@ import numpy as np
 
 from mm_cca.config.schema import Recipe, SampleConfig
 from mm_cca.config.validate import MIN_IMAGES
+from mm_cca.data.prompt_files import read_prompts
+from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError
-from mm_cca.prompts import read_prompts
 from mm_cca.runs.folder import RunFolder
-from mm_cca.tokens import open_cache
 
 PROMPTS = "prompts"
 """The split of prompts that come from a file."""

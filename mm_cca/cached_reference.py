@@ -23,6 +23,7 @@ from mm_cca.collate import Collator, MicroBatch
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import Recipe
 from mm_cca.config.stage_keys import DEPENDS_ON
+from mm_cca.data.token_cache import TokenCache, open_cache
 from mm_cca.errors import UserError
 from mm_cca.guided_kl import Teacher
 from mm_cca.logprobs import CodeLogProbs
@@ -31,7 +32,6 @@ from mm_cca.reference import RefScores, live_scores
 from mm_cca.runs.digests import code_digest, row_keys, texts_digest, weights_digest, words_digest
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
-from mm_cca.tokens import TokenCache, open_cache
 
 FILE = "logps.npy"
 KEYS = "keys.npy"

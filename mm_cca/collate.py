@@ -12,10 +12,11 @@ import torch
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.batches import Pairs
+from mm_cca.data.texts import TextStream
+from mm_cca.data.token_cache import TokenCache
 from mm_cca.negatives import normalise
 from mm_cca.padding import left_pad
-from mm_cca.text import TextStream, text_batch
-from mm_cca.tokens import TokenCache
+from mm_cca.text import text_batch
 
 Rows = tuple[torch.Tensor, torch.Tensor]
 """Left-padded ids and their bool mask."""

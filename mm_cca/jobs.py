@@ -17,12 +17,12 @@ from mm_cca.cached_reference import prepare_reference
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import STAGES, AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
 from mm_cca.config.stage_keys import NOT_ABOUT_TOKENS
-from mm_cca.data import load_split
+from mm_cca.data.images import load_split
+from mm_cca.data.token_cache import prepare_split
 from mm_cca.errors import UserError
 from mm_cca.planning import check_plan
 from mm_cca.runs.folder import RunFolder, recipe_of_training
 from mm_cca.runs.stage import Stage, locked
-from mm_cca.tokens import prepare_split
 
 
 def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from PIL import Image
 
-from mm_cca.data import fitted
+from mm_cca.data.images import fitted
+from mm_cca.data.prompt_files import rows_of
 from mm_cca.errors import UserError
-from mm_cca.prompts import rows_of
 
 HPS_STYLES = ("anime", "concept-art", "paintings", "photo")
 DPG_PICTURES = 4

@@ -9,11 +9,11 @@ from tqdm import tqdm
 from mm_cca.batches import Schedule
 from mm_cca.config.mixtures import LossTerms, parse_sum
 from mm_cca.config.schema import Recipe
+from mm_cca.data.token_cache import TokenCache
 from mm_cca.errors import UserError
 from mm_cca.negatives import KINDS, EpochPlan, NegativeSettings, Planner, write_plan
 from mm_cca.negatives.embed import check_installed
 from mm_cca.runs.files import write_json
-from mm_cca.tokens import TokenCache
 
 
 class PlanKeeper:

@@ -20,10 +20,10 @@ from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import Defaults, Grid, UnifiedModel, grid_of
 from mm_cca.arms import Arm, Prompt, arms_of, prompts_of, refuse_few_prompts
 from mm_cca.config.schema import Recipe
+from mm_cca.data.prompt_files import read_prompts
 from mm_cca.dial import dial_full, dial_lora
 from mm_cca.errors import UserError
 from mm_cca.pictures import MANIFEST
-from mm_cca.prompts import read_prompts
 from mm_cca.runs.digests import texts_digest
 from mm_cca.runs.files import write_text
 from mm_cca.runs.folder import RunFolder

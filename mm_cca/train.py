@@ -28,6 +28,8 @@ from mm_cca.batches import Pairs
 from mm_cca.collate import Collator, MicroBatch
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import LossConfig, Recipe
+from mm_cca.data.texts import read_texts
+from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import Diverged, Interrupted, UserError
 from mm_cca.heldout import heldout_nll
 from mm_cca.interrupt import on_any_rank, stop_signal
@@ -39,8 +41,6 @@ from mm_cca.runs.digests import texts_digest, words_digest
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
 from mm_cca.signals import Constants, Health
-from mm_cca.text import read_texts
-from mm_cca.tokens import open_cache
 
 MAX_GAP_AT_START = 1e-3
 """Nats per image; the reference is the same model, so the truth is 0."""

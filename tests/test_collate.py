@@ -10,7 +10,7 @@ import torch
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.batches import Pairs
 from mm_cca.collate import Collator, MicroBatch
-from mm_cca.text import TextStream
+from mm_cca.data.texts import TextStream
 
 CAPTIONS = ["red owl", "small waving hand", "Red  OWL"]
 GRID = (4, 4)

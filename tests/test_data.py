@@ -11,10 +11,10 @@ from PIL import Image
 
 from mm_cca.config.load import load_config
 from mm_cca.config.schema import DataConfig
-from mm_cca.data import decode_image, images_of, load_split
+from mm_cca.data.images import decode_image, images_of, load_split
+from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError
 from mm_cca.runs.folder import RunFolder
-from mm_cca.tokens import open_cache
 from tests import runs
 
 

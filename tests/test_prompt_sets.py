@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from mm_cca.config.shipped import PROMPT_SETS
+from mm_cca.data.prompt_files import read_prompts
 from mm_cca.errors import UserError
 from mm_cca.negatives import load_words, variants
-from mm_cca.prompts import read_prompts
 from tests import runs
 
 LINES = runs.json_lines(PROMPT_SETS["attributes"])

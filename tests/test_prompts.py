@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from mm_cca.data.prompt_files import read_prompts
 from mm_cca.errors import UserError
-from mm_cca.prompts import read_prompts
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from mm_cca.adapters.base import UnifiedModel
-from mm_cca.augment import variant_parameters, zoom_and_shift
 from mm_cca.config.schema import Recipe
-from mm_cca.data import decode_image
+from mm_cca.data.augment import variant_parameters, zoom_and_shift
+from mm_cca.data.images import decode_image
+from mm_cca.data.token_cache import TokenCache, load_split, open_cache, prepare_split
 from mm_cca.errors import UserError
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import locked
-from mm_cca.tokens import TokenCache, load_split, open_cache, prepare_split
 from tests import runs
 
 ROWS = 12
@@ -171,7 +171,7 @@ def test_slow_rank_leaves_no_shard_out(
             time.sleep(0.02)
         return split
 
-    monkeypatch.setattr("mm_cca.tokens.PartialState", ranks)
-    monkeypatch.setattr("mm_cca.tokens.load_split", slow)
+    monkeypatch.setattr("mm_cca.data.token_cache.PartialState", ranks)
+    monkeypatch.setattr("mm_cca.data.token_cache.load_split", slow)
     ranks.run(lambda: prepare_split(lambda: tiny_model, recipe.data, "train", folder, 0))
     assert torch.equal(codes_of(recipe), expected)

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from mm_cca import checkpoint
 from mm_cca.batches import Schedule
 from mm_cca.config.mixtures import LossTerms
+from mm_cca.data.token_cache import open_cache
 from mm_cca.planning import training_schedule
 from mm_cca.runs.folder import RunFolder
-from mm_cca.tokens import open_cache
 from tests import runs
 
 LONG = 120

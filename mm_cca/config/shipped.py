@@ -38,7 +38,7 @@ def find_recipe(path_or_name: str) -> Path:
     )
 
 
-PROMPT_SETS = {"attributes": _PACKAGE / "prompt_sets" / "attributes.jsonl"}
+PROMPT_SETS = {"attributes": _PACKAGE / "data" / "prompt_sets" / "attributes.jsonl"}
 """``attributes``: 300 prompts with one attribute each, which ``eval.attributes`` asks about."""
 
 

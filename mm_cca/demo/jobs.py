@@ -9,7 +9,7 @@ from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
 from mm_cca import checkpoint
 from mm_cca.config.schema import DataConfig, ScorerRecipe, TokenizerRecipe
-from mm_cca.data import images_of, load_split
+from mm_cca.data.images import images_of, load_split
 from mm_cca.demo import scorer, tiny, tokenizer
 from mm_cca.runs.files import write_json
 from mm_cca.runs.folder import RunFolder

@@ -19,7 +19,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from mm_cca.attention import training_attention
-from mm_cca.augment import variant_parameters, zoom_and_shift
+from mm_cca.data.augment import variant_parameters, zoom_and_shift
 from mm_cca.demo.tiny import bpe
 
 BOS, EOS, PAD = "<start>", "<end>", "<pad>"

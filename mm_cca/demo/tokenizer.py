@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Emu3VQVAE
 
-from mm_cca.augment import variant_parameters, zoom_and_shift
+from mm_cca.data.augment import variant_parameters, zoom_and_shift
 
 
 @dataclass(frozen=True)

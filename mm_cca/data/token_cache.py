@@ -13,9 +13,9 @@ from datasets import Dataset, Features, Sequence, Value, concatenate_datasets, l
 from tqdm import tqdm
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
-from mm_cca.augment import variant_parameters, zoom_and_shift
 from mm_cca.config.schema import DataConfig
-from mm_cca.data import BadRow, Split, decode_image, load_split, refuse_too_many
+from mm_cca.data.augment import variant_parameters, zoom_and_shift
+from mm_cca.data.images import BadRow, Split, decode_image, load_split, refuse_too_many
 from mm_cca.errors import UserError
 
 FEATURES = Features(
@@ -26,7 +26,6 @@ FEATURES = Features(
         "problem": Value("string"),
     }
 )
-
 CAPTIONS_AT_A_TIME = 1024
 
 

@@ -17,7 +17,7 @@ def read_prompts(name: str) -> list[str]:
     """The prompts of a file or a folder in their order, repeated ones too.
 
     Args:
-        name: of a shipped set (``prompt_sets.SHIPPED``); ``.txt`` with a prompt a line (empty lines
+        name: of a shipped set (``config.shipped.PROMPT_SETS``); ``.txt`` with a prompt a line (empty lines
             are passed over); ``.jsonl`` or ``.csv`` with a column text, caption or prompt;
             ``.json`` with a list of texts; or a folder, in the order of its names, where a ``.txt``
             is one prompt and a ``.json`` a list.
@@ -46,8 +46,8 @@ def read_prompts(name: str) -> list[str]:
 def _texts(path: Path) -> list[Any]:
     if path.suffix not in PROMPT_FILES:
         raise UserError(
-            f"sample.prompts is {str(path)!r}; allowed: a file {', '.join(PROMPT_FILES)}, a folder, "
-            f"or a set that is shipped: {', '.join(PROMPT_SETS)}."
+            f"sample.prompts is {str(path)!r}; allowed: a file {', '.join(PROMPT_FILES)}, a "
+            f"folder, or a set that is shipped: {', '.join(PROMPT_SETS)}."
         )
     if path.suffix == ".txt":
         return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
