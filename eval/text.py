@@ -14,9 +14,9 @@ from mm_cca.data.images import load_split
 from mm_cca.data.texts import read_texts
 from mm_cca.errors import UserError
 from mm_cca.eval.intervals import mean_interval
+from mm_cca.modeling.text_nll import text_batch, text_nll
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sample import load_source
-from mm_cca.text import text_batch, text_nll
 
 CAPTIONS = "captions"
 MAX_TEXTS = 1000

@@ -20,9 +20,10 @@ from mm_cca.config.schema import LossConfig, Recipe, TrainConfig
 from mm_cca.data.texts import TextStream, read_texts
 from mm_cca.data.token_cache import TokenCache, open_cache
 from mm_cca.errors import UserError
-from mm_cca.logprobs import CodeLogProbs
+from mm_cca.modeling.logprobs import CodeLogProbs
+from mm_cca.modeling.lora import attach_lora
 from mm_cca.planning import PlanKeeper, training_schedule
-from mm_cca.reference import CopyReference, LoraReference, Reference, attach_lora
+from mm_cca.reference import CopyReference, LoraReference, Reference
 from mm_cca.runs.folder import RunFolder
 
 

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
-from mm_cca.attention import training_attention
 from mm_cca.batches import Schedule
 from mm_cca.collate import Collator, MicroBatch
 from mm_cca.config.mixtures import LossTerms
@@ -25,8 +24,8 @@ from mm_cca.config.schema import Recipe
 from mm_cca.config.stage_keys import DEPENDS_ON
 from mm_cca.data.token_cache import TokenCache, open_cache
 from mm_cca.errors import UserError
-from mm_cca.guided_kl import Teacher
-from mm_cca.logprobs import CodeLogProbs
+from mm_cca.modeling.guidance import Teacher
+from mm_cca.modeling.logprobs import CodeLogProbs, training_attention
 from mm_cca.planning import training_schedule
 from mm_cca.reference import RefScores, live_scores
 from mm_cca.runs.digests import code_digest, row_keys, texts_digest, weights_digest, words_digest

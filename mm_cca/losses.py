@@ -8,7 +8,7 @@ import torch
 from mm_cca import objectives
 from mm_cca.collate import MicroBatch
 from mm_cca.config.mixtures import LossTerms
-from mm_cca.logprobs import Scored
+from mm_cca.modeling.logprobs import Scored
 from mm_cca.reference import RefScores
 
 

@@ -7,16 +7,14 @@ import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 
-from mm_cca.adapters.base import UnifiedModel
 from mm_cca.collate import MicroBatch
-from mm_cca.guided_kl import Teacher
-from mm_cca.logprobs import CodeLogProbs, Scored
+from mm_cca.modeling.guidance import Teacher
+from mm_cca.modeling.logprobs import CodeLogProbs, Scored
 
 
 @dataclass(frozen=True)
@@ -101,27 +99,3 @@ def _teacher_states(
     assert cond.states is not None
     assert uncond.states is not None
     return cond.states, uncond.states
-
-
-def attach_lora(model: UnifiedModel, *, rank: int, alpha: int) -> None:
-    """Put a fresh LoRA on the layers that the adapter names; everything else is frozen."""
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=model.lora_targets()
-    )
-    # The frozen image tokenizer has linear layers too; peft matches names, so it is excluded here.
-    inside = {id(layer) for part in model.frozen() for layer in part.modules()}
-    config.exclude_modules = [n for n, m in model.module.named_modules() if id(m) in inside]
-    model.module = get_peft_model(model.module, config)  # type: ignore[arg-type]
-
-
-def write_trained(
-    model: UnifiedModel, folder: Path, weights: dict[str, torch.Tensor] | None = None
-) -> None:
-    """A LoRA as peft's own files, anything else as the adapter's plain checkpoint folder.
-
-    ``weights`` stand in for the module's own where those are sharded over ranks.
-    """
-    if isinstance(model.module, PeftModel):
-        model.module.save_pretrained(str(folder), state_dict=weights)
-    else:
-        model.save(folder, weights)

@@ -21,14 +21,15 @@ from mm_cca.adapters.base import Defaults, Grid, UnifiedModel, grid_of
 from mm_cca.arms import Arm, Prompt, arms_of, prompts_of, refuse_few_prompts
 from mm_cca.config.schema import Recipe
 from mm_cca.data.prompt_files import read_prompts
-from mm_cca.dial import dial_full, dial_lora
 from mm_cca.errors import UserError
+from mm_cca.modeling.dial import dial_full
+from mm_cca.modeling.lora import dial_lora
+from mm_cca.modeling.sampler import SamplingSettings, image_stream, sample_codes
 from mm_cca.pictures import MANIFEST
 from mm_cca.runs.digests import texts_digest
 from mm_cca.runs.files import write_text
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
-from mm_cca.sampling import SamplingSettings, image_stream, sample_codes
 
 
 def sample_arms(recipe: Recipe, run: RunFolder) -> None:

@@ -15,13 +15,12 @@ from tqdm import tqdm
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import grid_of
-from mm_cca.attention import training_attention
 from mm_cca.batches import Pairs, Schedule
 from mm_cca.collate import Collator
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import Recipe
 from mm_cca.data.token_cache import open_cache
-from mm_cca.logprobs import CodeLogProbs, Scored
+from mm_cca.modeling.logprobs import CodeLogProbs, Scored, training_attention
 from mm_cca.planning import training_schedule
 from mm_cca.runs.folder import RunFolder
 

@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from mm_cca import checkpoint, objectives
 from mm_cca.assembly import Loop, learning_rate, new_accelerator, set_up, whole_weights
-from mm_cca.attention import training_attention
 from mm_cca.batches import Pairs
 from mm_cca.collate import Collator, MicroBatch
 from mm_cca.config.mixtures import LossTerms
@@ -33,10 +32,10 @@ from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import Diverged, Interrupted, UserError
 from mm_cca.heldout import heldout_nll
 from mm_cca.interrupt import on_any_rank, stop_signal
-from mm_cca.logprobs import Scored
 from mm_cca.losses import loss_of
 from mm_cca.metrics import MetricsFile, StepMetrics
-from mm_cca.reference import write_trained
+from mm_cca.modeling.logprobs import Scored, training_attention
+from mm_cca.modeling.lora import write_trained
 from mm_cca.runs.digests import texts_digest, words_digest
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage

@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from accelerate.utils import release_memory
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from PIL import Image
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.arms import Arm
 from mm_cca.errors import UserError
+from mm_cca.modeling.lora import set_lora
+from mm_cca.modeling.sampler import image_stream, sample_codes
 from mm_cca.runs.folder import open_run
 from mm_cca.sample import load_source, sampling_settings
-from mm_cca.sampling import image_stream, sample_codes
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Tryout:
     def _at(self, dial: float) -> UnifiedModel:
         if self._trained is not None and dial != self._dial:
             if isinstance(self._trained.module, PeftModel):
-                _set_lora(self._trained.module, dial)
+                set_lora(self._trained.module, dial)
             else:
                 self._trained = None
                 release_memory()  # or three models would lie on the device at once
@@ -91,14 +91,6 @@ def _as_source(model: UnifiedModel, source: str) -> AbstractContextManager[None]
     if source == "base" and isinstance(model.module, PeftModel):
         return model.module.disable_adapter()
     return nullcontext()
-
-
-def _set_lora(module: PeftModel, dial: float) -> None:
-    """Whatever the dial was before."""
-    for layer in module.modules():
-        if isinstance(layer, LoraLayer):
-            for adapter in layer.scaling:
-                layer.set_scale(adapter, dial)
 
 
 def _check(prompt: str, seed: int, scale: float, dial: float) -> None:

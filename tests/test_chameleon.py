@@ -12,8 +12,8 @@ from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
 from mm_cca import load_adapter
 from mm_cca.adapters.base import FREE, UnifiedModel
 from mm_cca.errors import UserError
-from mm_cca.logprobs import CodeLogProbs
-from mm_cca.padding import left_pad
+from mm_cca.modeling.inputs import left_pad
+from mm_cca.modeling.logprobs import CodeLogProbs
 from mm_cca.tiny import write_tiny
 from tests.helpers import assert_close
 

@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import JanusForConditionalGeneration
 
-import mm_cca.dial
+import mm_cca.modeling.dial
 import mm_cca.sample
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
-from mm_cca.logprobs import CodeLogProbs
-from mm_cca.padding import left_pad
-from mm_cca.reference import attach_lora, write_trained
+from mm_cca.modeling.inputs import left_pad
+from mm_cca.modeling.logprobs import CodeLogProbs
+from mm_cca.modeling.lora import attach_lora, write_trained
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sample import load_source
 from mm_cca.tiny import FAMILIES, write_tiny
@@ -98,7 +98,7 @@ def test_full_is_exact_at_both_ends(full: Recipe):
     check_ends(full)
     model = load_checkpoint(full.model)
     trained = RunFolder.of(full).train / "model"
-    mm_cca.dial.dial_full(model.module, trained, 1.0)
+    mm_cca.modeling.dial.dial_full(model.module, trained, 1.0)
     found, wanted = model.module.state_dict(), load_checkpoint(full.model, str(trained))
     assert {
         n: x for n, x in wanted.module.state_dict().items() if not torch.equal(x, found[n])
@@ -200,7 +200,7 @@ def test_one_model_and_one_tensor_in_memory(
     janus: Recipe, trained: Path, monkeypatch: pytest.MonkeyPatch
 ):
     paths, alive, read = [], [], []
-    load, real = load_checkpoint, mm_cca.dial.safe_open
+    load, real = load_checkpoint, mm_cca.modeling.dial.safe_open
 
     def loaded(config, path=None):
         paths.append(path)
@@ -231,7 +231,7 @@ def test_one_model_and_one_tensor_in_memory(
             return tensor
 
     monkeypatch.setattr(mm_cca.sample, "load_checkpoint", loaded)
-    monkeypatch.setattr(mm_cca.dial, "safe_open", OneAtATime)
+    monkeypatch.setattr(mm_cca.modeling.dial, "safe_open", OneAtATime)
     dialled(janus, 0.5)
     assert paths == [None], "the base, and no second model"
     assert sorted(read) == sorted(load_file(trained / "model.safetensors"))
@@ -268,7 +268,7 @@ def test_weights_that_do_not_match(janus: Recipe, trained: Path, change, told: s
     model = load_checkpoint(janus.model)
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
     with pytest.raises(UserError, match=told):
-        mm_cca.dial.dial_full(model.module, trained, 0.5)
+        mm_cca.modeling.dial.dial_full(model.module, trained, 0.5)
     after = model.module.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
 

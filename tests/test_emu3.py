@@ -13,8 +13,8 @@ from transformers import Emu3ForConditionalGeneration, Emu3Processor
 from mm_cca import load_adapter
 from mm_cca.adapters.base import FREE, UnifiedModel, grid_of
 from mm_cca.errors import UserError
-from mm_cca.logprobs import CodeLogProbs
-from mm_cca.reference import attach_lora
+from mm_cca.modeling.logprobs import CodeLogProbs
+from mm_cca.modeling.lora import attach_lora
 from tests.helpers import assert_close
 
 

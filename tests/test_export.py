@@ -12,9 +12,9 @@ from peft.tuners.lora import LoraLayer
 from transformers import Emu3ForConditionalGeneration, GenerationConfig
 
 from mm_cca import cli, load_adapter
-from mm_cca.dial import bake_lora
 from mm_cca.errors import UserError
 from mm_cca.export import export_model
+from mm_cca.modeling.lora import bake_lora
 from mm_cca.tiny import write_tiny
 from tests import runs
 from tests.helpers import assert_close

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mm_cca.guided_kl import Teacher, guided_kl
+from mm_cca.modeling.guidance import Teacher, guided_kl
 from tests import naive
 from tests.helpers import assert_close
 from tests.test_logprobs import LargestTensor

@@ -15,12 +15,12 @@ from transformers import JanusForConditionalGeneration, JanusProcessor
 from mm_cca import load_adapter
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.errors import UserError
-from mm_cca.logprobs import CodeLogProbs
-from mm_cca.padding import left_pad
-from mm_cca.reference import attach_lora
+from mm_cca.modeling.inputs import left_pad
+from mm_cca.modeling.logprobs import CodeLogProbs
+from mm_cca.modeling.lora import attach_lora
+from mm_cca.modeling.sampler import SamplingSettings, sample_codes
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sample import load_source
-from mm_cca.sampling import SamplingSettings, sample_codes
 from mm_cca.tiny import write_tiny
 from tests import runs
 from tests.helpers import assert_close

@@ -9,9 +9,9 @@ from torch.utils._pytree import tree_leaves
 
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.adapters.vocabulary import CodeTokens
-from mm_cca.head import chunked_logps
-from mm_cca.logprobs import CodeLogProbs
-from mm_cca.padding import left_pad, positions
+from mm_cca.modeling.chunked_head import chunked_logps
+from mm_cca.modeling.inputs import left_pad, positions
+from mm_cca.modeling.logprobs import CodeLogProbs
 from tests import naive
 from tests.helpers import assert_close
 

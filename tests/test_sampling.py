@@ -8,7 +8,8 @@ from transformers import Emu3ForConditionalGeneration, Emu3Processor
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from mm_cca.adapters.base import UnifiedModel
-from mm_cca.sampling import SamplingSettings, draw, guide, image_stream, sample_codes, truncate
+from mm_cca.modeling.guidance import guide
+from mm_cca.modeling.sampler import SamplingSettings, draw, image_stream, sample_codes, truncate
 from tests import naive
 from tests.helpers import assert_close
 

@@ -18,11 +18,11 @@ import torch
 
 from mm_cca.adapters import load_adapter
 from mm_cca.adapters.base import FREE, Grid, UnifiedModel, grid_of, missing_parts
-from mm_cca.logprobs import CodeLogProbs
-from mm_cca.padding import left_pad
-from mm_cca.reference import attach_lora
-from mm_cca.sampling import SamplingSettings, image_stream, sample_codes
-from mm_cca.text import text_nll
+from mm_cca.modeling.inputs import left_pad
+from mm_cca.modeling.logprobs import CodeLogProbs
+from mm_cca.modeling.lora import attach_lora
+from mm_cca.modeling.sampler import SamplingSettings, image_stream, sample_codes
+from mm_cca.modeling.text_nll import text_nll
 
 PROMPTS = ("a red owl", "a small green hand that waves at three friends", "owl")
 TOLERANCE = 1e-3

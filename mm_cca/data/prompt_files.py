@@ -17,8 +17,8 @@ def read_prompts(name: str) -> list[str]:
     """The prompts of a file or a folder in their order, repeated ones too.
 
     Args:
-        name: of a shipped set (``config.shipped.PROMPT_SETS``); ``.txt`` with a prompt a line (empty lines
-            are passed over); ``.jsonl`` or ``.csv`` with a column text, caption or prompt;
+        name: of a built-in set (``PROMPT_SETS``); ``.txt`` with a prompt a line (empty lines are
+            skipped); ``.jsonl`` or ``.csv`` with a column text, caption or prompt;
             ``.json`` with a list of texts; or a folder, in the order of its names, where a ``.txt``
             is one prompt and a ``.json`` a list.
 

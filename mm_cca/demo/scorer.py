@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from mm_cca.attention import training_attention
 from mm_cca.data.augment import variant_parameters, zoom_and_shift
 from mm_cca.demo.tiny import bpe
+from mm_cca.modeling.logprobs import training_attention
 
 BOS, EOS, PAD = "<start>", "<end>", "<pad>"
 CONTEXT_LENGTH = 24

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from mm_cca.adapters.base import UnifiedModel
-from mm_cca.head import chunked_logps
-from mm_cca.padding import left_pad, positions
+from mm_cca.modeling.chunked_head import chunked_logps
+from mm_cca.modeling.inputs import left_pad, positions
 
 MAX_TOKENS = 512
 """Longer texts are cut: enough to see a change, and no more than a prompt costs."""

@@ -1,7 +1,7 @@
-"""KL from the base's guided distribution of each code to the model's, in chunks of positions.
+"""Classifier-free guidance, and the KL from a guided distribution to the model's own.
 
-As in ``logprobs.py`` no logits of the full length are kept; both distributions are computed again
-in the backward pass. Shapes: M positions, D hidden size, K image codes.
+The KL goes in chunks of positions: no logits of the full length are kept, and both distributions
+are computed again in the backward pass. Shapes: B images, M positions, D hidden size, K image codes.
 """
 
 from dataclasses import dataclass, replace
@@ -9,8 +9,17 @@ from typing import Any
 
 import torch
 
-from mm_cca.head import LOGITS_BUDGET, head_gradients, head_logits
-from mm_cca.sampling import guide
+from mm_cca.modeling.chunked_head import LOGITS_BUDGET, head_gradients, head_logits
+
+
+def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
+    """Classifier-free guidance on logits, [B, K] each.
+
+    ``uncond + scale * (cond - uncond)`` of log-probabilities, as in transformers'
+    ``UnbatchedClassifierFreeGuidanceLogitsProcessor``.
+    """
+    cond, uncond = cond.log_softmax(dim=-1), uncond.log_softmax(dim=-1)
+    return uncond + scale * (cond - uncond)
 
 
 @dataclass(frozen=True)

@@ -10,34 +10,12 @@ from collections.abc import Set
 from pathlib import Path
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from mm_cca.errors import UserError
-
-
-def dial_lora(module: PeftModel, dial: float) -> None:
-    """Multiply what every LoRA layer adds by ``dial``, in place."""
-    for layer in module.modules():
-        if isinstance(layer, LoraLayer):
-            layer.scale_layer(dial)
-
-
-def bake_lora(folder: Path, dial: float) -> None:
-    """Write ``dial`` into a saved LoRA, so that plain peft loads what ``dial_lora`` makes.
-
-    alpha is what peft's scale is computed from; B would have to be rounded.
-    """
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text())
-    config["lora_alpha"] *= dial
-    special = config.get("alpha_pattern") or {}
-    config["alpha_pattern"] = {layer: alpha * dial for layer, alpha in special.items()}
-    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 @torch.no_grad()

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from mm_cca.adapters.base import FREE, Grid, UnifiedModel
-from mm_cca.padding import left_pad, positions
+from mm_cca.modeling.guidance import guide
+from mm_cca.modeling.inputs import left_pad, positions
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,6 @@ class SamplingSettings:
 def image_stream(seed: int, index: int, num_codes: int) -> np.ndarray:
     """[N] float64 uniforms in [0, 1) of image ``index``; the same in every arm."""
     return np.random.default_rng([seed, index]).random(num_codes)
-
-
-def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
-    """Classifier-free guidance on logits, [B, K] each.
-
-    ``uncond + scale * (cond - uncond)`` of log-probabilities, as in transformers'
-    ``UnbatchedClassifierFreeGuidanceLogitsProcessor``.
-    """
-    cond, uncond = cond.log_softmax(dim=-1), uncond.log_softmax(dim=-1)
-    return uncond + scale * (cond - uncond)
 
 
 def truncate(logits: torch.Tensor, top_k: int | None, top_p: float | None) -> torch.Tensor:

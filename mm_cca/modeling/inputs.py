@@ -1,9 +1,11 @@
-"""Rows of tokens of different lengths as one tensor.
+"""What goes into a decoder: padded prompts, positions, and an embedded image span.
 
-Shapes: B rows, P tokens of the longest row, L tokens.
+Shapes: B rows, P tokens of the longest row, L tokens, S slots of the span, N codes, D hidden size.
 """
 
 import torch
+
+from mm_cca.adapters.base import ImageLayout, UnifiedModel
 
 
 def left_pad(
@@ -22,3 +24,11 @@ def left_pad(
 def positions(mask: torch.Tensor) -> torch.Tensor:
     """[B, L] mask -> [B, L] position of every token counted from the row's first real one."""
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def embed_span(model: UnifiedModel, codes: torch.Tensor, layout: ImageLayout) -> torch.Tensor:
+    """[B, N] codes -> [B, S, D] input embeddings of the span, forced tokens in their places."""
+    tokens = torch.as_tensor(layout.tokens, device=codes.device)
+    embedded = model.embed_text(tokens.clamp(min=0)).expand(len(codes), -1, -1)
+    free = torch.as_tensor(layout.free_slots, device=codes.device)
+    return embedded.index_copy(1, free, model.embed_codes(codes).to(embedded.dtype))
