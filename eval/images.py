@@ -13,13 +13,13 @@ from accelerate import PartialState
 from PIL import Image
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
-from mm_cca.arms import Prompt
 from mm_cca.config.schema import Recipe
 from mm_cca.data.images import fitted, load_images, load_split, open_image
 from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError
 from mm_cca.eval.ranks import spread
 from mm_cca.runs.folder import RunFolder
+from mm_cca.sampling.prompts import Prompt
 
 RESIZE = "shorter side fitted, centre cropped, bicubic, antialiased (Pillow), on white"
 READ_AT_ONCE = 256

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from mm_cca.arms import Prompt
 from mm_cca.config.schema import Recipe
 from mm_cca.eval.attributes import Question, answers
 from mm_cca.eval.clip import cosines, retrieval_ranks
@@ -19,6 +18,7 @@ from mm_cca.eval.features import Features
 from mm_cca.eval.fid import inception_score, kernel_distance, precision_recall
 from mm_cca.eval.intervals import mean_interval
 from mm_cca.eval.references import Reference
+from mm_cca.sampling.prompts import Prompt
 
 
 @dataclass(frozen=True)

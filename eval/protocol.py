@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from mm_cca.arms import Arm, arms_of, has_real_images, prompts_of, refuse_few_prompts
 from mm_cca.config.metrics import SCORES, On
 from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
@@ -38,7 +37,10 @@ from mm_cca.runs.digests import words_digest
 from mm_cca.runs.files import write_json
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
-from mm_cca.sample import load_source, read_manifest
+from mm_cca.sampling.arms import Arm, arms_of
+from mm_cca.sampling.manifest import read_manifest
+from mm_cca.sampling.prompts import has_real_images, prompts_of, refuse_few_prompts
+from mm_cca.sampling.weights import load_source
 
 FLOORS = ("real", "reconstruction")
 

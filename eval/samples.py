@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from mm_cca.arms import Arm, Prompt
 from mm_cca.errors import UserError
 from mm_cca.eval.ranks import spread
-from mm_cca.pictures import MANIFEST, in_words, manifest_of, picture_file, problem_of
 from mm_cca.runs.folder import RunFolder
+from mm_cca.sampling.arms import Arm
+from mm_cca.sampling.manifest import MANIFEST, count_problems, manifest_of, picture_file, problem_of
+from mm_cca.sampling.prompts import Prompt
 
 
 def refuse_bad_samples(run: RunFolder, arms: list[Arm], prompts: list[Prompt]) -> None:
@@ -36,7 +37,7 @@ def refuse_bad_samples(run: RunFolder, arms: list[Arm], prompts: list[Prompt]) -
         mine = [each for (name, _), each in zip(work, found, strict=True) if name == arm.name]
         bad = [problem for problem in mine if problem is not None]
         if bad:
-            told.append(f"  - {arm.name}: {in_words(bad, len(prompts))}")
+            told.append(f"  - {arm.name}: {count_problems(bad, len(prompts))}")
     if told:
         listing = "\n".join(told)
         raise UserError(

@@ -16,7 +16,7 @@ from mm_cca.errors import UserError
 from mm_cca.eval.intervals import mean_interval
 from mm_cca.modeling.text_nll import text_batch, text_nll
 from mm_cca.runs.folder import RunFolder
-from mm_cca.sample import load_source
+from mm_cca.sampling.weights import load_source
 
 CAPTIONS = "captions"
 MAX_TEXTS = 1000

@@ -5,7 +5,6 @@ from importlib import metadata
 import numpy as np
 import torch
 
-from mm_cca.arms import Prompt, has_real_images, reference_rows, splits_of
 from mm_cca.config.metrics import SCORES
 from mm_cca.config.schema import Recipe
 from mm_cca.config.validate import MIN_IMAGES
@@ -20,6 +19,7 @@ from mm_cca.eval.measure import SplitTruth
 from mm_cca.eval.references import Reference, external_reference, reference_of
 from mm_cca.negatives import load_words
 from mm_cca.runs.folder import RunFolder
+from mm_cca.sampling.prompts import Prompt, has_real_images, reference_rows, splits_of
 
 FEATURES = "features"
 """Folder beside the shards of a split's tokens, shared with them between runs."""

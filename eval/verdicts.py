@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mm_cca.arms import Arm
 from mm_cca.config.schema import Recipe
 from mm_cca.eval.fid import frechet_distance, frechet_to
 from mm_cca.eval.intervals import mean_interval, statistic_interval
 from mm_cca.eval.measure import Measured, SplitTruth, per_prompt
 from mm_cca.eval.references import Reference
+from mm_cca.sampling.arms import Arm
 
 FRECHET_RESAMPLES = 50
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mm_cca.arms import PROMPTS
+from mm_cca.sampling.prompts import PROMPTS
 
 LEVEL, AHEAD, BEHIND = "level", "ahead", "behind"
 PREPOSITIONS = {LEVEL: "level with", AHEAD: "ahead of", BEHIND: "behind"}

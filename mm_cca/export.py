@@ -18,7 +18,7 @@ from mm_cca.errors import UserError
 from mm_cca.eval.tables import scores_of
 from mm_cca.modeling.lora import bake_lora
 from mm_cca.runs.folder import open_run, recipe_of_training
-from mm_cca.sample import load_source
+from mm_cca.sampling.weights import load_source
 
 LICENCES = {
     "emu3": "BAAI's Emu3 weights are Apache-2.0.",

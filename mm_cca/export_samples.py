@@ -15,8 +15,8 @@ from mm_cca.layouts import (
     write_geneval,
     write_hps,
 )
-from mm_cca.pictures import in_words, manifest_of, picture_file, problem_of
 from mm_cca.runs.files import replace_folder
+from mm_cca.sampling.manifest import count_problems, manifest_of, picture_file, problem_of
 
 FORMATS = ("adm-npz", "geneval", "dpg", "t2i-compbench", "hpsv2")
 
@@ -90,7 +90,7 @@ def _drawn(samples: Path, arm: str, split: str | None) -> list[Drawn]:
     bad = [problem for line in lines if (problem := problem_of(folder, line)) is not None]
     if bad:
         raise UserError(
-            f"{folder}: {in_words(bad, len(lines))}. Delete the folder and run `mm-cca sample "
+            f"{folder}: {count_problems(bad, len(lines))}. Delete the folder and run `mm-cca sample "
             "RECIPE` again."
         )
     # Pictures of one prompt come one after the other.

@@ -12,7 +12,6 @@ from accelerate.utils import parse_flag_from_env
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
-from mm_cca.arms import has_real_images
 from mm_cca.cached_reference import prepare_reference
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import STAGES, AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
@@ -23,6 +22,7 @@ from mm_cca.errors import UserError
 from mm_cca.planning import check_plan
 from mm_cca.runs.folder import RunFolder, recipe_of_training
 from mm_cca.runs.stage import Stage, locked
+from mm_cca.sampling.prompts import has_real_images
 
 
 def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
@@ -193,7 +193,7 @@ def _train(recipe: Recipe, run: RunFolder) -> None:
 
 
 def _sample(recipe: Recipe, run: RunFolder) -> None:
-    from mm_cca.sample import sample_arms
+    from mm_cca.sampling.draw import sample_arms
 
     sample_arms(recipe, run)
 

@@ -15,12 +15,13 @@ from peft import PeftModel
 from PIL import Image
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
-from mm_cca.arms import Arm
 from mm_cca.errors import UserError
 from mm_cca.modeling.lora import set_lora
 from mm_cca.modeling.sampler import image_stream, sample_codes
 from mm_cca.runs.folder import open_run
-from mm_cca.sample import load_source, sampling_settings
+from mm_cca.sampling.arms import Arm
+from mm_cca.sampling.draw import sampling_settings
+from mm_cca.sampling.weights import load_source
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from mm_cca.arms import Arm, arms_of, prompts_of, reference_rows
 from mm_cca.runs.folder import RunFolder
+from mm_cca.sampling.arms import Arm, arms_of
+from mm_cca.sampling.prompts import prompts_of, reference_rows
 from tests import runs
 
 

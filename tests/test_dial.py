@@ -12,7 +12,7 @@ from torch import nn
 from transformers import JanusForConditionalGeneration
 
 import mm_cca.modeling.dial
-import mm_cca.sample
+import mm_cca.sampling.draw
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.config.schema import Recipe
@@ -21,7 +21,7 @@ from mm_cca.modeling.inputs import left_pad
 from mm_cca.modeling.logprobs import CodeLogProbs
 from mm_cca.modeling.lora import attach_lora, write_trained
 from mm_cca.runs.folder import RunFolder
-from mm_cca.sample import load_source
+from mm_cca.sampling.weights import load_source
 from mm_cca.tiny import FAMILIES, write_tiny
 from tests import runs
 from tests.helpers import assert_close
@@ -230,7 +230,7 @@ def test_one_model_and_one_tensor_in_memory(
             read.append(name)
             return tensor
 
-    monkeypatch.setattr(mm_cca.sample, "load_checkpoint", loaded)
+    monkeypatch.setattr(mm_cca.sampling.draw, "load_checkpoint", loaded)
     monkeypatch.setattr(mm_cca.modeling.dial, "safe_open", OneAtATime)
     dialled(janus, 0.5)
     assert paths == [None], "the base, and no second model"

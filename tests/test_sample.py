@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from mm_cca.adapters.base import UnifiedModel
-from mm_cca.arms import prompts_of
 from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
 from mm_cca.jobs import frozen_model
 from mm_cca.runs.folder import RunFolder
-from mm_cca.sample import read_manifest, sample_arms
+from mm_cca.sampling.draw import sample_arms
+from mm_cca.sampling.manifest import read_manifest
+from mm_cca.sampling.prompts import prompts_of
 from tests import runs
 
 ARMS = ("base", "base+cfg2", "cca")
@@ -265,9 +266,9 @@ def test_slow_rank_leaves_no_prompt_out(again: Path, monkeypatch: pytest.MonkeyP
         return read_manifest(folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr("mm_cca.sample.PartialState", ranks)
-        patch.setattr("mm_cca.sample.read_manifest", slow)
-        patch.setattr("mm_cca.sample.load_source", frozen(recipe))
+        patch.setattr("mm_cca.sampling.draw.PartialState", ranks)
+        patch.setattr("mm_cca.sampling.manifest.read_manifest", slow)
+        patch.setattr("mm_cca.sampling.weights.load_source", frozen(recipe))
         ranks.run(lambda: sample_arms(recipe, run))
     assert pictures(run.samples / "base") == before
     assert without_timings(run.samples / "base") == lines

@@ -16,7 +16,8 @@ from mm_cca import assembly
 from mm_cca.errors import UserError
 from mm_cca.reference import RefScores
 from mm_cca.runs.folder import RunFolder
-from mm_cca.sample import load_source, read_manifest
+from mm_cca.sampling.manifest import read_manifest
+from mm_cca.sampling.weights import load_source
 from tests import runs
 from tests.training import at, head_of, newest, schedule_of, weights
 

@@ -13,11 +13,12 @@ import pytest
 
 from mm_cca import cli
 from mm_cca.adapters.base import grid_of
-from mm_cca.arms import Arm
 from mm_cca.errors import UserError
 from mm_cca.modeling.sampler import image_stream, sample_codes
 from mm_cca.runs.folder import RunFolder
-from mm_cca.sample import load_source, sampling_settings
+from mm_cca.sampling.arms import Arm
+from mm_cca.sampling.draw import sampling_settings
+from mm_cca.sampling.weights import load_source
 from mm_cca.tryout import Tryout
 from tests import runs
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_cca.errors import UserError
+from mm_cca.runs.files import write_text
 
 MANIFEST = "manifest.jsonl"
 
@@ -41,10 +42,31 @@ def problem_of(folder: Path, line: dict[str, Any]) -> str | None:
     return None
 
 
-def in_words(problems: list[str], num_pictures: int, named: int = 5) -> str:
+def count_problems(problems: list[str], num_pictures: int, named: int = 5) -> str:
     """How many pictures can't be used, and the first few by name."""
     more = "" if len(problems) <= named else f" and {len(problems) - named} more"
     return (
         f"{len(problems)} of {num_pictures} pictures can't be used: "
         f"{'; '.join(problems[:named])}{more}"
     )
+
+
+def read_manifest(folder: Path) -> list[dict[str, Any]]:
+    """All complete lines whose picture exists, in order of index; a torn last line is left out."""
+    lines: dict[int, dict[str, Any]] = {}
+    for path in sorted(folder.glob(f"{MANIFEST}*")):
+        for text in path.read_text().splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if (folder / f"{line['index']:06d}.png").exists():
+                lines[line["index"]] = line
+    return [lines[index] for index in sorted(lines)]
+
+
+def merge_manifest(folder: Path) -> None:
+    lines = read_manifest(folder)
+    write_text(folder / MANIFEST, "".join(json.dumps(line) + "\n" for line in lines))
+    for part in folder.glob(f"{MANIFEST}.*"):
+        part.unlink()

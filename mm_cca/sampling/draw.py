@@ -12,24 +12,21 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import release_memory
-from peft import PeftModel
 from PIL import Image
 from tqdm import tqdm
 
-from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import Defaults, Grid, UnifiedModel, grid_of
-from mm_cca.arms import Arm, Prompt, arms_of, prompts_of, refuse_few_prompts
 from mm_cca.config.schema import Recipe
 from mm_cca.data.prompt_files import read_prompts
 from mm_cca.errors import UserError
-from mm_cca.modeling.dial import dial_full
-from mm_cca.modeling.lora import dial_lora
 from mm_cca.modeling.sampler import SamplingSettings, image_stream, sample_codes
-from mm_cca.pictures import MANIFEST
 from mm_cca.runs.digests import texts_digest
-from mm_cca.runs.files import write_text
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
+from mm_cca.sampling.arms import Arm, arms_of
+from mm_cca.sampling.manifest import MANIFEST, merge_manifest, read_manifest
+from mm_cca.sampling.prompts import Prompt, prompts_of, refuse_few_prompts
+from mm_cca.sampling.weights import load_source
 
 
 def sample_arms(recipe: Recipe, run: RunFolder) -> None:
@@ -66,42 +63,9 @@ def sample_arms(recipe: Recipe, run: RunFolder) -> None:
             ) from error
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:
-            _merge(folder)
+            merge_manifest(folder)
             stage.finish()
         PartialState().wait_for_everyone()
-
-
-def load_source(recipe: Recipe, run: RunFolder, source: str, *, dial: float = 1.0) -> UnifiedModel:
-    """The weights of an arm: the base, or what training wrote, at a ``dial`` between and beyond.
-
-    Raises:
-        UserError: untrained, a checkpoint that can't be read, or a dial whose base is gone.
-    """
-    trained = None if source == "base" else run.trained_model(source)
-    if trained is None:
-        model = load_checkpoint(recipe.model)
-    elif recipe.train.tuning == "lora":
-        model = _base_of(recipe, dial)
-        model.module = PeftModel.from_pretrained(model.module, str(trained))  # type: ignore[arg-type]
-        dial_lora(model.module, dial)
-    elif dial != 1.0:
-        model = _base_of(recipe, dial)
-        dial_full(model.module, trained, dial)
-    else:
-        model = load_checkpoint(recipe.model, str(trained))
-    model.module.eval().requires_grad_(False).to(PartialState().device)
-    return model
-
-
-def _base_of(recipe: Recipe, dial: float) -> UnifiedModel:
-    try:
-        return load_checkpoint(recipe.model)
-    except UserError as error:
-        if dial == 1.0:
-            raise
-        raise UserError(
-            f"the dial is {dial:g}, which needs the base beside what was trained: {error}"
-        ) from error
 
 
 def sampling_settings(recipe: Recipe, arm: Arm, defaults: Defaults) -> SamplingSettings:
@@ -208,24 +172,3 @@ def _draw_batch(
             }
         )
     return lines
-
-
-def read_manifest(folder: Path) -> list[dict[str, Any]]:
-    """All complete lines whose picture exists, in order of index; a torn last line is left out."""
-    lines: dict[int, dict[str, Any]] = {}
-    for path in sorted(folder.glob(f"{MANIFEST}*")):
-        for text in path.read_text().splitlines():
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if (folder / f"{line['index']:06d}.png").exists():
-                lines[line["index"]] = line
-    return [lines[index] for index in sorted(lines)]
-
-
-def _merge(folder: Path) -> None:
-    lines = read_manifest(folder)
-    write_text(folder / MANIFEST, "".join(json.dumps(line) + "\n" for line in lines))
-    for part in folder.glob(f"{MANIFEST}.*"):
-        part.unlink()
