@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mm_cca.eval.svg import COLLAPSE, COLOURS, HEALTHY, canvas, inked, svg_of
-from mm_cca.signals import COLLAPSE as COLLAPSED
+from mm_cca.training.health import COLLAPSE as COLLAPSED
 
 HEALTHY_GAP = -0.5
 """Nats per code that a healthy run's positive gap does not fall below."""

@@ -90,8 +90,8 @@ def _drawn(samples: Path, arm: str, split: str | None) -> list[Drawn]:
     bad = [problem for line in lines if (problem := problem_of(folder, line)) is not None]
     if bad:
         raise UserError(
-            f"{folder}: {count_problems(bad, len(lines))}. Delete the folder and run `mm-cca sample "
-            "RECIPE` again."
+            f"{folder}: {count_problems(bad, len(lines))}. Delete the folder and run "
+            "`mm-cca sample RECIPE` again."
         )
     # Pictures of one prompt come one after the other.
     groups = groupby(lines, key=lambda line: (line["split"], line["row"], line["prompt"]))

@@ -12,17 +12,17 @@ from accelerate.utils import parse_flag_from_env
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
-from mm_cca.cached_reference import prepare_reference
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import STAGES, AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
 from mm_cca.config.stage_keys import NOT_ABOUT_TOKENS
 from mm_cca.data.images import load_split
 from mm_cca.data.token_cache import prepare_split
 from mm_cca.errors import UserError
-from mm_cca.planning import check_plan
 from mm_cca.runs.folder import RunFolder, recipe_of_training
 from mm_cca.runs.stage import Stage, locked
 from mm_cca.sampling.prompts import has_real_images
+from mm_cca.training.cached_reference import prepare_reference
+from mm_cca.training.schedule import check_plan
 
 
 def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
@@ -182,7 +182,7 @@ def frozen_model(recipe: Recipe) -> UnifiedModel:
 
 
 def _train(recipe: Recipe, run: RunFolder) -> None:
-    from mm_cca.train import train
+    from mm_cca.training.train import train
 
     if recipe.run.trained is not None:
         return  # done there

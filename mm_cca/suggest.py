@@ -15,14 +15,13 @@ from tqdm import tqdm
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import grid_of
-from mm_cca.batches import Pairs, Schedule
-from mm_cca.collate import Collator
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import Recipe
 from mm_cca.data.token_cache import open_cache
 from mm_cca.modeling.logprobs import CodeLogProbs, Scored, training_attention
-from mm_cca.planning import training_schedule
 from mm_cca.runs.folder import RunFolder
+from mm_cca.training.collate import Collator
+from mm_cca.training.schedule import Pairs, Schedule, training_schedule
 
 USUAL_LAMBDA = 10.0
 """Scores hardly change from 1 to 30 on emoji (RESULTS.md); more asks for steps few runs take."""

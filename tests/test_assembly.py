@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import mm_cca.train as training
+import mm_cca.training.train as training
 from mm_cca.config.schema import TrainConfig
 from mm_cca.errors import UserError
 from tests import runs

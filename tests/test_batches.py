@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mm_cca.batches import Pairs, Schedule
 from mm_cca.errors import UserError
 from mm_cca.negatives import NegativeSettings, Planner
-from mm_cca.train import _micro_batches
+from mm_cca.training.schedule import Pairs, Schedule
+from mm_cca.training.train import _micro_batches
 
 CAPTIONS = [f"caption {i}" for i in range(10)]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mm_cca.cached_reference import FILE, KEYS, _allocate, _num_missing
 from mm_cca.errors import UserError
+from mm_cca.training.cached_reference import FILE, KEYS, _allocate, _num_missing
 from tests import runs
 
 CACHED = "train.reference=cached"
@@ -59,7 +59,7 @@ def test_other_constants_share_it(recipe: Path, tmp_path: Path, monkeypatch: pyt
     def never(*_: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("mm_cca.cached_reference._fill", never)
+    monkeypatch.setattr("mm_cca.training.cached_reference._fill", never)
     changed = ["loss.beta=0.5", "loss.lambda_=1", "train.learning_rate=0.01"]
     runs.do(recipe, *shared, *changed, f"run.dir={tmp_path / 'two'}")
     after = runs.mtimes_of(tmp_path / "reference")
@@ -146,7 +146,7 @@ def test_a_full_disk_is_told(recipe: Path, tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mm_cca.cached_reference.np.save", full)
+    monkeypatch.setattr("mm_cca.training.cached_reference.np.save", full)
     with pytest.raises(UserError, match=r"can't be written.*No space left"):
         runs.do(recipe, CACHED, stages=["prepare"])
     monkeypatch.undo()
@@ -156,8 +156,8 @@ def test_a_full_disk_is_told(recipe: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_a_base_that_gives_nan_is_told(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from mm_cca import cached_reference
-    from mm_cca.reference import RefScores
+    from mm_cca.training import cached_reference
+    from mm_cca.training.reference import RefScores
 
     def broken(policy, batch, frozen):
         return RefScores(torch.full((len(batch.codes),), torch.nan), None)

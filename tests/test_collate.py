@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mm_cca.adapters.base import UnifiedModel
-from mm_cca.batches import Pairs
-from mm_cca.collate import Collator, MicroBatch
 from mm_cca.data.texts import TextStream
+from mm_cca.training.collate import Collator, MicroBatch
+from mm_cca.training.schedule import Pairs
 
 CAPTIONS = ["red owl", "small waving hand", "Red  OWL"]
 GRID = (4, 4)

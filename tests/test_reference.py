@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from mm_cca.adapters.base import UnifiedModel
-from mm_cca.collate import MicroBatch
 from mm_cca.modeling.inputs import left_pad
 from mm_cca.modeling.logprobs import CodeLogProbs
 from mm_cca.modeling.lora import attach_lora
-from mm_cca.reference import CopyReference, LoraReference, Reference
+from mm_cca.training.collate import MicroBatch
+from mm_cca.training.reference import CopyReference, LoraReference, Reference
 from tests.helpers import assert_close
 
 GRID = (4, 4)

@@ -16,10 +16,10 @@ import pytest
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
-import mm_cca.train as training
-from mm_cca import checkpoint
+import mm_cca.training.train as training
 from mm_cca.errors import UserError
 from mm_cca.runs.stage import locked
+from mm_cca.training import checkpoint
 from tests import runs
 from tests.training import LONG, assert_same_training, newest, weights
 

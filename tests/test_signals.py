@@ -1,6 +1,6 @@
 """Warnings of training: each when it should, once, and not before there is enough to see."""
 
-from mm_cca.signals import Constants, Health, warnings_of
+from mm_cca.training.health import Constants, Health, warnings_of
 
 CODES = Constants(num_codes=64, beta=0.18)
 

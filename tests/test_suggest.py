@@ -11,9 +11,9 @@ from mm_cca.config.mixtures import LossTerms
 from mm_cca.data.token_cache import open_cache
 from mm_cca.modeling.inputs import left_pad
 from mm_cca.modeling.logprobs import CodeLogProbs
-from mm_cca.planning import training_schedule
 from mm_cca.runs.folder import RunFolder
 from mm_cca.suggest import Measured, Spread, measure, suggest
+from mm_cca.training.schedule import training_schedule
 from tests import runs
 
 

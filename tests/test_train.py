@@ -11,13 +11,13 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-import mm_cca.train as training
-from mm_cca import assembly
+import mm_cca.training.train as training
 from mm_cca.errors import UserError
-from mm_cca.reference import RefScores
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.manifest import read_manifest
 from mm_cca.sampling.weights import load_source
+from mm_cca.training import setup as assembly
+from mm_cca.training.reference import RefScores
 from tests import runs
 from tests.training import at, head_of, newest, schedule_of, weights
 

@@ -6,12 +6,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from mm_cca import checkpoint
-from mm_cca.batches import Schedule
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.data.token_cache import open_cache
-from mm_cca.planning import training_schedule
 from mm_cca.runs.folder import RunFolder
+from mm_cca.training import checkpoint
+from mm_cca.training.schedule import Schedule, training_schedule
 from tests import runs
 
 LONG = 120

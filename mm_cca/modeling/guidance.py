@@ -1,7 +1,9 @@
 """Classifier-free guidance, and the KL from a guided distribution to the model's own.
 
 The KL goes in chunks of positions: no logits of the full length are kept, and both distributions
-are computed again in the backward pass. Shapes: B images, M positions, D hidden size, K image codes.
+are computed again in the backward pass.
+
+Shapes: B images, M positions, D hidden size, K image codes.
 """
 
 from dataclasses import dataclass, replace

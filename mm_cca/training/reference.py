@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 from peft import PeftModel
 
-from mm_cca.collate import MicroBatch
 from mm_cca.modeling.guidance import Teacher
 from mm_cca.modeling.logprobs import CodeLogProbs, Scored
+from mm_cca.training.collate import MicroBatch
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,14 @@
 """Everything a training run works with, loaded and prepared before the first step."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
-from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from mm_cca import checkpoint
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
-from mm_cca.batches import Schedule
-from mm_cca.cached_reference import CachedReference, open_cached
-from mm_cca.collate import Collator
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import LossConfig, Recipe, TrainConfig
 from mm_cca.data.texts import TextStream, read_texts
@@ -22,13 +16,17 @@ from mm_cca.data.token_cache import TokenCache, open_cache
 from mm_cca.errors import UserError
 from mm_cca.modeling.logprobs import CodeLogProbs
 from mm_cca.modeling.lora import attach_lora
-from mm_cca.planning import PlanKeeper, training_schedule
-from mm_cca.reference import CopyReference, LoraReference, Reference
 from mm_cca.runs.folder import RunFolder
+from mm_cca.training import checkpoint
+from mm_cca.training.cached_reference import CachedReference, open_cached
+from mm_cca.training.collate import Collator
+from mm_cca.training.optimizer import new_optimizer
+from mm_cca.training.reference import CopyReference, LoraReference, Reference
+from mm_cca.training.schedule import PlanWriter, Schedule, training_schedule
 
 
 @dataclass(frozen=True)
-class Loop:
+class TrainingSetup:
     """What the steps work with, once everything is loaded and prepared."""
 
     accelerator: Accelerator
@@ -43,26 +41,9 @@ class Loop:
     dtypes: dict[str, torch.dtype]
 
 
-def new_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
-    """Device, precision, ranks and trackers."""
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        log_with=config.trackers or None,
-        project_dir=str(folder),
-    )
-    if accelerator.distributed_type == DistributedType.FSDP and config.mixed_precision != "no":
-        # accelerate would also round what leaves the model, and a sum of thousands of
-        # log-probabilities has no room in bfloat16; gradients are summed over ranks in float32.
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
-        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
-            param_dtype=half, reduce_dtype=torch.float32, output_dtype=torch.float32
-        )
-    return accelerator
-
-
 def set_up(
     recipe: Recipe, run: RunFolder, accelerator: Accelerator, loss: LossConfig, folder: Path
-) -> Loop:
+) -> TrainingSetup:
     """Load the model, attach a LoRA, make the reference, plan the data.
 
     Args:
@@ -81,7 +62,7 @@ def set_up(
     _refuse_rounded_updates(recipe, accelerator)
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
     # Before the model is read: captions that can't be contrasted are told at once.
-    keeper = PlanKeeper(folder / "negatives", cache, show=accelerator.is_main_process)
+    keeper = PlanWriter(folder / "negatives", cache, show=accelerator.is_main_process)
     schedule = training_schedule(recipe, cache, terms, keeper)
     model = load_checkpoint(recipe.model)
     cached = None
@@ -101,7 +82,7 @@ def set_up(
         reference = CachedReference(cached, accelerator.device)
     elif terms.needs_negatives or terms.needs_teacher:
         reference = LoraReference(policy) if config.reference == "lora" else CopyReference(policy)
-    optimizer = _optimizer(policy, config)
+    optimizer = new_optimizer(policy, config)
     dtypes = {name: value.dtype for name, value in policy.state_dict().items()}
     prepared, prepared_optimizer = accelerator.prepare(policy, optimizer)
     checkpoint.skip_frozen_weights(accelerator)
@@ -115,7 +96,7 @@ def set_up(
         with_blanks=terms.needs_teacher,
         texts=_texts(recipe, cache) if terms.needs_text else None,
     )
-    return Loop(
+    return TrainingSetup(
         accelerator,
         prepared,
         model,
@@ -154,42 +135,3 @@ def _refuse_rounded_updates(recipe: Recipe, accelerator: Accelerator) -> None:
         "train.mixed_precision=bf16), train.tuning=lora, or FSDP, which trains float32 copies "
         "(recipe emu3-gen-full)."
     )
-
-
-def whole_weights(loop: Loop) -> dict[str, torch.Tensor] | None:
-    """The model's weights where ranks hold parts of them (FSDP), gathered on the main rank's CPU.
-
-    Named as in ``model.module``, in the dtypes they were loaded in. None where every rank has all.
-    """
-    if loop.accelerator.distributed_type != DistributedType.FSDP:
-        return None
-    gathered = loop.accelerator.get_state_dict(loop.policy)
-    prefix = "module."  # CodeLogProbs owns the adapter's module under this name
-    return {
-        name.removeprefix(prefix): value.to(loop.dtypes[name])
-        for name, value in gathered.items()
-        if name.startswith(prefix)
-    }
-
-
-def _optimizer(policy: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    trained = [p for p in policy.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-    )
-
-
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate of step 0, 1, ...: linear warm-up, then constant or a cosine that ends at zero."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.learning_rate
-    done = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))

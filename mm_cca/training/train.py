@@ -8,7 +8,6 @@ Shapes: B pairs of a micro-batch, M rows with all their prompts.
 """
 
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,25 +20,26 @@ import torch
 from accelerate.utils import DistributedType
 from tqdm import tqdm
 
-from mm_cca import checkpoint, objectives
-from mm_cca.assembly import Loop, learning_rate, new_accelerator, set_up, whole_weights
-from mm_cca.batches import Pairs
-from mm_cca.collate import Collator, MicroBatch
+from mm_cca import objectives
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import LossConfig, Recipe
 from mm_cca.data.texts import read_texts
-from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import Diverged, Interrupted, UserError
-from mm_cca.heldout import heldout_nll
-from mm_cca.interrupt import on_any_rank, stop_signal
-from mm_cca.losses import loss_of
-from mm_cca.metrics import MetricsFile, StepMetrics
 from mm_cca.modeling.logprobs import Scored, training_attention
-from mm_cca.modeling.lora import write_trained
 from mm_cca.runs.digests import texts_digest, words_digest
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
-from mm_cca.signals import Constants, Health
+from mm_cca.training import checkpoint
+from mm_cca.training.accelerator import new_accelerator, on_any_rank, stop_signal
+from mm_cca.training.collate import MicroBatch
+from mm_cca.training.health import health_of
+from mm_cca.training.losses import loss_of
+from mm_cca.training.model_files import save_model, write_model
+from mm_cca.training.optimizer import learning_rate
+from mm_cca.training.schedule import Pairs
+from mm_cca.training.setup import TrainingSetup, set_up
+from mm_cca.training.step_metrics import MetricsFile, StepMetrics
+from mm_cca.training.validation import heldout_evaluation
 
 MAX_GAP_AT_START = 1e-3
 """Nats per image; the reference is the same model, so the truth is 0."""
@@ -68,8 +68,8 @@ def train(recipe: Recipe, run: RunFolder, *, control: bool = False) -> None:
     if accelerator.is_main_process:
         stage.begin()
     loop = set_up(recipe, run, accelerator, loss, folder)
-    _run_steps(loop, folder, _heldout(recipe, run, loop))
-    _write_model(loop, folder)
+    _run_steps(loop, folder, heldout_evaluation(recipe, run, loop))
+    write_model(loop, folder)
     loop.accelerator.wait_for_everyone()
     if loop.accelerator.is_main_process:
         stage.finish()
@@ -78,14 +78,6 @@ def train(recipe: Recipe, run: RunFolder, *, control: bool = False) -> None:
         tracker.finish()
     # What accelerate wrapped refers to itself, and would lie there beside whatever follows.
     loop.accelerator.free_memory()
-
-
-def _heldout(recipe: Recipe, run: RunFolder, loop: Loop) -> Callable[[], float | None]:
-    if not (recipe.data.heldout_split and recipe.train.eval_every):
-        return lambda: None
-    cache = open_cache(run.tokens / recipe.data.heldout_split, recipe.data.variants)
-    collate = Collator(loop.model, cache, recipe.data.image_size, loop.accelerator.device)
-    return lambda: heldout_nll(loop.accelerator, loop.policy, collate, len(cache), recipe)
 
 
 def _settings(recipe: Recipe, loss: LossConfig) -> dict[str, Any]:
@@ -111,7 +103,7 @@ def _settings(recipe: Recipe, loss: LossConfig) -> dict[str, Any]:
     return found
 
 
-def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -> None:
+def _run_steps(loop: TrainingSetup, folder: Path, evaluate: Callable[[], float | None]) -> None:
     config, accelerator = loop.train, loop.accelerator
     state = checkpoint.load_newest(accelerator, folder / "checkpoints") or {"step": 0, "best": None}
     best: float | None = state["best"]
@@ -124,7 +116,7 @@ def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -
         unit="step",
         disable=not accelerator.is_main_process,
     )
-    health = _health(loop)
+    health = health_of(loop)
     with (
         MetricsFile(folder / "metrics.jsonl", first, accelerator.is_main_process) as metrics,
         stop_signal() as stopped,
@@ -142,7 +134,7 @@ def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -
                     and (best is None or heldout < best)
                 ):
                     best = heldout
-                    _save_model(loop, folder / "best")
+                    save_model(loop, folder / "best")
             metrics.write(step, numbers)
             accelerator.log({k: v for k, v in numbers.items() if v is not None}, step=step)
             if accelerator.is_main_process:
@@ -164,7 +156,7 @@ def _run_steps(loop: Loop, folder: Path, evaluate: Callable[[], float | None]) -
                 raise Interrupted(f"stopped after step {done}, saved in {folder}")
 
 
-def _step(loop: Loop, step: int, folder: Path) -> dict[str, float | None]:
+def _step(loop: TrainingSetup, step: int, folder: Path) -> dict[str, float | None]:
     """One optimizer step over all micro-batches of this rank; its metrics."""
     config, accelerator = loop.train, loop.accelerator
     started = time.perf_counter()
@@ -200,7 +192,7 @@ def _step(loop: Loop, step: int, folder: Path) -> dict[str, float | None]:
     }
 
 
-def _micro_batches(loop: Loop, pairs: Pairs) -> Iterator[Pairs]:
+def _micro_batches(loop: TrainingSetup, pairs: Pairs) -> Iterator[Pairs]:
     """This rank's share of a step, in parts of ``micro_batch_size``."""
     world, rank = loop.accelerator.num_processes, loop.accelerator.process_index
     size = loop.train.micro_batch_size
@@ -214,7 +206,7 @@ def _micro_batches(loop: Loop, pairs: Pairs) -> Iterator[Pairs]:
 
 
 def _loss(
-    loop: Loop, batch: MicroBatch, check_start: bool
+    loop: TrainingSetup, batch: MicroBatch, check_start: bool
 ) -> tuple[torch.Tensor, objectives.Stats]:
     ref, teacher = None, None
     if loop.reference is not None:
@@ -233,20 +225,6 @@ def _loss(
     return loss_of(loop.terms, batch, scored, ref)
 
 
-def _health(loop: Loop) -> Health:
-    terms, config = loop.terms, loop.terms.config
-    num_codes = loop.collate.num_codes
-    beta = objectives.length_aware_beta(config.beta, config.beta_codes, num_codes)
-    unbounded = "unlearn" in terms.weights and config.lambda_ > 0
-    if unbounded and loop.accelerator.is_main_process:
-        tqdm.write(
-            "warning: unlearn has no lower bound: wrong prompts are pushed down for ever, and the "
-            "images go with them. Train briefly and watch positive_gap; cca is the bounded form.",
-            file=sys.stderr,
-        )
-    return Health(Constants(num_codes, beta if "cca" in terms.weights else None, unbounded))
-
-
 def _check_start(gaps: torch.Tensor) -> None:
     largest = float(gaps.abs().max())
     if not largest <= MAX_GAP_AT_START:
@@ -259,7 +237,9 @@ def _check_start(gaps: torch.Tensor) -> None:
         )
 
 
-def _stop_on_nan(loop: Loop, step: int, loss: float | None, norm: float, folder: Path) -> None:
+def _stop_on_nan(
+    loop: TrainingSetup, step: int, loss: float | None, norm: float, folder: Path
+) -> None:
     if loss is not None and math.isfinite(loss) and math.isfinite(norm):
         return
     rows = loop.schedule.step(step).rows.tolist()
@@ -276,23 +256,3 @@ def _stop_on_nan(loop: Loop, step: int, loss: float | None, norm: float, folder:
         f"step are saved in {folder / 'checkpoints'}. Rows of the batch: {rows}. Lower "
         "train.learning_rate or loss.lambda_, or use train.mixed_precision=bf16, in a new run.dir."
     )
-
-
-def _save_model(loop: Loop, folder: Path) -> None:
-    weights = whole_weights(loop)  # all ranks take part
-    if loop.accelerator.is_main_process:
-        checkpoint.replace_folder(folder, lambda place: write_trained(loop.model, place, weights))
-    loop.accelerator.wait_for_everyone()
-
-
-def _write_model(loop: Loop, folder: Path) -> None:
-    best, model = folder / "best", folder / "model"
-    if loop.train.keep != "best":
-        _save_model(loop, model)
-    elif not best.is_dir():
-        if not model.is_dir():
-            _save_model(loop, model)
-        # Otherwise it was renamed already, then interrupted.
-    elif loop.accelerator.is_main_process:
-        shutil.rmtree(model, ignore_errors=True)
-        best.rename(model)

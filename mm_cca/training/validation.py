@@ -1,12 +1,17 @@
 """The held-out loss: nats per code of images that no training step saw, un-augmented."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from mm_cca.batches import Pairs
-from mm_cca.collate import Collator
 from mm_cca.config.schema import Recipe
+from mm_cca.data.token_cache import open_cache
+from mm_cca.runs.folder import RunFolder
+from mm_cca.training.collate import Collator
+from mm_cca.training.schedule import Pairs
+from mm_cca.training.setup import TrainingSetup
 
 
 @torch.no_grad()
@@ -45,3 +50,13 @@ def heldout_nll(
             total[1] += batch.codes.numel()
     summed = accelerator.reduce(total, reduction="sum")
     return float(summed[0] / summed[1])
+
+
+def heldout_evaluation(
+    recipe: Recipe, run: RunFolder, loop: TrainingSetup
+) -> Callable[[], float | None]:
+    if not (recipe.data.heldout_split and recipe.train.eval_every):
+        return lambda: None
+    cache = open_cache(run.tokens / recipe.data.heldout_split, recipe.data.variants)
+    collate = Collator(loop.model, cache, recipe.data.image_size, loop.accelerator.device)
+    return lambda: heldout_nll(loop.accelerator, loop.policy, collate, len(cache), recipe)

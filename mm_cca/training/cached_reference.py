@@ -17,8 +17,6 @@ from tqdm import tqdm
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
-from mm_cca.batches import Schedule
-from mm_cca.collate import Collator, MicroBatch
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import Recipe
 from mm_cca.config.stage_keys import DEPENDS_ON
@@ -26,11 +24,12 @@ from mm_cca.data.token_cache import TokenCache, open_cache
 from mm_cca.errors import UserError
 from mm_cca.modeling.guidance import Teacher
 from mm_cca.modeling.logprobs import CodeLogProbs, training_attention
-from mm_cca.planning import training_schedule
-from mm_cca.reference import RefScores, live_scores
 from mm_cca.runs.digests import code_digest, row_keys, texts_digest, weights_digest, words_digest
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
+from mm_cca.training.collate import Collator, MicroBatch
+from mm_cca.training.reference import RefScores, live_scores
+from mm_cca.training.schedule import Schedule, training_schedule
 
 FILE = "logps.npy"
 KEYS = "keys.npy"

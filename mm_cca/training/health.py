@@ -1,12 +1,17 @@
 """What the numbers of training say about its health, in words."""
 
+import sys
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tqdm import tqdm
+
+from mm_cca import objectives
+from mm_cca.training.setup import TrainingSetup
+
 COLLAPSE = -1.0
 """Nats per code: below it the model no longer knows its own images (dpo in the paper's table 3)."""
-
 SATURATED = 12.0
 """|beta * gap| of cca from which a wrong prompt's gradient is about 1e-5 of what it was."""
 
@@ -80,3 +85,17 @@ class Health:
         }
         self._said |= fresh.keys()
         return list(fresh.values())
+
+
+def health_of(loop: TrainingSetup) -> Health:
+    terms, config = loop.terms, loop.terms.config
+    num_codes = loop.collate.num_codes
+    beta = objectives.length_aware_beta(config.beta, config.beta_codes, num_codes)
+    unbounded = "unlearn" in terms.weights and config.lambda_ > 0
+    if unbounded and loop.accelerator.is_main_process:
+        tqdm.write(
+            "warning: unlearn has no lower bound: wrong prompts are pushed down for ever, and the "
+            "images go with them. Train briefly and watch positive_gap; cca is the bounded form.",
+            file=sys.stderr,
+        )
+    return Health(Constants(num_codes, beta if "cca" in terms.weights else None, unbounded))

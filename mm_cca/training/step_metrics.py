@@ -8,8 +8,8 @@ from typing import Self
 import torch
 from accelerate import Accelerator
 
-from mm_cca.collate import MicroBatch
 from mm_cca.objectives import Stats
+from mm_cca.training.collate import MicroBatch
 
 
 class StepMetrics:

@@ -6,10 +6,10 @@ Shapes: see ``collate.py`` and ``objectives.py``.
 import torch
 
 from mm_cca import objectives
-from mm_cca.collate import MicroBatch
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.modeling.logprobs import Scored
-from mm_cca.reference import RefScores
+from mm_cca.training.collate import MicroBatch
+from mm_cca.training.reference import RefScores
 
 
 def loss_of(

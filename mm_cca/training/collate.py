@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
-from mm_cca.batches import Pairs
 from mm_cca.data.texts import TextStream
 from mm_cca.data.token_cache import TokenCache
 from mm_cca.modeling.inputs import left_pad
 from mm_cca.modeling.text_nll import text_batch
 from mm_cca.negatives import normalise
+from mm_cca.training.schedule import Pairs
 
 Rows = tuple[torch.Tensor, torch.Tensor]
 """Left-padded ids and their bool mask."""
