@@ -14,8 +14,8 @@ from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
 from mm_cca import load_adapter
 from mm_cca.adapters.base import UnifiedModel
-from mm_cca.demo import tiny
-from mm_cca.tiny import FAMILIES, write_tiny
+from mm_cca.demo import small_emu3 as tiny
+from mm_cca.testing.tiny_checkpoints import FAMILIES, write_tiny
 from tests import runs
 from tests.strangers import write_stranger
 from tests.training import LONG, at

@@ -17,10 +17,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from mm_cca.cli.commands.run import run_job
 from mm_cca.config.load import load_config
 from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
-from mm_cca.jobs import run_job
 
 COLOURS = ("red", "green", "blue", "pink", "grey", "black")
 THINGS = ("owl", "hand", "face", "cat", "house", "tree", "car", "leaf")
@@ -140,7 +140,7 @@ def do(path: Path, *overrides: str, stages: Sequence[str] = ("prepare", "train")
 def start(verb: str, path: Path, *overrides: str) -> subprocess.Popen[str]:
     """``mm-cca VERB`` in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "mm_cca.cli", verb, str(path), *overrides],
+        [sys.executable, "-m", "mm_cca.cli.main", verb, str(path), *overrides],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

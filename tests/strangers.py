@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from mm_cca.demo.tiny import bpe
-from mm_cca.tiny_tokenizers import CAPTIONS
+from mm_cca.demo.small_emu3 import bpe
+from mm_cca.testing.tiny_tokenizers import CAPTIONS
 
 STRANGER = "tests.example_adapter:AppendedCodes"
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from mm_cca import load_adapter
 from mm_cca.config.shipped import ADAPTERS
 from mm_cca.errors import UserError
-from mm_cca.tiny import write_tiny
+from mm_cca.testing.tiny_checkpoints import write_tiny
 from tests.strangers import where_of
 
 

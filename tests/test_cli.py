@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mm_cca import cli
+from mm_cca.cli import main as cli
 from mm_cca.config.load import dump, load_config
 from mm_cca.config.shipped import shipped_recipes
 from tests import runs
@@ -165,7 +165,7 @@ def test_ctrl_c_is_exit_status_130(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mm_cca.jobs.run_job", interrupted)
+    monkeypatch.setattr("mm_cca.cli.commands.run.run_job", interrupted)
     assert cli.main(["run", str(recipe)]) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
 
@@ -173,7 +173,9 @@ def test_ctrl_c_is_exit_status_130(
 @pytest.mark.parametrize("verb", ["prepare", "train", "sample", "eval", "report"])
 def test_verb_runs_its_stage_alone(verb: str, recipe: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[list[str]] = []
-    monkeypatch.setattr("mm_cca.jobs.run_job", lambda _, stages: asked.append(list(stages)))
+    monkeypatch.setattr(
+        "mm_cca.cli.commands.run.run_job", lambda _, stages: asked.append(list(stages))
+    )
     assert cli.main([verb, str(recipe)]) == 0
     assert cli.main(["run", str(recipe), "run.stages=[train, sample]"]) == 0
     assert asked == [[verb], ["train", "sample"]]

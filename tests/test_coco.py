@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mm_cca.cli import main
+from mm_cca.cli.main import main
 from mm_cca.data.prompt_files import read_prompts
 from tests import runs
 

@@ -12,11 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
 from mm_cca import load_adapter
-from mm_cca.adapters import contract
 from mm_cca.adapters.base import ImageHead, UnifiedModel
+from mm_cca.cli.commands.export import export_model
 from mm_cca.config.shipped import ADAPTERS
 from mm_cca.errors import UserError
-from mm_cca.export import export_model
+from mm_cca.testing import contract
 from tests import runs
 from tests.helpers import assert_close
 from tests.strangers import STRANGER, where_of

@@ -22,7 +22,7 @@ from mm_cca.modeling.logprobs import CodeLogProbs
 from mm_cca.modeling.lora import attach_lora, write_trained
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.weights import load_source
-from mm_cca.tiny import FAMILIES, write_tiny
+from mm_cca.testing.tiny_checkpoints import FAMILIES, write_tiny
 from tests import runs
 from tests.helpers import assert_close
 from tests.strangers import STRANGER, write_stranger

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from mm_cca import cli
-from mm_cca.demo import scorer as demo_scorer
+from mm_cca.cli import main as cli
+from mm_cca.demo import train_scorer as demo_scorer
 from mm_cca.errors import UserError
 from mm_cca.eval.clip import load_scorer
 from tests import naive, runs

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mm_cca import cli
+from mm_cca.cli import main as cli
 from mm_cca.config.load import load_config
 from mm_cca.config.sweep_grid import plan_sweep
 
@@ -26,7 +26,7 @@ def _commands() -> list[list[str]]:
         program, _, rest = line.partition(" ")
         if program == "mm-cca":
             found.append(shlex.split(rest))
-        elif line.startswith("accelerate launch -m mm_cca.cli "):
+        elif line.startswith("accelerate launch -m mm_cca.cli.main "):
             found.append(shlex.split(line)[4:])
     return found
 

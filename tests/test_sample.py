@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mm_cca.adapters.base import UnifiedModel
+from mm_cca.cli.commands.prepare import frozen_model
 from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
-from mm_cca.jobs import frozen_model
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.draw import sample_arms
 from mm_cca.sampling.manifest import read_manifest

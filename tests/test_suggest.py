@@ -6,37 +6,40 @@ import numpy as np
 import pytest
 import torch
 
-from mm_cca import cli, load_adapter
+from mm_cca import load_adapter
+from mm_cca.cli import main as cli
+from mm_cca.cli.commands.suggest import BaseMeasurement, Spread, measure, suggestion_of
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.data.token_cache import open_cache
 from mm_cca.modeling.inputs import left_pad
 from mm_cca.modeling.logprobs import CodeLogProbs
 from mm_cca.runs.folder import RunFolder
-from mm_cca.suggest import Measured, Spread, measure, suggest
 from mm_cca.training.schedule import training_schedule
 from tests import runs
 
 
-def _measured(blank: float, wrong: float, low: float) -> Measured:
-    return Measured(Spread(blank, 1.0, low, 2 * blank), Spread(wrong, 1.0, 0.0, 0.0), 8, 64, 3.0)
+def _measured(blank: float, wrong: float, low: float) -> BaseMeasurement:
+    return BaseMeasurement(
+        Spread(blank, 1.0, low, 2 * blank), Spread(wrong, 1.0, 0.0, 0.0), 8, 64, 3.0
+    )
 
 
 def test_beta_is_the_inverse_of_what_guidance_takes_from_wrong_prompts():
     """(3 - 1) * (150 - 40) = 220; lambda as usual, since exp(16) is far above it."""
-    found = suggest(_measured(40.0, 150.0, 16.0), 3.0)
+    found = suggestion_of(_measured(40.0, 150.0, 16.0), 3.0)
     assert found.beta == pytest.approx(1 / 220)
     assert found.lambda_ == 10.0
-    assert suggest(_measured(40.0, 150.0, 16.0), 2.0).beta == pytest.approx(1 / 110)
+    assert suggestion_of(_measured(40.0, 150.0, 16.0), 2.0).beta == pytest.approx(1 / 110)
 
 
 def test_lambda_stays_where_the_optimum_raises_own_pairs():
-    assert suggest(_measured(3.0, 9.0, np.log(4.0)), 3.0).lambda_ == pytest.approx(4.0)
-    assert suggest(_measured(3.0, 9.0, -5.0), 3.0).lambda_ == 1.0
+    assert suggestion_of(_measured(3.0, 9.0, np.log(4.0)), 3.0).lambda_ == pytest.approx(4.0)
+    assert suggestion_of(_measured(3.0, 9.0, -5.0), 3.0).lambda_ == 1.0
 
 
 def test_a_base_that_cannot_tell_prompts_apart():
     """Wrong prompts fit as well as right ones: beta is kept at most 1."""
-    assert suggest(_measured(0.0, -3.0, 0.0), 3.0).beta == 1.0
+    assert suggestion_of(_measured(0.0, -3.0, 0.0), 3.0).beta == 1.0
 
 
 @pytest.fixture

@@ -112,7 +112,9 @@ def test_missing_shard_alone_is_made_again(path: Path):
 def test_complete_shards_need_no_model(path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe = prepare(path)
     reopen(RunFolder.of(recipe).tokens / "train")
-    monkeypatch.setattr("mm_cca.jobs.frozen_model", lambda _: pytest.fail("model was loaded"))
+    monkeypatch.setattr(
+        "mm_cca.cli.commands.prepare.frozen_model", lambda _: pytest.fail("model was loaded")
+    )
     prepare(path)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mm_cca.cli import main
+from mm_cca.cli.main import main
 from mm_cca.errors import UserError
 from mm_cca.runs.folder import open_run
 from tests import runs

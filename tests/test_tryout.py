@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mm_cca import cli
 from mm_cca.adapters.base import grid_of
+from mm_cca.cli import main as cli
+from mm_cca.cli.commands.demo import DemoSession
 from mm_cca.errors import UserError
 from mm_cca.modeling.sampler import image_stream, sample_codes
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.arms import Arm
 from mm_cca.sampling.draw import sampling_settings
 from mm_cca.sampling.weights import load_source
-from mm_cca.tryout import Tryout
 from tests import runs
 
 PROMPT = "green owl"
@@ -49,7 +49,7 @@ def trained(
 
 def test_three_ways_of_one_prompt(trained: Path):
     runs.do(trained)
-    tryout = Tryout(trained.parent / "run")
+    tryout = DemoSession(trained.parent / "run")
     pictures = {}
     # There and back: what the dial was before must not matter.
     for dial in (1.0, 0.5, 1.5, 1.0):
@@ -83,15 +83,15 @@ def test_what_can_not_be_drawn(
     reported: Path, prompt: str, seed: int, scale: float, dial: float, told: str
 ):
     with pytest.raises(UserError, match=told):
-        Tryout(reported.parent / "run").draw(prompt, seed, scale, dial)
+        DemoSession(reported.parent / "run").draw(prompt, seed, scale, dial)
 
 
 def test_a_folder_that_is_no_run_or_not_trained(reported: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"is no run folder: it has no recipe\.yaml"):
-        Tryout(tmp_path)
+        DemoSession(tmp_path)
     shutil.copy(reported.parent / "run" / "recipe.yaml", tmp_path)
     with pytest.raises(UserError, match=r"train/model does not exist: train the cca model"):
-        Tryout(tmp_path)
+        DemoSession(tmp_path)
 
 
 def test_without_gradio_the_extra_is_named(

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
-from mm_cca.tryout import Tryout
+from mm_cca.cli.commands.demo import DemoSession
 from tests import runs
 from tests.training import at
 
@@ -51,7 +51,7 @@ def served(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         environment["BROWSER"] = "true"  # a program that opens nothing
         environment["GRADIO_TEMP_DIR"] = str(folder / "gradio")
         server = subprocess.Popen(
-            [sys.executable, "-m", "mm_cca.cli", "demo", str(folder / "run")],
+            [sys.executable, "-m", "mm_cca.cli.main", "demo", str(folder / "run")],
             env=os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=file,
@@ -163,7 +163,7 @@ def test_it_opens_with_a_prompt_and_three_empty_places(open_page: Open):
 def test_three_pictures_and_what_they_took(open_page: Open, served: Served):
     page = open_page()
     ask(page, {"Prompt": "green owl", "Seed": "5", SCALE: "4", DIAL: "0.5"})
-    expected = Tryout(served.run).draw("green owl", 5, 4.0, 0.5)
+    expected = DemoSession(served.run).draw("green owl", 5, 4.0, 0.5)
     took = costs(page).all_inner_texts()
     assert [re.sub(r"\d+\.\d\d s", "_ s", one) for one in took] == [
         "base: _ s, 16 forward passes",

@@ -17,7 +17,7 @@ from transformers import (
     SiglipProcessor,
 )
 
-from mm_cca.demo.tiny import bpe
+from mm_cca.demo.small_emu3 import bpe
 from tests import runs
 
 CONTEXT = 16

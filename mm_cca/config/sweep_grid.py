@@ -19,7 +19,7 @@ SWEPT = ("loss.", "train.")
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """One combination of values.
 
     Attributes:
@@ -33,7 +33,7 @@ class Point:
     overrides: list[str]
 
 
-def points_of(path_or_name: str, overrides: Sequence[str]) -> tuple[list[str], list[Point]]:
+def points_of(path_or_name: str, overrides: Sequence[str]) -> tuple[list[str], list[SweepPoint]]:
     """Overrides for all points alike, and the points, in the order of the lists.
 
     Raises:
@@ -74,10 +74,10 @@ def _refuse(path_or_name: str, axes: dict[str, list[Any]]) -> None:
             raise UserError(f"{key} is an empty list; give it at least one value.")
 
 
-def _point(values: dict[str, Any]) -> Point:
+def _point(values: dict[str, Any]) -> SweepPoint:
     named = ",".join(f"{key.split('.')[-1]}={_shown(value)}" for key, value in values.items())
     words = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-    return Point(re.sub(r"[^\w.,=+-]+", "_", named), values, words)
+    return SweepPoint(re.sub(r"[^\w.,=+-]+", "_", named), values, words)
 
 
 def _shown(value: Any) -> str:
@@ -106,7 +106,7 @@ class Sweep:
     root: Path
     base: Recipe
     points: dict[str, Recipe]
-    values: dict[str, Point]
+    values: dict[str, SweepPoint]
 
 
 def plan_sweep(path_or_name: str, overrides: Sequence[str]) -> Sweep:

@@ -9,7 +9,9 @@ from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
 from mm_cca.config.schema import DataConfig, ScorerRecipe, TokenizerRecipe
 from mm_cca.data.images import images_of, load_split
-from mm_cca.demo import scorer, tiny, tokenizer
+from mm_cca.demo import small_emu3 as tiny
+from mm_cca.demo import train_scorer as scorer
+from mm_cca.demo import train_tokenizer as tokenizer
 from mm_cca.runs.files import replace_folder, write_json
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage

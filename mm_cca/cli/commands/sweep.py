@@ -6,21 +6,53 @@ RUN/tokens reference       shared by all points
     sweep.json sweep.html  all of them together
 """
 
+import argparse
 import json
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.utils import release_memory
+from accelerate.utils import parse_flag_from_env, release_memory
 
+from mm_cca.cli.commands.quiet import quiet_libraries
+from mm_cca.cli.commands.run import run_stages
 from mm_cca.config.load import dump
 from mm_cca.config.schema import Recipe
 from mm_cca.config.sweep_grid import Sweep
 from mm_cca.errors import Diverged
 from mm_cca.runs.files import write_json
 from mm_cca.runs.folder import RunFolder
+from mm_cca.runs.stage import locked
+
+
+def sweep(args: argparse.Namespace) -> int:
+
+    sweep_job(args.recipe, args.overrides)
+    return 0
+
+
+def sweep_job(path_or_name: str, overrides: Sequence[str]) -> None:
+    """Train, draw and score every point of a sweep, and write ``sweep.json`` and ``sweep.html``.
+
+    Raises:
+        UserError: nothing to sweep, wrong values, or what a stage raises.
+    """
+    from mm_cca.config.sweep_grid import plan_sweep
+    from mm_cca.eval.sweeps import write_sweep
+
+    sweep = plan_sweep(path_or_name, overrides)
+    quiet_libraries()
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    with locked(sweep.root) if state.is_main_process else nullcontext():
+        run_sweep(sweep, run_stages)
+        if state.is_main_process:
+            write_sweep(sweep, diverged(sweep))
+    state.wait_for_everyone()
+    state.destroy_process_group()
+
 
 DIVERGED = "diverged.json"
 

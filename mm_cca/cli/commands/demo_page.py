@@ -5,16 +5,16 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from mm_cca.cli.commands.demo import DemoImage, DemoSession
+from mm_cca.cli.commands.serve import HOST
 from mm_cca.errors import UserError
-from mm_cca.serve import HOST
-from mm_cca.tryout import Drawn, Tryout
 
 TITLES = ("base", "base with guidance", "CCA, no guidance")
 SIDE = 320
 EXAMPLE = "a red apple"
 
 
-def page_of(tryout: Tryout, prompt: str = EXAMPLE) -> gr.Blocks:
+def page_of(tryout: DemoSession, prompt: str = EXAMPLE) -> gr.Blocks:
     """Prompt, seed, scale and dial above three pictures."""
     scales = tryout.recipe.sample.guidance_scales
     start = scales[len(scales) // 2] if scales else 3
@@ -77,12 +77,12 @@ def enlarged(image: Image.Image) -> Image.Image:
     return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
-def told(drawn: Drawn) -> str:
+def told(drawn: DemoImage) -> str:
     """What a picture took."""
     return f"`{drawn.name}`: {drawn.seconds:.2f} s, {drawn.forward_passes} forward passes"
 
 
-def launch(tryout: Tryout, port: int | None) -> None:
+def launch(tryout: DemoSession, port: int | None) -> None:
     """Show the page on this machine until Ctrl-C.
 
     Raises:

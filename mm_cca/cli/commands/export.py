@@ -1,5 +1,6 @@
 """A finished run as a model folder for others: weights, generation config, model card."""
 
+import argparse
 import json
 import math
 import shutil
@@ -20,6 +21,14 @@ from mm_cca.modeling.lora import bake_lora
 from mm_cca.runs.folder import open_run, recipe_of_training
 from mm_cca.sampling.weights import load_source
 
+
+def export(args: argparse.Namespace) -> int:
+
+    export_model(args.run, args.folder, merge=args.merge, dial=args.dial)
+    print(f"the model of {args.run} is in {args.folder}")
+    return 0
+
+
 LICENCES = {
     "emu3": "BAAI's Emu3 weights are Apache-2.0.",
     "chameleon": "Chameleon's weights are under the Chameleon Research License: non-commercial.",
@@ -27,7 +36,6 @@ LICENCES = {
     "janus": "Janus's weights are under the DeepSeek Model License.",
 }
 """What a family's own weights are under; the base that was named may say otherwise."""
-
 WITH_MM_CCA = (
     "`mm_cca` draws with it: name this folder as `model.path` in a recipe and run "
     "`mm-cca run RECIPE run.stages=[prepare,sample]`."
@@ -40,7 +48,6 @@ HOW = {
     "lumina-mgpt": "Stock transformers can't draw with this family. " + WITH_MM_CCA,
 }
 """How the exported model is sampled."""
-
 ON_CARD = ("alignment", "clip_score", "r_at_5", "frechet_distance", "fid")
 """Scores of the model card, where the run has them."""
 

@@ -6,7 +6,7 @@ import torch
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from mm_cca.demo.tiny import bpe
+from mm_cca.demo.small_emu3 import bpe
 
 CAPTIONS = [
     f"{adjective} {thing}, {style} style"

@@ -19,7 +19,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from mm_cca.data.augment import variant_parameters, zoom_and_shift
-from mm_cca.demo.tiny import bpe
+from mm_cca.demo.small_emu3 import bpe
 from mm_cca.modeling.logprobs import training_attention
 
 BOS, EOS, PAD = "<start>", "<end>", "<pad>"

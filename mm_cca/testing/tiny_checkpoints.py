@@ -30,9 +30,9 @@ from transformers import (
 )
 
 from mm_cca.adapters.vqgan import VQDecoder
-from mm_cca.demo import tiny as emu3
+from mm_cca.demo import small_emu3 as emu3
 from mm_cca.errors import UserError
-from mm_cca.tiny_tokenizers import (
+from mm_cca.testing.tiny_tokenizers import (
     CAPTIONS,
     JANUS_TEMPLATE,
     NUM_CODES,

@@ -3,6 +3,7 @@
 Shapes: n pairs of image and prompts.
 """
 
+import argparse
 import itertools
 import math
 from collections.abc import Iterator
@@ -15,13 +16,48 @@ from tqdm import tqdm
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import grid_of
+from mm_cca.cli.commands.prepare import prepare_tokens
+from mm_cca.cli.commands.quiet import quiet_libraries
 from mm_cca.config.mixtures import LossTerms
-from mm_cca.config.schema import Recipe
+from mm_cca.config.schema import AnyRecipe, Recipe
 from mm_cca.data.token_cache import open_cache
+from mm_cca.errors import UserError
 from mm_cca.modeling.logprobs import CodeLogProbs, Scored, training_attention
 from mm_cca.runs.folder import RunFolder
+from mm_cca.runs.stage import locked
 from mm_cca.training.collate import Collator
 from mm_cca.training.schedule import Pairs, Schedule, training_schedule
+
+
+def suggest(args: argparse.Namespace) -> int:
+    from mm_cca.config.load import load_config
+
+    recipe = load_config(args.recipe, args.overrides)
+
+    print(suggest_constants(recipe, args.pairs, args.scale))
+    return 0
+
+
+def suggest_constants(recipe: AnyRecipe, num_pairs: int, scale: float | None) -> str:
+    """Measure the base and name a beta and a lambda to start with.
+
+    Raises:
+        UserError: another job's recipe, no pair to measure on, or what ``prepare`` raises.
+    """
+
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"a {recipe.job} recipe has no beta; name a finetune recipe.")
+    if num_pairs < 2:
+        raise UserError(f"--pairs is {num_pairs}; allowed: 2 or more.")
+    if scale is not None and scale <= 1:
+        raise UserError(f"--scale is {scale:g}; allowed: more than 1, which is no guidance.")
+    quiet_libraries()
+    run = RunFolder.of(recipe)
+    with locked(run.root):
+        prepare_tokens(recipe, run)
+        measured = measure(recipe, run, num_pairs)
+    return explain(measured, suggestion_of(measured, scale or measured.usual_scale))
+
 
 USUAL_LAMBDA = 10.0
 """Scores hardly change from 1 to 30 on emoji (RESULTS.md); more asks for steps few runs take."""
@@ -43,7 +79,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Measured:
+class BaseMeasurement:
     """What the base says of its own pairs.
 
     Attributes:
@@ -78,7 +114,7 @@ class Suggestion:
     wrong_gap: float
 
 
-def suggest(measured: Measured, scale: float) -> Suggestion:
+def suggestion_of(measured: BaseMeasurement, scale: float) -> Suggestion:
     """From the spread of log p(x | c) - log p(x) and of log p(x | c) - log p(x | c').
 
     Guidance of scale s adds (s - 1) (log p(x | c) - log p(x)) to log p(x | c). For a wrong prompt
@@ -97,7 +133,7 @@ def suggest(measured: Measured, scale: float) -> Suggestion:
     return Suggestion(1 / wrong_gap, lambda_, scale, wrong_gap)
 
 
-def measure(recipe: Recipe, run: RunFolder, num_pairs: int) -> Measured:
+def measure(recipe: Recipe, run: RunFolder, num_pairs: int) -> BaseMeasurement:
     """Score the first pairs of training with their own, a wrong and no prompt.
 
     Raises:
@@ -125,7 +161,7 @@ def measure(recipe: Recipe, run: RunFolder, num_pairs: int) -> Measured:
             blank.append((own - without.logps).cpu())
             wrong.append((own.repeat(len(other) // len(own)) - other).cpu())
             bar.update(len(own))
-    return Measured(
+    return BaseMeasurement(
         Spread.of(torch.cat(blank).numpy()),
         Spread.of(torch.cat(wrong).numpy()),
         sum(len(part) for part in blank),
@@ -147,13 +183,13 @@ def _parts(schedule: Schedule, size: int, num_pairs: int) -> Iterator[Pairs]:
             done += size
 
 
-def explain(measured: Measured, found: Suggestion) -> str:
+def explain(measured: BaseMeasurement, found: Suggestion) -> str:
     """The suggestion in words, with the overrides to copy."""
     blank, wrong, codes = measured.blank, measured.wrong, measured.num_codes
     bound = math.exp(min(blank.low, 50.0))
     beta, gap = found.beta, found.wrong_gap
     return f"""\
-Measured on {measured.num_pairs} pairs with the base, in nats per image of {codes} codes
+BaseMeasurement on {measured.num_pairs} pairs with the base, in nats per image of {codes} codes
 (mean, and the range of the middle 80 %):
   log p(x|c) - log p(x)             {blank.mean:9.1f}   {blank.low:.1f} to {blank.high:.1f}
   log p(x|c) - log p(x|wrong c)     {wrong.mean:9.1f}   {wrong.low:.1f} to {wrong.high:.1f}

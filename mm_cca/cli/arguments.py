@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-from mm_cca.errors import UserError
-
 
 def add_comparison(parser: argparse.ArgumentParser) -> None:
     """``mm-cca eval --compare A.json B.json --allow KEY``."""
@@ -72,41 +70,3 @@ def add_coco_prompts(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]
     coco.add_argument("file", type=Path, help="the .jsonl to write; must not exist")
     coco.add_argument("--num-images", type=int, default=30_000, help="how many (default: 30,000)")
     coco.add_argument("--seed", type=int, default=0, help="which (default: 0)")
-
-
-def coco_prompts(args: argparse.Namespace) -> int:
-    """Run ``mm-cca coco-prompts``."""
-    from mm_cca.coco import write_coco_prompts
-
-    if args.file.suffix != ".jsonl":
-        raise UserError(f"{args.file} must end in .jsonl, as sample.prompts goes by the ending.")
-    write_coco_prompts(args.annotations, args.file, num_images=args.num_images, seed=args.seed)
-    print(f"{args.num_images} prompts are in {args.file}")
-    return 0
-
-
-def export_pictures(args: argparse.Namespace) -> int:
-    """Run ``mm-cca export-samples``."""
-    from mm_cca.export_samples import export_samples
-
-    count = export_samples(
-        args.run,
-        args.arm,
-        args.folder,
-        form=args.form,
-        prompts=args.prompts,
-        split=args.split,
-        size=args.size,
-    )
-    print(f"{count} pictures of {args.arm} are in {args.folder}")
-    return 0
-
-
-def compare_results(args: argparse.Namespace) -> int:
-    """Run ``mm-cca eval --compare``."""
-    from mm_cca.eval.compare import compare
-
-    if args.recipe is not None:
-        raise UserError(f"--compare takes two results and no recipe; leave {args.recipe} out.")
-    compare(*args.compare, allowed=args.allow)
-    return 0

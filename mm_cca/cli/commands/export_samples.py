@@ -1,22 +1,40 @@
 """The pictures of one arm in the folder that another evaluator reads."""
 
+import argparse
 import json
 from itertools import groupby
 from pathlib import Path
 
 from tqdm import tqdm
 
-from mm_cca.errors import UserError
-from mm_cca.layouts import (
-    Drawn,
+from mm_cca.cli.commands.evaluator_layouts import (
+    DrawnPicture,
     write_adm,
     write_compbench,
     write_dpg,
     write_geneval,
     write_hps,
 )
+from mm_cca.errors import UserError
 from mm_cca.runs.files import replace_folder
 from mm_cca.sampling.manifest import count_problems, manifest_of, picture_file, problem_of
+
+
+def export_pictures(args: argparse.Namespace) -> int:
+    """Run ``mm-cca export-samples``."""
+
+    count = export_samples(
+        args.run,
+        args.arm,
+        args.folder,
+        form=args.form,
+        prompts=args.prompts,
+        split=args.split,
+        size=args.size,
+    )
+    print(f"{count} pictures of {args.arm} are in {args.folder}")
+    return 0
+
 
 FORMATS = ("adm-npz", "geneval", "dpg", "t2i-compbench", "hpsv2")
 
@@ -75,7 +93,7 @@ def export_samples(
         return int(bar.n)
 
 
-def _drawn(samples: Path, arm: str, split: str | None) -> list[Drawn]:
+def _drawn(samples: Path, arm: str, split: str | None) -> list[DrawnPicture]:
     folder = samples / arm
     if not (folder / "stage.json").exists():
         there = sorted(p.name for p in samples.glob("*") if p.is_dir())
@@ -96,6 +114,6 @@ def _drawn(samples: Path, arm: str, split: str | None) -> list[Drawn]:
     # Pictures of one prompt come one after the other.
     groups = groupby(lines, key=lambda line: (line["split"], line["row"], line["prompt"]))
     return [
-        Drawn(prompt, [picture_file(folder, line["index"]) for line in group])
+        DrawnPicture(prompt, [picture_file(folder, line["index"]) for line in group])
         for (_, _, prompt), group in groups
     ]

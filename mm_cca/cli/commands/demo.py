@@ -4,9 +4,11 @@ A LoRA run keeps one model in memory, whose adapter is scaled or switched off. A
 keeps two, the base and the trained model at the dial that was asked for last.
 """
 
+import argparse
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -24,8 +26,21 @@ from mm_cca.sampling.draw import sampling_settings
 from mm_cca.sampling.weights import load_source
 
 
+def demo(args: argparse.Namespace) -> int:
+    if find_spec("gradio") is None:
+        raise UserError(
+            'mm-cca demo needs gradio, which is not installed: pip install "mm-cca[demo]".'
+        )
+
+    tryout = DemoSession(args.run)  # says what is wrong with the folder before gradio is imported
+    from mm_cca.cli.commands.demo_page import launch
+
+    launch(tryout, args.port)
+    return 0
+
+
 @dataclass(frozen=True)
-class Drawn:
+class DemoImage:
     """A picture and what it took."""
 
     name: str
@@ -34,7 +49,7 @@ class Drawn:
     forward_passes: int
 
 
-class Tryout:
+class DemoSession:
     """The models of a finished run, ready to draw."""
 
     def __init__(self, folder: Path) -> None:
@@ -49,7 +64,7 @@ class Tryout:
         is_lora = isinstance(self._trained.module, PeftModel)
         self._base = self._trained if is_lora else load_source(self.recipe, self._run, "base")
 
-    def draw(self, prompt: str, seed: int, scale: float, dial: float) -> list[Drawn]:
+    def draw(self, prompt: str, seed: int, scale: float, dial: float) -> list[DemoImage]:
         """Base, guided base and CCA at ``dial``, in this order.
 
         Raises:
@@ -76,7 +91,7 @@ class Tryout:
         return self._trained
 
     @torch.no_grad()
-    def _drawn(self, model: UnifiedModel, arm: Arm, prompt: str, seed: int) -> Drawn:
+    def _drawn(self, model: UnifiedModel, arm: Arm, prompt: str, seed: int) -> DemoImage:
         grid = grid_of(model, self.recipe.data.image_size)
         uniforms = image_stream(seed, 0, model.layout(grid).num_codes)[None]
         settings = sampling_settings(self.recipe, arm, model.defaults)
@@ -85,7 +100,9 @@ class Tryout:
             codes, passes = sample_codes(model, [prompt], grid, uniforms, settings)
             pixels = model.decode(codes, grid).cpu()[0]
             seconds = time.perf_counter() - started
-        return Drawn(arm.name, Image.fromarray(pixels.permute(1, 2, 0).numpy()), seconds, passes)
+        return DemoImage(
+            arm.name, Image.fromarray(pixels.permute(1, 2, 0).numpy()), seconds, passes
+        )
 
 
 def _as_source(model: UnifiedModel, source: str) -> AbstractContextManager[None]:

@@ -1,5 +1,6 @@
 """Prompts of the COCO-30k protocol, out of COCO's own file of captions."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,16 @@ import numpy as np
 
 from mm_cca.errors import UserError
 from mm_cca.runs.files import write_text
+
+
+def coco_prompts(args: argparse.Namespace) -> int:
+    """Run ``mm-cca coco-prompts``."""
+
+    if args.file.suffix != ".jsonl":
+        raise UserError(f"{args.file} must end in .jsonl, as sample.prompts goes by the ending.")
+    write_coco_prompts(args.annotations, args.file, num_images=args.num_images, seed=args.seed)
+    print(f"{args.num_images} prompts are in {args.file}")
+    return 0
 
 
 def write_coco_prompts(annotations: Path, target: Path, *, num_images: int, seed: int) -> None:

@@ -4,7 +4,7 @@ import argparse
 import textwrap
 from pathlib import Path
 
-from mm_cca.cli_eval import add_coco_prompts, add_comparison, add_export_samples
+from mm_cca.cli.arguments import add_coco_prompts, add_comparison, add_export_samples
 
 EPILOG = textwrap.dedent(
     """\
@@ -27,7 +27,7 @@ EPILOG = textwrap.dedent(
                                                 the prompts that the recipe coco30k draws
       mm-cca eval --compare runs/a/report.json runs/b/report.json
                                                 two runs side by side, if they may be compared
-      accelerate launch -m mm_cca.cli train my.yaml
+      accelerate launch -m mm_cca.cli.main train my.yaml
                                                 one stage, on as many GPUs as accelerate knows of
 
     A stage that is done is skipped; one that was interrupted goes on where it stopped.

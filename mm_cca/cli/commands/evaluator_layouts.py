@@ -30,14 +30,14 @@ Tick = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnPicture:
     """A prompt and the pictures that were drawn for it."""
 
     prompt: str
     files: list[Path]
 
 
-def write_adm(drawn: Sequence[Drawn], folder: Path, size: int | None, tick: Tick) -> None:
+def write_adm(drawn: Sequence[DrawnPicture], folder: Path, size: int | None, tick: Tick) -> None:
     """``samples.npz`` with ``arr_0``, uint8 [n, H, W, 3], never whole in memory.
 
     Raises:
@@ -63,7 +63,9 @@ def write_adm(drawn: Sequence[Drawn], folder: Path, size: int | None, tick: Tick
     array.unlink()
 
 
-def write_geneval(drawn: Sequence[Drawn], folder: Path, prompts: Path | None, tick: Tick) -> None:
+def write_geneval(
+    drawn: Sequence[DrawnPicture], folder: Path, prompts: Path | None, tick: Tick
+) -> None:
     """``00000/metadata.jsonl``, line 0 of evaluation_metadata.jsonl, and ``samples/0000.png`` ...
 
     Raises:
@@ -80,7 +82,9 @@ def write_geneval(drawn: Sequence[Drawn], folder: Path, prompts: Path | None, ti
             tick()
 
 
-def write_dpg(drawn: Sequence[Drawn], folder: Path, prompts: Path | None, tick: Tick) -> None:
+def write_dpg(
+    drawn: Sequence[DrawnPicture], folder: Path, prompts: Path | None, tick: Tick
+) -> None:
     """``ITEM.png``: up to four square pictures of a prompt, two in a row.
 
     Raises:
@@ -110,7 +114,7 @@ def write_dpg(drawn: Sequence[Drawn], folder: Path, prompts: Path | None, tick: 
         grid.save(folder / f"{item}.png")
 
 
-def write_compbench(drawn: Sequence[Drawn], folder: Path, tick: Tick) -> None:
+def write_compbench(drawn: Sequence[DrawnPicture], folder: Path, tick: Tick) -> None:
     """``samples/PROMPT_000000.png``; the number runs on over all pictures.
 
     Raises:
@@ -131,7 +135,9 @@ def write_compbench(drawn: Sequence[Drawn], folder: Path, tick: Tick) -> None:
             tick()
 
 
-def write_hps(drawn: Sequence[Drawn], folder: Path, prompts: Path | None, tick: Tick) -> None:
+def write_hps(
+    drawn: Sequence[DrawnPicture], folder: Path, prompts: Path | None, tick: Tick
+) -> None:
     """``STYLE/00000.jpg`` with Pillow's own JPEG settings, as HPSv2's README saves them.
 
     Raises:
@@ -173,9 +179,9 @@ def _rows(path: Path) -> list[dict[str, str]]:
         raise UserError(f"--prompts {path} can't be read: {error}") from error
 
 
-def _matched(drawn: Sequence[Drawn], texts: Sequence[str], path: Path) -> list[Drawn]:
+def _matched(drawn: Sequence[DrawnPicture], texts: Sequence[str], path: Path) -> list[DrawnPicture]:
     """What was drawn for each text; a text that comes twice takes the next of its prompts."""
-    waiting: dict[str, list[Drawn]] = {}
+    waiting: dict[str, list[DrawnPicture]] = {}
     for each in drawn:
         waiting.setdefault(each.prompt, []).append(each)
     found, missing = [], []
