@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mm_cca.eval.attributes import Question, answers, questions_of
+from mm_cca.eval.metrics.attributes import Question, answers, questions_of
 from mm_cca.negatives import load_words, variants
 from tests import runs
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from mm_cca.eval.charts import sweeps
-from mm_cca.eval.tables import best_guided
+from mm_cca.eval.report.charts import sweeps
+from mm_cca.eval.report.tables import best_guided
 
 
 def entry(name: str, scale: float = 1.0, dial: float | None = None) -> dict[str, Any]:

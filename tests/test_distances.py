@@ -7,9 +7,10 @@ from scipy.linalg import sqrtm
 
 from mm_cca.config.load import load_config
 from mm_cca.config.schema import Recipe
-from mm_cca.eval.clip import cosines, retrieval_ranks
-from mm_cca.eval.fid import frechet_distance, kernel_distance, precision_recall
-from mm_cca.eval.intervals import mean_interval
+from mm_cca.eval.metrics.bootstrap import mean_interval
+from mm_cca.eval.metrics.distances import frechet_distance, kernel_distance
+from mm_cca.eval.metrics.prdc import precision_recall
+from mm_cca.eval.metrics.retrieval import cosines, retrieval_ranks
 from tests import naive
 from tests.helpers import features
 
@@ -77,7 +78,7 @@ def naive_kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_kernel_distance_against_the_formula_for_whole_sets(monkeypatch: pytest.MonkeyPatch):
     """With subsets as large as the sets every subset is the set itself."""
-    import mm_cca.eval.fid as module
+    import mm_cca.eval.metrics.distances as module
 
     generated, real = features(0, 20, shift=1.0), features(1, 20)
     original = module.KernelInceptionDistance

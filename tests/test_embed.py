@@ -53,7 +53,7 @@ def test_unknown_embeddings(name: str):
 def test_open_clip_gives_the_text_features_of_the_scorer():
     import torch
 
-    from mm_cca.eval.clip import load_scorer
+    from mm_cca.eval.features.scorer import load_scorer
 
     texts = ["fire, noto style", "fire, twemoji style", "owl, noto style"]
     vectors = embed(texts, f"open_clip:local-dir:{SHIPPED['emoji-clip']}")

@@ -13,7 +13,7 @@ import torch
 from mm_cca.cli import main as cli
 from mm_cca.demo import train_scorer as demo_scorer
 from mm_cca.errors import UserError
-from mm_cca.eval.clip import load_scorer
+from mm_cca.eval.features.scorer import load_scorer
 from tests import naive, runs
 
 ARMS = [

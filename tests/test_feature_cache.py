@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mm_cca.errors import UserError
-from mm_cca.eval import feature_cache
-from mm_cca.eval.clip import OpenClipScorer, load_scorer
-from mm_cca.eval.feature_cache import extract_once
-from mm_cca.eval.features import Extractors, Features, extract
-from mm_cca.eval.images import ImageSet
+from mm_cca.eval.features import cache as feature_cache
+from mm_cca.eval.features.cache import extract_once
+from mm_cca.eval.features.extract import Extractors, Features, extract
+from mm_cca.eval.features.image_sets import ImageSet
+from mm_cca.eval.features.scorer import OpenClipScorer, load_scorer
 from tests import runs
 
 MADE_FROM = ["digest of the images", "[16, 16]"]

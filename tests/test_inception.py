@@ -12,15 +12,15 @@ from torch.utils.data import Dataset
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 
 from mm_cca.errors import UserError
-from mm_cca.eval.cmmd import cmmd
-from mm_cca.eval.density import density_coverage
-from mm_cca.eval.fid import (
+from mm_cca.eval.features.inception import Inception, load_inception
+from mm_cca.eval.metrics.distances import (
+    cmmd,
     frechet_distance,
     frechet_to,
     gaussian_of,
     inception_score,
 )
-from mm_cca.eval.inception import Inception, load_inception
+from mm_cca.eval.metrics.prdc import density_coverage
 from tests import runs, towers
 from tests.helpers import CPU, assert_close, features, told
 

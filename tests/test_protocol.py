@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from mm_cca.errors import UserError
-from mm_cca.eval.fid import frechet_distance, gaussian_of
-from mm_cca.eval.references import read_statistics, write_statistics
+from mm_cca.eval.features.references import read_statistics, write_statistics
+from mm_cca.eval.metrics.distances import frechet_distance, gaussian_of
 from tests import runs, towers
 
 STAGES = ["prepare", "sample", "eval"]
@@ -145,7 +145,7 @@ def test_statistics_survive_a_file(tmp_path: Path):
 
 def test_a_folder_as_reference(recipe: Path, copy: str, tmp_path: Path):
     """In another size and with no captions; scored as the distance of the features by hand."""
-    from mm_cca.eval.clip import load_scorer
+    from mm_cca.eval.features.scorer import load_scorer
 
     folder = tmp_path / "real" / "below"
     folder.mkdir(parents=True)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from mm_cca.eval import pictures, thumbnails
+from mm_cca.eval.report import gallery as pictures
+from mm_cca.eval.report import thumbnails
 from tests import runs
 
 Open = Callable[..., Page]

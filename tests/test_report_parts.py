@@ -11,13 +11,13 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from mm_cca.eval import svg as svg_module
-from mm_cca.eval.curves import health, judged, panels, read_signals, smoothed
-from mm_cca.eval.pictures import gains_of, looked_at_first, rival_of
-from mm_cca.eval.plots import Point, scatter
-from mm_cca.eval.tables import scores_of
-from mm_cca.eval.thumbnails import Budget, check_picture, open_picture, thumbnail
-from mm_cca.eval.wording import cost, fid_sentence, in_words, standing, verdict_sentence
+from mm_cca.eval.report import svg as svg_module
+from mm_cca.eval.report.curves import health, judged, panels, read_signals, smoothed
+from mm_cca.eval.report.gallery import gains_of, looked_at_first, rival_of
+from mm_cca.eval.report.scatter import PlotPoint, scatter
+from mm_cca.eval.report.tables import scores_of
+from mm_cca.eval.report.thumbnails import Budget, check_picture, open_picture, thumbnail
+from mm_cca.eval.report.wording import cost, fid_sentence, in_words, standing, verdict_sentence
 from tests import runs
 
 PASSES = {"base": 64, "base+cfg2.5": 128, "cca": 64, "cca+dial0.5": 64, "control+cfg2": 128}
@@ -158,8 +158,8 @@ def test_a_score_that_is_new_has_a_column():
 
 def test_plots_take_their_colours_from_the_page_and_say_their_values():
     points = [
-        Point("base", "base", "base", 0.1, 2.0, "base: FD 2.0"),
-        Point("cca", "CCA", "cca", 0.2, 1.0, 'cca: "FD" <1.0>', is_main=True),
+        PlotPoint("base", "base", "base", 0.1, 2.0, "base: FD 2.0"),
+        PlotPoint("cca", "CCA", "cca", 0.2, 1.0, 'cca: "FD" <1.0>', is_main=True),
     ]
     svg = scatter(points, "recall", "FD", about="train", lines=[[0, 1]])
     assert {"currentColor", "var(--base)", "var(--cca)"} <= set(re.findall(r"[\w()-]+", svg))
@@ -174,7 +174,7 @@ def test_plots_take_their_colours_from_the_page_and_say_their_values():
 
 def test_labels_stay_inside_the_plot_and_off_each_other():
     points = [
-        Point("cca", "CCA", f"point {n} of a long name", n % 2, 0.01 * n, "x") for n in range(6)
+        PlotPoint("cca", "CCA", f"point {n} of a long name", n % 2, 0.01 * n, "x") for n in range(6)
     ]
     placed: list[Any] = []
 

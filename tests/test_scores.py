@@ -7,15 +7,15 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from mm_cca.eval.cmmd import cmmd
-from mm_cca.eval.density import density_coverage
-from mm_cca.eval.fid import (
+from mm_cca.eval.metrics.distances import (
+    cmmd,
     frechet_distance,
     frechet_to,
     gaussian_of,
     kernel_distance,
     kernel_subset_size,
 )
+from mm_cca.eval.metrics.prdc import density_coverage
 from tests.helpers import features, told
 
 
@@ -94,7 +94,7 @@ def test_a_file_of_statistics_gives_the_same_distance(shift: float, rows: int):
 
 def test_precision_and_recall_of_many_images_are_the_same(monkeypatch: pytest.MonkeyPatch):
     """Above a number the pairs are taken in parts."""
-    import mm_cca.eval.fid as module
+    import mm_cca.eval.metrics.prdc as module
 
     a, b = features(0, 40, shift=0.8), features(1, 50)
     whole = module.precision_recall(a, b)

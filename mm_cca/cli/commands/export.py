@@ -16,7 +16,7 @@ from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import Recipe
 from mm_cca.config.shipped import shipped
 from mm_cca.errors import UserError
-from mm_cca.eval.tables import scores_of
+from mm_cca.eval.report.tables import scores_of
 from mm_cca.modeling.lora import bake_lora
 from mm_cca.runs.folder import open_run, recipe_of_training
 from mm_cca.sampling.weights import load_source

@@ -84,12 +84,12 @@ def _sample(recipe: Recipe, run: RunFolder) -> None:
 
 
 def _evaluate(recipe: Recipe, run: RunFolder) -> None:
-    from mm_cca.eval.protocol import evaluate_arms
+    from mm_cca.eval.evaluate import evaluate_arms
 
     evaluate_arms(recipe, run)
 
 
 def _report(recipe: Recipe, run: RunFolder) -> None:
-    from mm_cca.eval.report import write_report
+    from mm_cca.eval.report.run_report import write_report
 
     write_report(recipe, run)

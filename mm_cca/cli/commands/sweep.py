@@ -41,7 +41,7 @@ def sweep_job(path_or_name: str, overrides: Sequence[str]) -> None:
         UserError: nothing to sweep, wrong values, or what a stage raises.
     """
     from mm_cca.config.sweep_grid import plan_sweep
-    from mm_cca.eval.sweeps import write_sweep
+    from mm_cca.eval.report.sweep_report import write_sweep
 
     sweep = plan_sweep(path_or_name, overrides)
     quiet_libraries()

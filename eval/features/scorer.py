@@ -20,7 +20,7 @@ from torchvision.transforms import Compose
 
 from mm_cca.config.shipped import SHIPPED, shipped
 from mm_cca.errors import UserError
-from mm_cca.eval.hf import HF, in_batches, load_hf
+from mm_cca.eval.features.hf_scorer import HF, in_batches, load_hf
 
 
 class Scorer(Protocol):
@@ -154,30 +154,3 @@ def _digest(model: nn.Module) -> str:
         digest.update(key.encode())
         digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def cosines(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    """[n, F] and [n, F] -> [n] cosine of each image with its own caption."""
-    return nn.functional.cosine_similarity(images, texts)
-
-
-def retrieval_ranks(
-    images: torch.Tensor, captions: torch.Tensor, own: torch.Tensor, chunk: int = 1024
-) -> torch.Tensor:
-    """How many captions fit each image better than its own.
-
-    Args:
-        images: [n, F].
-        captions: [m, F], all distinct.
-        own: [n] index of each image's caption in ``captions``.
-        chunk: images compared at a time.
-
-    Returns:
-        [n] int64; 0 means its own caption comes first.
-    """
-    texts = nn.functional.normalize(captions, dim=-1)
-    ranks = []
-    for part, mine in zip(images.split(chunk), own.split(chunk), strict=True):
-        scores = nn.functional.normalize(part, dim=-1) @ texts.T
-        ranks.append((scores > scores.gather(1, mine[:, None])).sum(dim=1))
-    return torch.cat(ranks)

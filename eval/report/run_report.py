@@ -9,14 +9,14 @@ from accelerate import PartialState
 from mm_cca.config.load import dump
 from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
-from mm_cca.eval.charts import cost_plot, trade_plot
-from mm_cca.eval.curves import count_steps, health, panels, read_signals, span_of
-from mm_cca.eval.page import templates
 from mm_cca.eval.per_prompt import PER_PROMPT, read_per_prompt
-from mm_cca.eval.pictures import Problem, grid_of_split
-from mm_cca.eval.tables import best_guided, print_table, scores_of
-from mm_cca.eval.thumbnails import Budget
-from mm_cca.eval.wording import LEAD, fid_sentence, standing, verdict_sentence
+from mm_cca.eval.report.charts import cost_plot, trade_plot
+from mm_cca.eval.report.curves import count_steps, health, panels, read_signals, span_of
+from mm_cca.eval.report.gallery import Problem, grid_of_split
+from mm_cca.eval.report.pages import templates
+from mm_cca.eval.report.tables import best_guided, print_table, scores_of
+from mm_cca.eval.report.thumbnails import Budget
+from mm_cca.eval.report.wording import LEAD, fid_sentence, standing, verdict_sentence
 from mm_cca.runs.files import write_json, write_text
 from mm_cca.runs.folder import RunFolder, recipe_of_training
 

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mm_cca.errors import UserError
-from mm_cca.eval.features import Extractors, Features, extract
-from mm_cca.eval.images import ImageSet
+from mm_cca.eval.features.extract import Extractors, Features, extract
+from mm_cca.eval.features.image_sets import ImageSet
 
 PROBE_SIDE = 96
 

@@ -17,7 +17,7 @@ from mm_cca.config.schema import Recipe
 from mm_cca.data.images import fitted, load_images, load_split, open_image
 from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError
-from mm_cca.eval.ranks import spread
+from mm_cca.eval.features.distributed import map_over_ranks
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.prompts import Prompt
 
@@ -112,7 +112,7 @@ def real_bytes_digest(recipe: Recipe, run: RunFolder, split: str, rows: Sequence
         return digest.hexdigest()
 
     starts = range(0, len(places), READ_AT_ONCE)
-    digests = spread(starts, work, desc=f"reading real {split}", unit="block")
+    digests = map_over_ranks(starts, work, desc=f"reading real {split}", unit="block")
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

@@ -16,8 +16,8 @@ from mm_cca.config.schema import Recipe
 from mm_cca.data.images import decode_image, load_split
 from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError
-from mm_cca.eval.tables import best_guided
-from mm_cca.eval.thumbnails import EXACT_SIDE, Budget, check_picture, open_picture, thumbnail
+from mm_cca.eval.report.tables import best_guided
+from mm_cca.eval.report.thumbnails import EXACT_SIDE, Budget, check_picture, open_picture, thumbnail
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.prompts import Prompt, has_real_images, prompts_of
 

@@ -7,45 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from mm_cca.config.schema import Recipe
-from mm_cca.eval.attributes import Question, answers
-from mm_cca.eval.clip import cosines, retrieval_ranks
-from mm_cca.eval.cmmd import cmmd
-from mm_cca.eval.density import density_coverage
-from mm_cca.eval.features import Features
-from mm_cca.eval.fid import inception_score, kernel_distance, precision_recall
-from mm_cca.eval.intervals import mean_interval
-from mm_cca.eval.references import Reference
-from mm_cca.sampling.prompts import Prompt
+from mm_cca.eval.features.extract import Features
+from mm_cca.eval.ground_truth import SplitTruth
+from mm_cca.eval.metrics.attributes import answers
+from mm_cca.eval.metrics.bootstrap import mean_interval
+from mm_cca.eval.metrics.distances import cmmd, inception_score, kernel_distance
+from mm_cca.eval.metrics.prdc import density_coverage, precision_recall
+from mm_cca.eval.metrics.retrieval import cosines, retrieval_ranks
 
 
 @dataclass(frozen=True)
-class SplitTruth:
-    """What the arms of one split are measured against.
-
-    Attributes:
-        prompts: [n] the prompts of the split, one for every image.
-        groups: [n] which of the distinct prompts each image belongs to.
-        texts: [n, F] features of their captions.
-        captions: [c, F] features of all distinct captions.
-        own: [n] index of each prompt's caption among them.
-        reference: what distances between sets compare with, if some score is one.
-        questions: of ``eval.attributes``, by kind.
-    """
-
-    prompts: list[Prompt]
-    groups: np.ndarray
-    texts: torch.Tensor
-    captions: torch.Tensor
-    own: torch.Tensor
-    reference: Reference | None
-    questions: dict[str, Question]
-
-
-@dataclass(frozen=True)
-class Measured:
+class ArmScores:
     """One arm on one split: [n] numbers per image, and features for distances between sets."""
 
     cosine: np.ndarray
@@ -54,9 +28,9 @@ class Measured:
     features: Features
 
 
-def measure(features: Features, truth: SplitTruth) -> Measured:
+def measure(features: Features, truth: SplitTruth) -> ArmScores:
     """Every image against its caption."""
-    return Measured(
+    return ArmScores(
         cosine=cosines(features.scorer, truth.texts).numpy(),
         rank=retrieval_ranks(features.scorer, truth.captions, truth.own).numpy(),
         attributes={
@@ -72,7 +46,7 @@ def per_prompt(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return np.bincount(groups, weights=values) / np.bincount(groups)
 
 
-def scores_of(recipe: Recipe, measured: Measured, truth: SplitTruth) -> dict[str, Any]:
+def scores_of(recipe: Recipe, measured: ArmScores, truth: SplitTruth) -> dict[str, Any]:
     """The scores of ``eval.metrics`` in their order, then the attributes.
 
     Each has a ``value``; a mean over prompts also ``low`` and ``high``, its 95 % interval.
@@ -89,7 +63,7 @@ def scores_of(recipe: Recipe, measured: Measured, truth: SplitTruth) -> dict[str
     return scores
 
 
-def _of_captions(recipe: Recipe, measured: Measured, truth: SplitTruth) -> dict[str, Any]:
+def _of_captions(recipe: Recipe, measured: ArmScores, truth: SplitTruth) -> dict[str, Any]:
     values = {
         "alignment": 100 * measured.cosine,
         "clip_score": 100 * measured.cosine.clip(min=0),

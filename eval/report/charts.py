@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from mm_cca.eval.plots import Point, scatter
-from mm_cca.eval.tables import scores_of
-from mm_cca.eval.wording import prompts_in_words
+from mm_cca.eval.report.scatter import PlotPoint, scatter
+from mm_cca.eval.report.tables import scores_of
+from mm_cca.eval.report.wording import prompts_in_words
 
 
 def cost_plot(summary: dict[str, Any], split: str) -> str:
@@ -45,7 +45,7 @@ def told_of(summary: dict[str, Any], arm: dict[str, Any], split: str) -> str:
     return f"{arm['name']}: {', '.join(said)}, {arm['forwards_per_image']} forward passes per image"
 
 
-def _points(summary: dict[str, Any], split: str, x: str, y: str) -> list[Point]:
+def _points(summary: dict[str, Any], split: str, x: str, y: str) -> list[PlotPoint]:
     points = []
     for arm in summary["arms"]:
         values = {name: s["value"] for name, s in arm["scores"][split].items()}
@@ -54,7 +54,7 @@ def _points(summary: dict[str, Any], split: str, x: str, y: str) -> list[Point]:
         series = _series(arm["source"], label)
         told = told_of(summary, arm, split)
         main = label == "cca"
-        points.append(Point(arm["source"], series, label, values[x], values[y], told, main))
+        points.append(PlotPoint(arm["source"], series, label, values[x], values[y], told, main))
     return points
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mm_cca.eval.wording import prompts_in_words
+from mm_cca.eval.report.wording import prompts_in_words
 
 SCORES = {
     "alignment": ("alignment ×100", "higher is better", 1),
@@ -24,7 +24,6 @@ SCORES = {
     "kid": ("KID", "lower is better", 4),
     "inception_score": ("IS", "higher is better", 2),
 }
-
 IN_TERMINAL = (
     "alignment",
     "r_at_5",

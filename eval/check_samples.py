@@ -3,7 +3,7 @@
 from typing import Any
 
 from mm_cca.errors import UserError
-from mm_cca.eval.ranks import spread
+from mm_cca.eval.features.distributed import map_over_ranks
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.arms import Arm
 from mm_cca.sampling.manifest import MANIFEST, count_problems, manifest_of, picture_file, problem_of
@@ -31,7 +31,7 @@ def refuse_bad_samples(run: RunFolder, arms: list[Arm], prompts: list[Prompt]) -
             return f"{file} is not in {MANIFEST}"
         return _another_prompt(file, line, prompt) or problem_of(folder, line)
 
-    found = spread(work, check, desc="checking pictures", unit="img")
+    found = map_over_ranks(work, check, desc="checking pictures", unit="img")
     told = []
     for arm in arms:
         mine = [each for (name, _), each in zip(work, found, strict=True) if name == arm.name]

@@ -1,5 +1,6 @@
 """What every arm of a split is measured against: captions, prompts and a reference set."""
 
+from dataclasses import dataclass
 from importlib import metadata
 
 import numpy as np
@@ -10,16 +11,39 @@ from mm_cca.config.schema import Recipe
 from mm_cca.config.validate import MIN_IMAGES
 from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError
-from mm_cca.eval.attributes import questions_of
-from mm_cca.eval.density import NEIGHBOURS
-from mm_cca.eval.feature_cache import extract_once
-from mm_cca.eval.features import Extractors
-from mm_cca.eval.images import RESIZE, real_bytes_digest, real_images_of, size_of
-from mm_cca.eval.measure import SplitTruth
-from mm_cca.eval.references import Reference, external_reference, reference_of
+from mm_cca.eval.features.cache import extract_once
+from mm_cca.eval.features.extract import Extractors
+from mm_cca.eval.features.image_sets import RESIZE, real_bytes_digest, real_images_of, size_of
+from mm_cca.eval.features.references import ReferenceSet, external_reference, reference_of
+from mm_cca.eval.metrics.attributes import Question, questions_of
+from mm_cca.eval.metrics.prdc import NEIGHBOURS
 from mm_cca.negatives import load_words
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.prompts import Prompt, has_real_images, reference_rows, splits_of
+
+
+@dataclass(frozen=True)
+class SplitTruth:
+    """What the arms of one split are measured against.
+
+    Attributes:
+        prompts: [n] the prompts of the split, one for every image.
+        groups: [n] which of the distinct prompts each image belongs to.
+        texts: [n, F] features of their captions.
+        captions: [c, F] features of all distinct captions.
+        own: [n] index of each prompt's caption among them.
+        reference: what distances between sets compare with, if some score is one.
+        questions: of ``eval.attributes``, by kind.
+    """
+
+    prompts: list[Prompt]
+    groups: np.ndarray
+    texts: torch.Tensor
+    captions: torch.Tensor
+    own: torch.Tensor
+    reference: ReferenceSet | None
+    questions: dict[str, Question]
+
 
 FEATURES = "features"
 """Folder beside the shards of a split's tokens, shared with them between runs."""
@@ -77,7 +101,9 @@ def truths_of(
     return truths
 
 
-def _rest_of_split(recipe: Recipe, run: RunFolder, extractors: Extractors, split: str) -> Reference:
+def _rest_of_split(
+    recipe: Recipe, run: RunFolder, extractors: Extractors, split: str
+) -> ReferenceSet:
     rows = reference_rows(recipe, run, split).tolist()
     images = real_images_of(recipe, run, split, rows, size_of(recipe))
     if images.count < MIN_IMAGES:
@@ -89,7 +115,7 @@ def _rest_of_split(recipe: Recipe, run: RunFolder, extractors: Extractors, split
 
 
 def _refuse_too_few(
-    recipe: Recipe, split: str, num_prompts: int, reference: Reference | None
+    recipe: Recipe, split: str, num_prompts: int, reference: ReferenceSet | None
 ) -> None:
     if num_prompts < MIN_IMAGES:
         raise UserError(_too_few(split, f"{num_prompts} prompts"))

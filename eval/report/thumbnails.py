@@ -8,7 +8,6 @@ from PIL import Image, UnidentifiedImageError
 
 EXACT_SIDE = 96
 """A picture with no longer side is kept as it is, pixel by pixel."""
-
 THUMB_SIDE = 192
 PREFIX = "data:image/webp;base64,"
 

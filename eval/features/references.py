@@ -13,10 +13,10 @@ import torch
 
 from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
-from mm_cca.eval.features import Extractors, Features, extract
-from mm_cca.eval.fid import Gaussian, frechet_distance, frechet_to, gaussian_of
-from mm_cca.eval.images import RESIZE, ImageSet, folder_images, size_of, table_images
-from mm_cca.eval.inception import RESIZE as INCEPTION_RESIZE
+from mm_cca.eval.features.extract import Extractors, Features, extract
+from mm_cca.eval.features.image_sets import RESIZE, ImageSet, folder_images, size_of, table_images
+from mm_cca.eval.features.inception import RESIZE as INCEPTION_RESIZE
+from mm_cca.eval.metrics.distances import Gaussian, frechet_distance, frechet_to, gaussian_of
 
 FIELDS = ("extractor", "extractor_sha256", "resize", "image_size", "images", "images_sha256")
 """Protocol fields of a file of statistics, all of them text."""
@@ -37,7 +37,7 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceSet:
     """One reference set.
 
     Attributes:
@@ -66,7 +66,7 @@ class Reference:
         return frechet_distance(ours, real)
 
 
-def external_reference(recipe: Recipe, extractors: Extractors) -> Reference:
+def external_reference(recipe: Recipe, extractors: Extractors) -> ReferenceSet:
     """What ``eval.reference`` names.
 
     Raises:
@@ -99,13 +99,13 @@ def files_digest(name: str) -> str | None:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def reference_of(images: ImageSet, features: Features) -> Reference:
+def reference_of(images: ImageSet, features: Features) -> ReferenceSet:
     """A reference of images that are at hand."""
-    return Reference(images.name, images.count, features.sha256, features, None)
+    return ReferenceSet(images.name, images.count, features.sha256, features, None)
 
 
 def save_statistics(
-    recipe: Recipe, reference: Reference, extractors: Extractors, folder: Path, split: str
+    recipe: Recipe, reference: ReferenceSet, extractors: Extractors, folder: Path, split: str
 ) -> None:
     """Write ``SPLIT.scorer.npz`` and, with Inception features, ``SPLIT.inception.npz``."""
     if reference.features is None:
@@ -157,7 +157,7 @@ def read_statistics(path: Path) -> Statistics:
     return Statistics(Gaussian(mu, sigma, n), protocol)
 
 
-def _from_file(recipe: Recipe, path: Path, extractors: Extractors) -> Reference:
+def _from_file(recipe: Recipe, path: Path, extractors: Extractors) -> ReferenceSet:
     statistics = read_statistics(path)
     kinds = {"frechet_distance": "scorer", "fid": "inception"}
     wanted = [kinds[name] for name in recipe.eval.metrics if name in kinds]
@@ -168,7 +168,7 @@ def _from_file(recipe: Recipe, path: Path, extractors: Extractors) -> Reference:
         )
     _refuse_another_extractor(path, statistics, _protocol(recipe, extractors, wanted[0]), wanted[0])
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Reference(str(path), statistics.gaussian.n, digest, None, statistics)
+    return ReferenceSet(str(path), statistics.gaussian.n, digest, None, statistics)
 
 
 def _refuse_another_extractor(

@@ -1,22 +1,67 @@
-"""All points of a sweep beside the base's guided sweep: one table, one plot of each kind."""
+"""Points of a sweep that differ in nothing but ``train.seed``, as one row: mean and extremes."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from mm_cca.config.load import dump
 from mm_cca.config.schema import Recipe
 from mm_cca.config.sweep_grid import Sweep
-from mm_cca.eval.charts import sweeps, told_of
-from mm_cca.eval.page import templates
-from mm_cca.eval.plots import Point, scatter
-from mm_cca.eval.seeds import over_seeds
-from mm_cca.eval.tables import best_guided, score_table, scores_of, seed_table
-from mm_cca.eval.wording import prompts_in_words
+from mm_cca.eval.report.charts import sweeps, told_of
+from mm_cca.eval.report.pages import templates
+from mm_cca.eval.report.scatter import PlotPoint, scatter
+from mm_cca.eval.report.tables import best_guided, score_table, scores_of, seed_table
+from mm_cca.eval.report.wording import prompts_in_words
 from mm_cca.runs.files import write_json, write_text
 from mm_cca.runs.folder import RunFolder
+
+SEED = "train.seed"
+
+
+def over_seeds(arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for every group of trained arms of several seeds, in the order of the arms.
+
+    Returns:
+        ``name`` without the seed, ``seeds``, ``forwards_per_image``, and ``scores`` and ``signals``
+        as means, scores with ``low`` and ``high``, the lowest and highest seed.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for arm in arms:
+        if SEED in arm.get("values", {}):
+            groups.setdefault(_name_without_seed(arm), []).append(arm)
+    return [_summed_up(name, mine) for name, mine in groups.items() if len(mine) > 1]
+
+
+def _name_without_seed(arm: dict[str, Any]) -> str:
+    seed = f"seed={arm['values'][SEED]}"
+    return str(arm["name"].replace(f",{seed}", "").replace(f"{seed},", "").replace(seed, "cca"))
+
+
+def _summed_up(name: str, arms: list[dict[str, Any]]) -> dict[str, Any]:
+    scores = {
+        split: {
+            key: _spread([arm["scores"][split][key]["value"] for arm in arms]) for key in by_name
+        }
+        for split, by_name in arms[0]["scores"].items()
+    }
+    signals = {
+        key: float(np.mean([arm["signals"][key] for arm in arms])) for key in arms[0]["signals"]
+    }
+    return {
+        "name": name,
+        "seeds": [arm["values"][SEED] for arm in arms],
+        "forwards_per_image": arms[0]["forwards_per_image"],
+        "scores": scores,
+        "signals": signals,
+    }
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"value": float(np.mean(values)), "low": min(values), "high": max(values)}
+
 
 LAST_STEPS = 20
 
@@ -108,7 +153,7 @@ def _plot(summary: dict[str, Any], split: str, score: str, label: str) -> str:
         )
         x, y = values[score], values["frechet_distance"]
         told = told_of(summary, arm, split)
-        points.append(Point(arm["source"], series, _label(arm), x, y, told))
+        points.append(PlotPoint(arm["source"], series, _label(arm), x, y, told))
     return scatter(
         points,
         label,

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from mm_cca.eval.svg import COLLAPSE, COLOURS, HEALTHY, canvas, inked, svg_of
+from mm_cca.eval.report.svg import COLLAPSE, COLOURS, HEALTHY, canvas, inked, svg_of
 from mm_cca.training.health import COLLAPSE as COLLAPSED
 
 HEALTHY_GAP = -0.5
 """Nats per code that a healthy run's positive gap does not fall below."""
-
 LAST_SHARE = 0.1
 MAX_POINTS = 300
 PANELS = {

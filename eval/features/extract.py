@@ -1,4 +1,4 @@
-"""Features of a set of images, extracted once for all scores and spread over the ranks.
+"""Features of a set of images, extracted once for all scores and map_over_ranks over the ranks.
 
 Shapes: n images, F feature size of the scorer.
 """
@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import torch
 
-from mm_cca.eval.clip import Scorer
-from mm_cca.eval.images import ImageSet
-from mm_cca.eval.inception import Inception
-from mm_cca.eval.ranks import spread
+from mm_cca.eval.features.distributed import map_over_ranks
+from mm_cca.eval.features.image_sets import ImageSet
+from mm_cca.eval.features.inception import Inception
+from mm_cca.eval.features.scorer import Scorer
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def extract(images: ImageSet, extractors: Extractors) -> Features:
             pool, logits = extractors.inception.features(opened)
         return _Batch(extractors.scorer.image_features(opened), pool, logits, digests)
 
-    batches = spread(starts, work, desc=f"features of {images.name}")
+    batches = map_over_ranks(starts, work, desc=f"features of {images.name}")
     digest = hashlib.sha256(b"".join(d for batch in batches for d in batch.digests))
     return Features(
         torch.cat([batch.scorer for batch in batches]),

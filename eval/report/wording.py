@@ -9,7 +9,6 @@ LEVEL, AHEAD, BEHIND = "level", "ahead", "behind"
 PREPOSITIONS = {LEVEL: "level with", AHEAD: "ahead of", BEHIND: "behind"}
 LEAD = "alignment"
 """The score that a verdict is about first."""
-
 JUDGED = {LEAD: ("alignment", 1, False), "frechet_distance": ("FD", 2, True)}
 """Scores that a sentence speaks of: what they are called, digits, whether lower is better."""
 

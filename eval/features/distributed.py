@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def spread(
+def map_over_ranks(
     items: Sequence[Item], work: Callable[[Item], Result], *, desc: str, unit: str = "batch"
 ) -> list[Result]:
     """``work`` of every item, in the order of the items, on every rank.

@@ -16,7 +16,6 @@ from mm_cca.runs.digests import weights_digest
 HF = "hf:"
 KINDS = ("clip", "siglip")
 READ_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError)
-
 Item = TypeVar("Item")
 
 

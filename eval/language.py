@@ -13,7 +13,7 @@ from mm_cca.config.schema import Recipe
 from mm_cca.data.images import load_split
 from mm_cca.data.texts import read_texts
 from mm_cca.errors import UserError
-from mm_cca.eval.intervals import mean_interval
+from mm_cca.eval.metrics.bootstrap import mean_interval
 from mm_cca.modeling.text_nll import text_batch, text_nll
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.weights import load_source

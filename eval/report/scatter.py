@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from mm_cca.eval.svg import COLOURS, POINT, canvas, inked, svg_of
+from mm_cca.eval.report.svg import COLOURS, POINT, canvas, inked, svg_of
 
 MARKERS = {"base": "o", "cca": "*", "control": "s"}
 PLACES = (
@@ -25,7 +25,7 @@ PLACES = (
 
 
 @dataclass(frozen=True)
-class Point:
+class PlotPoint:
     """One arm in a plot.
 
     Attributes:
@@ -48,7 +48,7 @@ class Point:
 
 
 def scatter(
-    points: list[Point],
+    points: list[PlotPoint],
     x_label: str,
     y_label: str,
     *,
@@ -77,7 +77,7 @@ def scatter(
         return svg_of(figure, f"Plot of {name}", {n: point.told for n, point in enumerate(points)})
 
 
-def _join(axes: Axes, joined: list[Point]) -> None:
+def _join(axes: Axes, joined: list[PlotPoint]) -> None:
     axes.plot(
         [p.x for p in joined],
         [p.y for p in joined],
@@ -89,7 +89,7 @@ def _join(axes: Axes, joined: list[Point]) -> None:
     )
 
 
-def _mark(axes: Axes, points: list[Point]) -> None:
+def _mark(axes: Axes, points: list[PlotPoint]) -> None:
     named: set[str] = set()
     for number, point in enumerate(points):
         axes.plot(
@@ -106,7 +106,7 @@ def _mark(axes: Axes, points: list[Point]) -> None:
         named.add(point.series)
 
 
-def _place_labels(figure: Figure, axes: Axes, points: list[Point]) -> None:
+def _place_labels(figure: Figure, axes: Axes, points: list[PlotPoint]) -> None:
     """Beside each mark, at the first place that hides least and stays inside the figure."""
     figure.draw_without_rendering()
     taken = [_around(axes, point) for point in points]
@@ -143,7 +143,7 @@ def _put(label: Annotation, place: tuple[tuple[int, int], str]) -> Bbox:
     return label.get_window_extent()
 
 
-def _around(axes: Axes, point: Point) -> Bbox:
+def _around(axes: Axes, point: PlotPoint) -> Bbox:
     x, y = axes.transData.transform((point.x, point.y))
     half = 6 if point.is_main else 3
     return Bbox.from_extents(x - half, y - half, x + half, y + half)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from mm_cca.config.schema import Recipe
-from mm_cca.eval.features import Extractors, Features
-from mm_cca.eval.fid import KERNEL_SUBSET_SIZE, kernel_subset_size
-from mm_cca.eval.measure import SplitTruth
+from mm_cca.eval.features.extract import Extractors, Features
+from mm_cca.eval.ground_truth import SplitTruth
+from mm_cca.eval.metrics.distances import KERNEL_SUBSET_SIZE, kernel_subset_size
 
 FEW_FOR_KERNEL = 100
 FEW_FOR_INCEPTION_SCORE = 5000
