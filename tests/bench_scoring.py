@@ -19,7 +19,7 @@ from mm_cca.config.metrics import DEFAULT
 from mm_cca.config.shipped import shipped
 from mm_cca.testing.tiny_checkpoints import write_tiny
 from tests.bench_training import measured
-from tests.towers import write_inception
+from tests.support.towers import write_inception
 
 ON_SCORER = ",".join([*DEFAULT, "density", "coverage", "cmmd"])
 

@@ -16,9 +16,9 @@ from mm_cca import load_adapter
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.demo import small_emu3 as tiny
 from mm_cca.testing.tiny_checkpoints import FAMILIES, write_tiny
-from tests import runs
-from tests.strangers import write_stranger
-from tests.training import LONG, at
+from tests.support import runs
+from tests.support.stranger import write_stranger
+from tests.support.training import LONG, at
 
 CHROMIUM = Path("/usr/bin/chromium")
 # A shell starts background jobs with SIGINT ignored, and children inherit that: servers that the

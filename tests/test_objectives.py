@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from mm_cca.objectives import cca, distill, dpo, length_aware_beta, nll, reference_kl, unlearn
-from tests import naive
-from tests.helpers import assert_close
+from tests.support import naive
+from tests.support.closeness import assert_close
 
 
 def _random(seed: int, n: int = 7, per_image: int = 1) -> list[torch.Tensor]:

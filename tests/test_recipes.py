@@ -13,7 +13,7 @@ from mm_cca.config.load import load_config
 from mm_cca.config.schema import Recipe
 from mm_cca.config.shipped import shipped_recipes
 from mm_cca.testing.tiny_checkpoints import write_tiny
-from tests import runs
+from tests.support import runs
 
 LARGE = [name for name in shipped_recipes() if not name.startswith(("emoji", "coco"))]
 
