@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mm_cca import cli
-from mm_cca.config import load_config
+from mm_cca import cli, load_config
 from mm_cca.sweep import plan_sweep
 
 ROOT = Path(__file__).parents[1]
