@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from mm_cca.errors import UserError
 from mm_cca.eval.features.extract import Extractors, Features, extract
 from mm_cca.eval.features.image_sets import ImageSet
+from mm_cca.runs.files import atomic_path
 
 PROBE_SIDE = 96
 
@@ -75,11 +76,9 @@ def _write(path: Path, features: Features) -> None:
         "logits": features.logits,
     }
     present = {name: t.contiguous() for name, t in tensors.items() if t is not None}
-    beside = path.with_name(path.name + ".partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(present, beside, metadata={"sha256": features.sha256})
-        beside.replace(path)
+        with atomic_path(path) as temporary:
+            save_file(present, temporary, metadata={"sha256": features.sha256})
     except (OSError, SafetensorError) as error:
         # The scores are right without it, and tokens may be shared by people who only read them.
         print(f"features of real images were not kept: {error}", file=sys.stderr)

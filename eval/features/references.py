@@ -17,6 +17,7 @@ from mm_cca.eval.features.extract import Extractors, Features, extract
 from mm_cca.eval.features.image_sets import RESIZE, ImageSet, folder_images, size_of, table_images
 from mm_cca.eval.features.inception import RESIZE as INCEPTION_RESIZE
 from mm_cca.eval.metrics.distances import Gaussian, frechet_distance, frechet_to, gaussian_of
+from mm_cca.runs.files import atomic_path
 
 FIELDS = ("extractor", "extractor_sha256", "resize", "image_size", "images", "images_sha256")
 """Protocol fields of a file of statistics, all of them text."""
@@ -110,7 +111,6 @@ def save_statistics(
     """Write ``SPLIT.scorer.npz`` and, with Inception features, ``SPLIT.inception.npz``."""
     if reference.features is None:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     for kind, features in (
         ("scorer", reference.features.scorer),
         ("inception", reference.features.inception),
@@ -127,10 +127,8 @@ def write_statistics(path: Path, features: torch.Tensor, protocol: dict[str, str
     """Write mu [F], sigma [F, F], n and the protocol of [m, F] features to an ``.npz``."""
     found = gaussian_of(features)
     arrays: dict[str, Any] = {"mu": found.mu, "sigma": found.sigma, "n": found.n, **protocol}
-    beside = path.with_name(path.name + ".partial")
-    with beside.open("wb") as file:
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    beside.replace(path)
 
 
 def read_statistics(path: Path) -> Statistics:

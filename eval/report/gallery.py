@@ -18,6 +18,7 @@ from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError
 from mm_cca.eval.report.tables import best_guided
 from mm_cca.eval.report.thumbnails import EXACT_SIDE, Budget, check_picture, open_picture, thumbnail
+from mm_cca.runs.files import atomic_path
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.prompts import Prompt, has_real_images, prompts_of
 
@@ -183,7 +184,5 @@ def _take_real(image: Image.Image, path: Path, column: Column, row: int, budget:
             if max(image.size) <= EXACT_SIDE:
                 return
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".partial")
-        image.save(beside, "WEBP", quality=90)
-        beside.replace(path)
+        with atomic_path(path) as temporary:
+            image.save(temporary, "WEBP", quality=90)

@@ -3,7 +3,6 @@
 Shapes: B images, V variants, N codes per image.
 """
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from mm_cca.config.schema import DataConfig
 from mm_cca.data.augment import variant_parameters, zoom_and_shift
 from mm_cca.data.images import BadRow, Split, decode_image, load_split, refuse_too_many
 from mm_cca.errors import UserError
+from mm_cca.runs.files import PARTIAL, atomic_path
 
 FEATURES = Features(
     {
@@ -52,7 +52,7 @@ def prepare_split(
 ) -> None:
     """Encode every usable image of a split; shards already there are kept.
 
-    Ranks take turns at the shards; each shard is written beside and renamed.
+    Ranks take turns at the shards; each shard appears whole or not at all.
 
     Args:
         load_model: called only if a shard is missing.
@@ -173,12 +173,10 @@ def _shard(folder: Path, start: int) -> Path:
 
 
 def _write(table: Dataset, path: Path) -> None:
-    beside = path.with_name(path.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    table.save_to_disk(str(beside), num_shards=1)
-    beside.rename(path)
+    with atomic_path(path) as temporary:
+        table.save_to_disk(str(temporary), num_shards=1)
 
 
 def _all_shards(folder: Path) -> Dataset:
-    paths = sorted(path for path in folder.iterdir() if path.suffix != ".partial")
+    paths = sorted(path for path in folder.iterdir() if path.suffix != PARTIAL)
     return concatenate_datasets([load_from_disk(str(path)) for path in paths])

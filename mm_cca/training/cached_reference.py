@@ -25,6 +25,7 @@ from mm_cca.errors import UserError
 from mm_cca.modeling.guidance import Teacher
 from mm_cca.modeling.logprobs import CodeLogProbs, training_attention
 from mm_cca.runs.digests import code_digest, row_keys, texts_digest, weights_digest, words_digest
+from mm_cca.runs.files import atomic_path
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
 from mm_cca.training.collate import Collator, MicroBatch
@@ -184,12 +185,11 @@ def _allocate(file: Path, empty: np.ndarray) -> None:
         if len(old) >= len(empty):
             return
         empty[: len(old)] = old
-    beside = file.with_name(file.name + ".partial.npy")
     try:
-        np.save(beside, empty)  # whole: a memory-mapped file on a full disk kills the process
-        beside.replace(file)
+        # Every byte now: a memory-mapped file on a full disk kills the process.
+        with atomic_path(file) as temporary, temporary.open("wb") as out:
+            np.save(out, empty)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise UserError(f"{file} can't be written: {error}. Free some space.") from error
 
 

@@ -1,7 +1,8 @@
-"""Save, find and load the state of training. Everything is written beside and renamed."""
+"""Save, find and load the state of training. A checkpoint appears whole or not at all."""
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from mm_cca.errors import UserError
-from mm_cca.runs.files import IO_ERRORS, write_json
+from mm_cca.runs.files import IO_ERRORS, PARTIAL, atomic_path, partial_path, write_json
 
 STATE = "mm_cca.json"
 
@@ -44,21 +45,18 @@ def save(
         UserError: the disk is full or not writable; older checkpoints stay.
     """
     final = folder / f"step-{step:08d}"
-    beside = folder / f"{final.name}.partial"
+    is_main = accelerator.is_main_process
     try:
-        if accelerator.is_main_process:
-            shutil.rmtree(beside, ignore_errors=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(beside))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            write_json(beside / STATE, {"step": step, **state})
-            shutil.rmtree(final, ignore_errors=True)
-            beside.rename(final)
+        with atomic_path(final) if is_main else nullcontext(partial_path(final)) as temporary:
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(temporary))
+            accelerator.wait_for_everyone()
+            if is_main:
+                write_json(temporary / STATE, {"step": step, **state})
+        if is_main:
             for old in checkpoints(folder)[:-keep]:
                 shutil.rmtree(old)
     except IO_ERRORS as error:
-        shutil.rmtree(beside, ignore_errors=True)
         raise UserError(
             f"the checkpoint of step {step} could not be written to {folder}: {error}\nEarlier "
             "checkpoints are untouched. Free some space and run the same command again."
@@ -68,7 +66,7 @@ def save(
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("step-*") if p.suffix != ".partial")
+    return sorted(p for p in folder.glob("step-*") if p.suffix != PARTIAL)
 
 
 def load_newest(accelerator: Accelerator, folder: Path) -> dict[str, Any] | None:

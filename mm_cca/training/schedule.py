@@ -15,7 +15,7 @@ from mm_cca.data.token_cache import TokenCache
 from mm_cca.errors import UserError
 from mm_cca.negatives import KINDS, EpochPlan, NegativeSettings, Planner, write_plan
 from mm_cca.negatives.embed import check_installed
-from mm_cca.runs.files import write_json
+from mm_cca.runs.files import atomic_path, write_json
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Schedule:
 
 
 class PlanWriter:
-    """Writes the plan of every epoch beside the training that uses it.
+    """Writes the plan of every epoch into the folder of the training that uses it.
 
     ``epoch-0000.parquet`` is what was contrasted with what, ``epoch-0000.json`` how many planned
     negatives were replaced, and why.
@@ -129,7 +129,8 @@ class PlanWriter:
             return
         path = self._folder / f"epoch-{epoch:04d}.parquet"
         try:
-            write_plan(path, plan, self._cache.captions, self._cache.source_rows)
+            with atomic_path(path) as temporary:
+                write_plan(temporary, plan, self._cache.captions, self._cache.source_rows)
             write_json(path.with_suffix(".json"), plan.replaced)
         except OSError as error:
             raise UserError(f"{path} can't be written: {error}. Free some space.") from error

@@ -18,6 +18,7 @@ from mm_cca.config.shipped import shipped
 from mm_cca.errors import UserError
 from mm_cca.eval.report.tables import scores_of
 from mm_cca.modeling.lora import bake_lora
+from mm_cca.runs.files import atomic_path
 from mm_cca.runs.folder import open_run, recipe_of_training
 from mm_cca.sampling.weights import load_source
 
@@ -72,29 +73,24 @@ def export_model(run_folder: Path, target: Path, *, merge: bool = False, dial: f
         raise UserError("--merge is for a LoRA; this run tuned the whole model, so leave it out.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already; choose another folder or empty it.")
-    beside = target.with_name(target.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
     try:
-        if merge or (not is_lora and dial != 1.0):
-            model = load_source(recipe, run, "cca", dial=dial)
-            if isinstance(model.module, PeftModel):
-                model.module = model.module.merge_and_unload()
-            beside.mkdir(parents=True)
-            model.save(beside)
-        else:
-            shutil.copytree(trained, beside)
-            if dial != 1.0:
-                bake_lora(beside, dial)
-        _write_generation_config(recipe, beside)
-        card = _card(
-            recipe_of_training(recipe), run_folder, is_adapter=is_lora and not merge, dial=dial
-        )
-        card.save(beside / "README.md")
-        if target.exists():
-            target.rmdir()
-        beside.rename(target)
+        with atomic_path(target) as temporary:
+            if merge or (not is_lora and dial != 1.0):
+                model = load_source(recipe, run, "cca", dial=dial)
+                if isinstance(model.module, PeftModel):
+                    model.module = model.module.merge_and_unload()
+                temporary.mkdir()
+                model.save(temporary)
+            else:
+                shutil.copytree(trained, temporary)
+                if dial != 1.0:
+                    bake_lora(temporary, dial)
+            _write_generation_config(recipe, temporary)
+            card = _card(
+                recipe_of_training(recipe), run_folder, is_adapter=is_lora and not merge, dial=dial
+            )
+            card.save(temporary / "README.md")
     except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
         raise UserError(f"{target} can't be written: {error}") from error
 
 
