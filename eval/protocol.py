@@ -1,4 +1,4 @@
-"""How the scores came about: everything that another run must share to be comparable."""
+"""How the scores were computed: everything that another run must share to be comparable."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from mm_cca.config.metrics import SCORES
+from mm_cca.config.metrics import METRICS
 from mm_cca.config.schema import Recipe
 from mm_cca.eval.features.extract import Extractors
 from mm_cca.eval.features.image_sets import RESIZE, size_of
 from mm_cca.eval.features.inception import RESIZE as INCEPTION_RESIZE
 from mm_cca.eval.ground_truth import SplitTruth
+from mm_cca.eval.summary_types import Protocol
 from mm_cca.runs.digests import texts_digest
 
 PACKAGES = (
@@ -35,8 +36,8 @@ def protocol_of(
     extractors: Extractors,
     truths: Mapping[str, SplitTruth],
     captions: list[str],
-    sampled_with: dict[str, Any],
-) -> dict[str, Any]:
+    sampled_with: Mapping[str, Any],
+) -> Protocol:
     """The protocol block of a summary.
 
     Args:
@@ -53,7 +54,7 @@ def protocol_of(
         "scorer_sha256": scorer.sha256,
         "inception_sha256": None if inception is None else inception.sha256,
         "metrics": {
-            name: f"{SCORES[name].words}; on {SCORES[name].on.value}"
+            name: f"{METRICS[name].definition}; on {METRICS[name].source.value}"
             for name in recipe.eval.metrics
         },
         "num_prompts": {split: len(t.prompts) for split, t in truths.items()},
@@ -85,7 +86,7 @@ def protocol_of(
         "features": "image features as the model gives them, not normalised; cmmd normalises",
         "intervals": f"95 %, percentile bootstrap, {recipe.eval.bootstrap_samples} resamples",
         "seeds": {"sampling": seed, "bootstrap": seed, "kernel_subsets": seed, "splits": seed},
-        "sampling": asdict(recipe.sample) | sampled_with,
+        "sampling": asdict(recipe.sample) | dict(sampled_with),
         "dtype": {"model": recipe.model.dtype, "extractors": "float32"},
         "device": _device(),
         "versions": {name: metadata.version(name) for name in PACKAGES},

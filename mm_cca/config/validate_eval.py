@@ -1,10 +1,10 @@
-"""What makes the values of ``eval`` wrong, found without reading data or weights."""
+"""Checks of the values of ``eval`` that need neither data nor weights."""
 
 import re
 from pathlib import Path
 
 from mm_cca.config.constraints import Check, at_least, one_of
-from mm_cca.config.metrics import SCORES, On, is_published_clip
+from mm_cca.config.metrics import LEAD, METRICS, FeatureSource, Reference, is_published_clip
 from mm_cca.config.schema import PROMPT_FILES, TEXT_FILES, Recipe
 from mm_cca.config.shipped import PROMPT_SETS
 from mm_cca.errors import UserError
@@ -12,7 +12,7 @@ from mm_cca.negatives import load_words
 
 
 def eval_checks(recipe: Recipe) -> list[Check]:
-    """Checks of the scores and of what they are measured with."""
+    """Checks of the metrics and of what they are computed with."""
     return [
         *_metrics(recipe),
         *_inception(recipe),
@@ -30,15 +30,17 @@ def eval_checks(recipe: Recipe) -> list[Check]:
 def _metrics(recipe: Recipe) -> list[Check]:
     metrics = recipe.eval.metrics
     checks: list[Check] = [
-        ("eval.metrics", name, name in SCORES, ", ".join(SCORES)) for name in metrics
+        ("eval.metrics", name, name in METRICS, ", ".join(METRICS)) for name in metrics
     ]
-    checks.append(("eval.metrics", metrics, len(set(metrics)) == len(metrics), "no two alike"))
+    checks.append(
+        ("eval.metrics", metrics, len(set(metrics)) == len(metrics), "all values different")
+    )
     checks.append(
         (
             "eval.metrics",
             metrics,
-            "alignment" in metrics,
-            "a list with alignment, by which the best scale of guidance is chosen",
+            LEAD in metrics,
+            f"a list with {LEAD}, which chooses the best guidance scale",
         )
     )
     if "clip_score" in metrics:
@@ -48,7 +50,7 @@ def _metrics(recipe: Recipe) -> list[Check]:
                 "clip_score",
                 is_published_clip(recipe.eval.scorer, recipe.eval.scorer_pretrained),
                 "with a published CLIP only: an open_clip name with a tag, hf-hub:ORG/NAME or "
-                f"hf:ORG/NAME; with eval.scorer={recipe.eval.scorer} it is called alignment",
+                f"hf:ORG/NAME; with eval.scorer={recipe.eval.scorer} use alignment",
             )
         )
     return checks
@@ -63,10 +65,11 @@ def _inception(recipe: Recipe) -> list[Check]:
                 name,
                 recipe.eval.inception_weights is not None,
                 "with eval.inception_weights=download, or a file of torch-fidelity's weights; "
-                "frechet_distance, kernel_distance and cmmd are the like on eval.scorer",
+                f"{', '.join(_distances())} are the same kind of distance on eval.scorer's "
+                "features",
             )
             for name in recipe.eval.metrics
-            if name in SCORES and SCORES[name].on is On.INCEPTION
+            if name in METRICS and METRICS[name].source is FeatureSource.INCEPTION
         ),
         (
             "eval.inception_sha256",
@@ -77,15 +80,23 @@ def _inception(recipe: Recipe) -> list[Check]:
     ]
 
 
+def _distances() -> list[str]:
+    return [
+        name
+        for name, metric in METRICS.items()
+        if metric.source is FeatureSource.SCORER and not metric.higher_is_better
+    ]
+
+
 def _reference(recipe: Recipe) -> list[Check]:
     reference = recipe.eval.reference
-    known = [name for name in recipe.eval.metrics if name in SCORES]
+    known = [name for name in recipe.eval.metrics if name in METRICS]
     if reference is None and recipe.sample.prompts is not None:
         return [
             (
                 "eval.metrics",
                 name,
-                not SCORES[name].needs_reference,
+                METRICS[name].reference is Reference.NONE,
                 "with eval.reference, as prompts from a file (sample.prompts) have no real images "
                 "to compare with",
             )
@@ -97,8 +108,8 @@ def _reference(recipe: Recipe) -> list[Check]:
         (
             "eval.metrics",
             name,
-            not SCORES[name].needs_images,
-            f"without it, as {reference} holds mean and covariance alone; give a folder, a "
+            METRICS[name].reference is not Reference.IMAGES,
+            f"without it, as {reference} holds only mean and covariance; give a folder, a "
             "Parquet file or a hub name as eval.reference",
         )
         for name in known
@@ -112,7 +123,7 @@ def _prompts(recipe: Recipe) -> list[Check]:
             "eval.image_size",
             size,
             size is None or (len(size) == 2 and min(size) > 0),
-            "null (as drawn), or [height, width]",
+            "null (as sampled), or [height, width]",
         ),
         (
             "sample.prompts",
@@ -121,7 +132,7 @@ def _prompts(recipe: Recipe) -> list[Check]:
             or Path(prompts).suffix in ("", *PROMPT_FILES)
             or Path(prompts).is_dir(),
             f"null (captions of the data), a file {', '.join(PROMPT_FILES)}, a folder of them, or "
-            f"a set that is shipped: {', '.join(PROMPT_SETS)}",
+            f"a built-in set: {', '.join(PROMPT_SETS)}",
         ),
     ]
 
@@ -139,7 +150,7 @@ def _text_nll(recipe: Recipe) -> list[Check]:
     key, value = "eval.text_nll", recipe.eval.text_nll
     if value != "captions":
         return [text_file(key, value)]
-    allowed = "a text file; captions are those of data.heldout_split, which is null"
+    allowed = "a text file; 'captions' needs data.heldout_split, which is null"
     return [(key, value, recipe.data.heldout_split is not None, allowed)]
 
 

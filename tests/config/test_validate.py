@@ -158,4 +158,4 @@ def test_mistake_in_a_demo_job(name: str, override: str):
 
 def test_held_out_captions_need_a_held_out_split(path: Path):
     told = runs.message_of(path, "eval.text_nll=captions", "data.heldout_split=null")
-    assert "captions are those of data.heldout_split, which is null" in told
+    assert "needs data.heldout_split, which is null" in told

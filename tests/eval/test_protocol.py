@@ -117,7 +117,7 @@ def test_a_reference_in_a_file(recipe: Path, copy: str, tmp_path: Path):
         assert one == pytest.approx(other, rel=1e-4)
     assert found["protocol"]["num_reference_images"] == {"train": 12}
     shutil.rmtree(tmp_path / "run" / "eval")
-    with pytest.raises(UserError, match="holds mean and covariance alone"):
+    with pytest.raises(UserError, match="holds only mean and covariance"):
         scored(recipe, *keys, "eval.metrics=[alignment,kernel_distance]")
     with pytest.raises(UserError, match=r"image_size: 16x16 in the file, 8x8 here"):
         scored(recipe, *keys, "eval.metrics=[alignment,frechet_distance]", "eval.image_size=[8,8]")
@@ -182,7 +182,7 @@ def test_pictures_that_are_missing_or_changed_are_named_before_scoring(
     assert not (tmp_path / "run" / "eval" / "summary.json").exists()
     lines[0] = lines[0].replace('"prompt": "', '"prompt": "another ')
     (samples / "base+cfg2" / "manifest.jsonl").write_text("".join(lines))
-    with pytest.raises(UserError, match="was drawn for another prompt"):
+    with pytest.raises(UserError, match="was sampled for another prompt"):
         scored(recipe, copy)
 
 
@@ -239,8 +239,8 @@ def test_prompts_from_a_file_several_images_each(recipe: Path, tmp_path: Path):
         (["eval.metrics=[alignment,fidd]"], "eval.metrics is 'fidd'; allowed: alignment"),
         (["eval.metrics=[alignment,fid]"], "allowed: with eval.inception_weights=download"),
         (["eval.metrics=[fid]", "eval.inception_weights=download"], "a list with alignment"),
-        (["eval.metrics=[alignment,alignment]"], "no two alike"),
-        (["eval.metrics=[alignment,clip_score]"], "with eval.scorer=emoji-clip it is called"),
+        (["eval.metrics=[alignment,alignment]"], "all values different"),
+        (["eval.metrics=[alignment,clip_score]"], "with eval.scorer=emoji-clip use alignment"),
         (["eval.inception_sha256=xyz"], "8 to 64 hexadecimal digits"),
         (["eval.image_size=[8]"], r"\[height, width\]"),
         (["sample.prompts=a.txt"], "with eval.reference, as prompts from a file"),

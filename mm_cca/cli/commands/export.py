@@ -5,18 +5,19 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 from transformers import GenerationConfig
 
 from mm_cca.config.load import dump
+from mm_cca.config.metrics import METRICS
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import Recipe
 from mm_cca.config.shipped import shipped
 from mm_cca.errors import UserError
-from mm_cca.eval.report.tables import scores_of
+from mm_cca.eval.report.tables import score_columns
+from mm_cca.eval.summary_types import Summary
 from mm_cca.modeling.lora import bake_lora
 from mm_cca.runs.files import atomic_path
 from mm_cca.runs.folder import open_run, recipe_of_training
@@ -49,8 +50,6 @@ HOW = {
     "lumina-mgpt": "Stock transformers can't draw with this family. " + WITH_MM_CCA,
 }
 """How the exported model is sampled."""
-ON_CARD = ("alignment", "clip_score", "r_at_5", "frechet_distance", "fid")
-"""Scores of the model card, where the run has them."""
 
 
 def export_model(run_folder: Path, target: Path, *, merge: bool = False, dial: float = 1.0) -> None:
@@ -166,10 +165,13 @@ def _scores(run_folder: Path) -> str:
     path = run_folder / "report.json"
     if not path.exists():
         return "This run was not evaluated."
-    report: dict[str, Any] = json.loads(path.read_text())
-    present = scores_of(report)
-    shown = {name: present[name] for name in ON_CARD if name in present}
-    headings = ["prompts", "arm", *(label for label, _, _ in shown.values())]
+    report: Summary = json.loads(path.read_text())
+    columns = {
+        name: column
+        for name, column in score_columns(report["arms"]).items()
+        if name in METRICS and METRICS[name].on_model_card
+    }
+    headings = ["prompts", "arm", *(column.heading for column in columns.values())]
     lines = [
         f"Scorer: {report['protocol']['scorer']}. Same prompts and random numbers in every arm.",
         "",
@@ -178,7 +180,7 @@ def _scores(run_folder: Path) -> str:
     ]
     for arm in report["arms"]:
         for split, scores in arm["scores"].items():
-            cells = [f"{scores[key]['value']:.{digits}f}" for key, (_, _, digits) in shown.items()]
+            cells = [column.text(scores[name]["value"]) for name, column in columns.items()]
             row = [split, arm["name"], *cells, str(arm["forwards_per_image"])]
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
