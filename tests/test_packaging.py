@@ -111,4 +111,4 @@ def test_installed_data_is_found():
     (command,) = [
         e for e in metadata.distribution("mm-cca").entry_points if e.group == "console_scripts"
     ]
-    assert command.load() is import_module("mm_cca.cli.main").main
+    assert command.load() is import_module("mm_cca.cli").main

@@ -27,7 +27,7 @@ EPILOG = textwrap.dedent(
                                                 the prompts that the recipe coco30k draws
       mm-cca eval --compare runs/a/report.json runs/b/report.json
                                                 two runs side by side, if they may be compared
-      accelerate launch -m mm_cca.cli.main train my.yaml
+      accelerate launch -m mm_cca.cli train my.yaml
                                                 one stage, on as many GPUs as accelerate knows of
 
     A stage that is done is skipped; one that was interrupted goes on where it stopped.

@@ -51,7 +51,7 @@ def served(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         environment["BROWSER"] = "true"  # a program that opens nothing
         environment["GRADIO_TEMP_DIR"] = str(folder / "gradio")
         server = subprocess.Popen(
-            [sys.executable, "-m", "mm_cca.cli.main", "demo", str(folder / "run")],
+            [sys.executable, "-m", "mm_cca.cli", "demo", str(folder / "run")],
             env=os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=file,

@@ -30,7 +30,7 @@ def test_serve_shows_the_report_and_its_pictures_alone_and_ends_quietly(
         [
             sys.executable,
             "-m",
-            "mm_cca.cli.main",
+            "mm_cca.cli",
             "report",
             str(reported),
             f"run.dir={changed}",
