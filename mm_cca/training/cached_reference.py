@@ -51,7 +51,7 @@ class CachedReference:
         places = slice(batch.start, batch.start + batch.num_pairs)
         # Own prompts first, then each of the others in a block: as the collator orders them.
         keys = self._keys[places].T.flatten()
-        if (keys != row_keys(*batch.prompts, batch.codes)).any():
+        if (keys != row_keys(batch.prompts.ids, batch.prompts.mask, batch.codes)).any():
             raise UserError(
                 f"{self._folder} is stale: at place {batch.start} of training it was computed for "
                 "other image codes or prompts (new images or words in the same files, or a plan "
@@ -147,7 +147,11 @@ def _fill(
             found = live_scores(policy, batch, torch.inference_mode).logps
         _refuse_nan(found, pairs.rows.tolist(), recipe)
         places = slice(place, place + size)
-        keys[places] = row_keys(*batch.prompts, batch.codes).reshape(-1, batch.num_pairs).T
+        keys[places] = (
+            row_keys(batch.prompts.ids, batch.prompts.mask, batch.codes)
+            .reshape(-1, batch.num_pairs)
+            .T
+        )
         logps[places] = found.view(-1, batch.num_pairs).T.cpu().numpy()
         if number % FLUSH_EVERY == 0:
             keys.flush()

@@ -62,8 +62,8 @@ def set_up(
     _refuse_rounded_updates(recipe, accelerator)
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
     # Before the model is read: captions that can't be contrasted are told at once.
-    keeper = PlanWriter(folder / "negatives", cache, show=accelerator.is_main_process)
-    schedule = training_schedule(recipe, cache, terms, keeper)
+    plan_writer = PlanWriter(folder / "negatives", cache, show=accelerator.is_main_process)
+    schedule = training_schedule(recipe, cache, terms, plan_writer)
     model = load_checkpoint(recipe.model)
     cached = None
     if terms.needs_negatives and config.reference == "cached":
@@ -93,7 +93,7 @@ def set_up(
         cache,
         recipe.data.image_size,
         accelerator.device,
-        with_blanks=terms.needs_teacher,
+        with_unconditional=terms.needs_teacher,
         texts=_texts(recipe, cache) if terms.needs_text else None,
     )
     return TrainingSetup(
