@@ -14,10 +14,9 @@ from transformers import (
     JanusForConditionalGeneration,
 )
 
-from mm_cca import load_adapter
+from mm_cca import cli, load_adapter
 from mm_cca.adapters.base import grid_of
 from mm_cca.adapters.chameleon import Chameleon
-from mm_cca.cli import main as cli
 from mm_cca.cli.commands.export import export_model
 from mm_cca.config.shipped import ADAPTERS
 from mm_cca.errors import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mm_cca.cli import main as cli
+from mm_cca import cli
 from mm_cca.config.load import dump, load_config
 from mm_cca.config.shipped import shipped_recipes
 from tests.support import runs

@@ -11,8 +11,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import Emu3ForConditionalGeneration, GenerationConfig
 
-from mm_cca import load_adapter
-from mm_cca.cli import main as cli
+from mm_cca import cli, load_adapter
 from mm_cca.cli.commands.export import export_model
 from mm_cca.errors import UserError
 from mm_cca.modeling.lora import bake_lora

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mm_cca.cli import main as cli
+from mm_cca import cli
 
 
 def status_of(address: str) -> int:

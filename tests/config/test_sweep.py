@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mm_cca.cli import main as cli
+from mm_cca import cli
 from mm_cca.config.sweep_grid import plan_sweep, points_of
 from mm_cca.errors import UserError
 from mm_cca.eval.report.sweep_report import over_seeds
