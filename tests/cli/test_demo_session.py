@@ -98,8 +98,8 @@ def test_a_folder_that_is_no_run_or_not_trained(reported: Path, tmp_path: Path):
 def test_without_gradio_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "gradio" else find_spec(name))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "gradio" else real(name))
     assert cli.main(["demo", str(tmp_path)]) == 2
     assert 'pip install "mm-cca[demo]"' in capsys.readouterr().err
 
