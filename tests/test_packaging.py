@@ -57,6 +57,7 @@ def test_wheel_holds_what_is_no_code(wheel: zipfile.ZipFile):
     assert "mm_cca/recipes/emoji.yaml" in recipes
     assert recipes <= inside
     assert {
+        "mm_cca/recipes/schema.json",
         "mm_cca/eval/report/templates/report.html.j2",
         "mm_cca/eval/report/templates/style.css",
         "mm_cca/eval/report/templates/grid.js",

@@ -12,6 +12,7 @@ COMMANDS = {
     "ls": "recipes:ls",
     "cp": "recipes:cp",
     "validate": "recipes:validate",
+    "explain": "explain:explain",
     "env": "env:env",
     "tiny": "tiny:tiny",
     "export": "export:export",

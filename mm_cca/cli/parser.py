@@ -12,6 +12,7 @@ EPILOG = textwrap.dedent(
       mm-cca run emoji                          the whole demo: train, sample, score, report
       mm-cca ls                                 the shipped recipes
       mm-cca cp emu3-gen-lora my.yaml           take one as a start
+      mm-cca explain loss.beta                  what a key does, its range and default
       mm-cca validate my.yaml loss.lambda_=100  check it without reading data or weights
       mm-cca run my.yaml run.dir=runs/second    run it, with one value changed
       mm-cca tiny janus my_tiny                 a tiny random Janus, to try a recipe on a laptop
@@ -71,6 +72,14 @@ def parser() -> argparse.ArgumentParser:
     copy = verbs.add_parser("cp", help="copy a shipped recipe to a file of yours")
     copy.add_argument("recipe", help="the name of a shipped recipe")
     copy.add_argument("target", type=Path, help="the file to write; must not exist")
+    explain = verbs.add_parser(
+        "explain",
+        help="say what a key of a recipe does",
+        description="Type, default, allowed values, the stages that it decides, and what it does.",
+    )
+    explain.add_argument(
+        "key", nargs="?", help="such as loss.beta; a group, such as loss; nothing lists the groups"
+    )
     tiny = verbs.add_parser(
         "tiny",
         help="write a tiny random checkpoint of a model family, to try a recipe on a laptop",

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 from collections.abc import Iterable
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -38,15 +38,6 @@ def code_digest(instance: object) -> str:
     source = hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()[:16]
     version = metadata.version("transformers")
     return f"{cls.__module__}:{cls.__qualname__} {source}, transformers {version}"
-
-
-def words_digest(path: str | None) -> str:
-    """sha256 over the shipped attribute words and the file that adds to them."""
-    digest = hashlib.sha256()
-    digest.update(resources.files("mm_cca.negatives").joinpath("words.yaml").read_bytes())
-    if path is not None:
-        digest.update(Path(path).read_bytes())
-    return digest.hexdigest()
 
 
 def row_keys(ids: torch.Tensor, mask: torch.Tensor, codes: torch.Tensor) -> np.ndarray:

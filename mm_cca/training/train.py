@@ -19,21 +19,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
 from tqdm import tqdm
 
 from mm_cca import objectives
-from mm_cca.config.mixtures import LossTerms
-from mm_cca.config.schema import LossConfig, Recipe
-from mm_cca.data.texts import read_texts
+from mm_cca.config.schema import Recipe
+from mm_cca.config.stage_keys import STEPS_DONE, num_steps, training_settings
 from mm_cca.errors import Interrupted, UserError
 from mm_cca.modeling.logprobs import Scored, training_attention
-from mm_cca.runs.digests import texts_digest, words_digest
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
 from mm_cca.training import checkpoint
@@ -43,6 +40,7 @@ from mm_cca.training.health import health_of, refuse_gap_at_start, stop_on_nan
 from mm_cca.training.losses import loss_of
 from mm_cca.training.model_files import write_model
 from mm_cca.training.optimizer import learning_rate
+from mm_cca.training.resume import refuse_to_continue_from_nothing, resume
 from mm_cca.training.schedule import Pairs
 from mm_cca.training.setup import TrainingSetup, set_up
 from mm_cca.training.step_metrics import MetricsFile, StepMetrics
@@ -51,6 +49,8 @@ from mm_cca.training.validation import Validation
 
 def train(recipe: Recipe, run: RunFolder, *, control: bool = False) -> None:
     """Train to ``train.max_steps`` and write ``model/``; resumes from the newest checkpoint.
+
+    A finished training of fewer steps is continued.
 
     Args:
         recipe: a validated recipe.
@@ -65,9 +65,10 @@ def train(recipe: Recipe, run: RunFolder, *, control: bool = False) -> None:
     """
     folder = run.control if control else run.train
     loss = replace(recipe.loss, objective="nll", text_weight=0.0) if control else recipe.loss
-    stage = Stage(folder, _settings(recipe, loss))
+    stage = Stage(folder, training_settings(replace(recipe, loss=loss)), grows=STEPS_DONE)
     if stage.is_done():
         return
+    refuse_to_continue_from_nothing(stage)
     accelerator = new_accelerator(recipe.train, folder)
     if accelerator.is_main_process:
         stage.begin()
@@ -84,36 +85,11 @@ def train(recipe: Recipe, run: RunFolder, *, control: bool = False) -> None:
     accelerator.free_memory()
 
 
-def _settings(recipe: Recipe, loss: LossConfig) -> dict[str, Any]:
-    """The keys that decide the result; saving and logging may change between two calls."""
-    terms = LossTerms.of(loss)
-    free = {"save_every", "keep_checkpoints", "trackers", "control"}
-    if not (terms.needs_negatives or terms.needs_teacher):
-        free.add("reference")  # plain nll, the control's too, asks none
-    data = asdict(recipe.data)
-    words, texts = data.pop("attribute_words"), data.pop("text_path")
-    groups = {
-        "model": asdict(recipe.model),
-        "data": data,
-        "loss": {key: value for key, value in asdict(loss).items() if key in terms.keys_in_use},
-        "train": {k: v for k, v in asdict(recipe.train).items() if k not in free},
-    }
-    found = {f"{group}.{key}": v for group, keys in groups.items() for key, v in keys.items()}
-    # Files by what is in them: the path may stay and the words change.
-    if terms.needs_negatives and "edit" in loss.negatives:
-        found["attribute words (sha256)"] = words_digest(words)
-    if terms.needs_text and texts is not None:
-        found["data.text_path (sha256)"] = texts_digest(read_texts(texts, "data.text_path"))
-    return found
-
-
 def _run_steps(setup: TrainingSetup, folder: Path, validation: Validation) -> None:
     config, accelerator = setup.train, setup.accelerator
     is_main = accelerator.is_main_process
-    state = checkpoint.load_newest(accelerator, folder / "checkpoints")
-    first, last = 0, config.stop_after or config.max_steps
-    if state is not None:
-        first, validation.best = int(state["step"]), state["best"]
+    last = num_steps(config)
+    first, validation.best = resume(accelerator, folder, last)
     bar = tqdm(
         total=last,
         initial=first,

@@ -23,6 +23,7 @@ VERBS = (
     "cp",
     "env",
     "demo",
+    "explain",
 )
 
 
@@ -44,6 +45,7 @@ def recipe(tmp_path: Path) -> Path:
         "import mm_cca.cli",
         "import mm_cca.cli; mm_cca.cli.main(['validate', 'emoji'])",
         "import mm_cca.cli; mm_cca.cli.main(['ls'])",
+        "import mm_cca.cli; mm_cca.cli.main(['explain', 'loss.beta'])",
         "import mm_cca.cli; mm_cca.cli.main(['run', 'emojy'])",
         "import mm_cca.cli; mm_cca.cli.main(['run', 'emoji', 'train.max_steps=0'])",
     ],
@@ -62,7 +64,7 @@ def test_help_of_every_verb(verb: str, capsys: pytest.CaptureFixture[str]):
     assert caught.value.code == 0
     said = capsys.readouterr().out
     assert said.startswith(f"usage: mm-cca {verb}")
-    if verb not in ("ls", "env", "demo"):
+    if verb not in ("ls", "env", "demo", "explain"):
         assert "recipe" in said
 
 
