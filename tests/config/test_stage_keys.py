@@ -11,6 +11,7 @@ from mm_cca.config.keys import DEMO, EVAL, REFERENCE, SAMPLE, TOKENS, TRAIN
 from mm_cca.config.schema import JOBS, Recipe
 from mm_cca.config.stage_keys import keys_of, num_steps, settings_of, training_settings
 from mm_cca.errors import Interrupted, UserError
+from mm_cca.training import train as training
 from mm_cca.training import validation
 from tests.support import runs
 from tests.support.training import assert_same_training, at, newest
