@@ -56,8 +56,8 @@ class AppendedCodes:
         self._language = language
         self._vq = vq
         self._tokenizer = tokenizer
-        self.num_codes = int(vq.config.num_embeddings)
-        self._codes = CodeTokens.of({c: len(tokenizer) + c for c in range(self.num_codes)})
+        self.codebook_size = int(vq.config.num_embeddings)
+        self._codes = CodeTokens.of({c: len(tokenizer) + c for c in range(self.codebook_size)})
         self.pad_id = int(tokenizer.pad_token_id)
         for part in self.frozen():
             part.eval().requires_grad_(False)

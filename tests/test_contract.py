@@ -172,6 +172,23 @@ def test_an_adapter_that_misses_a_method_is_named(folders: Path, monkeypatch: py
         load_adapter(STRANGER, where["path"], image_tokenizer=where["image_tokenizer"])
 
 
+def test_an_adapter_without_codebook_size_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch):
+    """An adapter written when the codebook's size was still called ``num_codes``."""
+    import tests.example_adapter as example
+
+    right = example.AppendedCodes.__init__
+
+    def with_the_old_name(self, *parts: object) -> None:
+        right(self, *parts)
+        self.num_codes = self.codebook_size
+        del self.codebook_size
+
+    monkeypatch.setattr(example.AppendedCodes, "__init__", with_the_old_name)
+    where = where_of(folders, STRANGER)
+    with pytest.raises(UserError, match=r"lacks codebook_size; mm_cca/adapters/base\.py says"):
+        load_adapter(STRANGER, where["path"], image_tokenizer=where["image_tokenizer"])
+
+
 @pytest.mark.parametrize("family", ADAPTERS)
 @torch.no_grad()
 def test_codes_of_a_model_in_bfloat16_are_those_of_float32(family: str, folders: Path):

@@ -78,7 +78,8 @@ class UnifiedModel(Protocol):
 
     name: str
     module: nn.Module
-    num_codes: int
+    codebook_size: int
+    """How many image codes there are; ``ImageLayout.num_codes`` is how many one image has."""
     pad_id: int
     defaults: Defaults
 

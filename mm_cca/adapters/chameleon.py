@@ -78,7 +78,7 @@ class Chameleon:
         self._processor = processor
         self._span = span
         self._codes = CodeTokens.of(module.model.vocabulary_mapping.img2bpe)
-        self.num_codes = len(self._codes)
+        self.codebook_size = len(self._codes)
         self._vocabulary: dict[str, int] = processor.tokenizer.get_vocab()
         pad_id = processor.tokenizer.pad_token_id
         self.pad_id = self._id("<pad>") if pad_id is None else int(pad_id)

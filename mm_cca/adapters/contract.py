@@ -90,13 +90,15 @@ def check_codes(model: UnifiedModel, grid: Grid) -> None:
     for whole in (False, True):
         head = model.image_head(whole_vocabulary=whole)
         rows = head.row_of_code
-        assert len(rows) == model.num_codes == len(rows.unique()), "codes share rows of the head"
+        assert len(rows) == model.codebook_size == len(rows.unique()), (
+            "codes share rows of the head"
+        )
         assert 0 <= int(rows.min()) <= int(rows.max()) < len(head.weight), "a row beyond the head"
-    assert len(model.image_head().weight) == model.num_codes, "more rows than codes"
+    assert len(model.image_head().weight) == model.codebook_size, "more rows than codes"
     own = {p.untyped_storage().data_ptr() for p in model.module.parameters()}
     assert model.image_head().weight.untyped_storage().data_ptr() in own, "the head is a copy"
-    embedded = model.embed_codes(torch.arange(model.num_codes))
-    assert len(embedded.unique(dim=0)) == model.num_codes, "codes share an embedding"
+    embedded = model.embed_codes(torch.arange(model.codebook_size))
+    assert len(embedded.unique(dim=0)) == model.codebook_size, "codes share an embedding"
 
 
 @torch.no_grad()
@@ -109,7 +111,9 @@ def check_images(model: UnifiedModel, grid: Grid, image_size: Sequence[int]) -> 
     pixels = torch.randint(0, 256, (4, 3, *image_size), generator=generator).to(torch.uint8)
     codes = model.encode(pixels)
     assert codes.shape == (4, grid[0] * grid[1]), f"{tuple(codes.shape)} codes of 4 images"
-    assert 0 <= int(codes.min()) <= int(codes.max()) < model.num_codes, "a code beyond the codebook"
+    assert 0 <= int(codes.min()) <= int(codes.max()) < model.codebook_size, (
+        "a code beyond the codebook"
+    )
     assert torch.equal(model.encode(pixels[1:2]), codes[1:2]), "codes depend on the batch"
     assert len(codes.unique()) > 1, "every image is the same code"
     images = model.decode(codes, grid)
@@ -135,7 +139,9 @@ def check_logps(model: UnifiedModel, grid: Grid, whole: bool = False) -> float:
     layout = model.layout(grid)
     policy = CodeLogProbs(model, layout, whole_vocabulary=whole).eval()
     generator = torch.Generator().manual_seed(1)
-    codes = torch.randint(model.num_codes, (len(PROMPTS), layout.num_codes), generator=generator)
+    codes = torch.randint(
+        model.codebook_size, (len(PROMPTS), layout.num_codes), generator=generator
+    )
     rows = model.prompt_ids(PROMPTS, grid)
     ours = policy(*left_pad(rows, model.pad_id), codes).per_code
     worst = 0.0
@@ -217,7 +223,7 @@ def check_save_and_load(
         changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
         assert not changed, f"weights changed: {changed[:3]}"
         assert again.prompt_ids(PROMPTS, grid) == model.prompt_ids(PROMPTS, grid)
-        codes = torch.arange(grid[0] * grid[1])[None] % model.num_codes
+        codes = torch.arange(grid[0] * grid[1])[None] % model.codebook_size
         assert torch.equal(again.decode(codes, grid), model.decode(codes, grid))
 
 
@@ -236,7 +242,9 @@ def check_training_step(model: UnifiedModel, grid: Grid, lora: bool) -> None:
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-2)
     generator = torch.Generator().manual_seed(2)
-    codes = torch.randint(model.num_codes, (len(PROMPTS), layout.num_codes), generator=generator)
+    codes = torch.randint(
+        model.codebook_size, (len(PROMPTS), layout.num_codes), generator=generator
+    )
     prompts = left_pad(model.prompt_ids(PROMPTS, grid), model.pad_id)
     (-policy(*prompts, codes).logps.mean()).backward()
     optimizer.step()

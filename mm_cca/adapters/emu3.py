@@ -38,7 +38,7 @@ class Emu3:
         self._processor = processor
         mapping = module.vocabulary_mapping
         self._codes = CodeTokens.of(mapping.img2bpe)
-        self.num_codes = len(self._codes)
+        self.codebook_size = len(self._codes)
         self._eol_id: int = mapping.eol_token_id
         self.pad_id = int(processor.tokenizer.pad_token_id)
         for part in self.frozen():

@@ -40,7 +40,7 @@ class Janus:
         self.module: nn.Module = module
         self._janus = module
         self._processor = processor
-        self.num_codes = int(module.model.generation_head.vision_head.out_features)
+        self.codebook_size = int(module.model.generation_head.vision_head.out_features)
         self.pad_id = _pad_id(module, processor)
         for part in self.frozen():
             part.eval().requires_grad_(False)
@@ -143,7 +143,7 @@ class Janus:
     def image_head(self, *, whole_vocabulary: bool = False) -> ImageHead:
         # The head scores image codes only, so the whole vocabulary is the same rows.
         layer = self._janus.model.generation_head.vision_head
-        return ImageHead(layer.weight, layer.bias, torch.arange(self.num_codes))
+        return ImageHead(layer.weight, layer.bias, torch.arange(self.codebook_size))
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self._processor.tokenizer(list(texts))["input_ids"]
