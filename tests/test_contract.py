@@ -14,6 +14,7 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 from mm_cca import load_adapter
 from mm_cca.adapters import ADAPTERS, contract
 from mm_cca.adapters.base import ImageHead, UnifiedModel
+from mm_cca.adapters.common import StandardDecoder
 from mm_cca.errors import UserError
 from mm_cca.export import export_model
 from tests import runs
@@ -164,8 +165,8 @@ def test_contract_finds_a_broken_adapter(
 def test_an_adapter_that_misses_a_method_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch):
     import tests.example_adapter as example
 
-    monkeypatch.delattr(example.AppendedCodes, "new_cache")
-    monkeypatch.delattr(example.AppendedCodes, "frozen")
+    monkeypatch.delattr(StandardDecoder, "new_cache")
+    monkeypatch.delattr(StandardDecoder, "frozen")
     monkeypatch.setattr(example.AppendedCodes, "__init__", lambda self, *parts: None)
     where = where_of(folders, STRANGER)
     with pytest.raises(UserError, match=r"lacks .*frozen.*new_cache.*base\.py"):

@@ -1,12 +1,12 @@
-"""What every adapter must do, as checks that anyone can run on theirs.
+"""Checks that every adapter must pass; run them on your own.
 
     from mm_cca.adapters.contract import check_adapter
     check_adapter("my_package.liquid:Liquid", "path/to/a/small/checkpoint", image_size=[64, 64])
 
-Each check is a function with a plain assertion; ``check_adapter`` runs them all and returns what it
-measured. Use a tiny random checkpoint: the checks compute everything twice, the slow way too.
+Each check is a function with a plain assertion; ``check_adapter`` runs them all and returns the
+differences it measured. Use a tiny random checkpoint: every result is also computed the slow way.
 
-Shapes: see ``base.py``.
+Shapes: see ``adapters/base.py``.
 """
 
 import tempfile
@@ -26,7 +26,7 @@ from mm_cca.text import text_nll
 
 PROMPTS = ("a red owl", "a small green hand that waves at three friends", "owl")
 TOLERANCE = 1e-3
-"""Nats per image between two ways to compute the same in float32."""
+"""Largest difference between two ways to compute the same in float32, in nats per image."""
 
 
 def check_adapter(
@@ -69,7 +69,7 @@ def check_adapter(
 
 
 def check_parts(model: UnifiedModel) -> None:
-    """Nothing of the protocol is missing."""
+    """No part of the protocol is missing."""
     assert not missing_parts(model), f"missing: {missing_parts(model)}"
 
 
@@ -86,34 +86,32 @@ def check_layout(model: UnifiedModel, grid: Grid) -> None:
 
 @torch.no_grad()
 def check_codes(model: UnifiedModel, grid: Grid) -> None:
-    """Every code has a row of the head of its own, and an input embedding of its own."""
+    """Every code has its own row of the head and its own input embedding."""
+    size = model.codebook_size
     for whole in (False, True):
         head = model.image_head(whole_vocabulary=whole)
         rows = head.row_of_code
-        assert len(rows) == model.codebook_size == len(rows.unique()), (
-            "codes share rows of the head"
-        )
+        assert len(rows) == size == len(rows.unique()), "codes share rows of the head"
         assert 0 <= int(rows.min()) <= int(rows.max()) < len(head.weight), "a row beyond the head"
-    assert len(model.image_head().weight) == model.codebook_size, "more rows than codes"
+    assert len(model.image_head().weight) == size, "more rows than codes"
     own = {p.untyped_storage().data_ptr() for p in model.module.parameters()}
     assert model.image_head().weight.untyped_storage().data_ptr() in own, "the head is a copy"
-    embedded = model.embed_codes(torch.arange(model.codebook_size))
-    assert len(embedded.unique(dim=0)) == model.codebook_size, "codes share an embedding"
+    embedded = model.embed_codes(torch.arange(size))
+    assert len(embedded.unique(dim=0)) == size, "codes share an embedding"
 
 
 @torch.no_grad()
 def check_images(model: UnifiedModel, grid: Grid, image_size: Sequence[int]) -> None:
     """Images become codes of the codebook, and codes become images of the same size.
 
-    That both go row by row can't be seen on random weights: look at a reconstruction once.
+    Whether both go row by row can't be checked on random weights: look at a reconstruction once.
     """
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (4, 3, *image_size), generator=generator).to(torch.uint8)
     codes = model.encode(pixels)
     assert codes.shape == (4, grid[0] * grid[1]), f"{tuple(codes.shape)} codes of 4 images"
-    assert 0 <= int(codes.min()) <= int(codes.max()) < model.codebook_size, (
-        "a code beyond the codebook"
-    )
+    size = model.codebook_size
+    assert 0 <= int(codes.min()) <= int(codes.max()) < size, "a code beyond the codebook"
     assert torch.equal(model.encode(pixels[1:2]), codes[1:2]), "codes depend on the batch"
     assert len(codes.unique()) > 1, "every image is the same code"
     images = model.decode(codes, grid)
@@ -123,14 +121,14 @@ def check_images(model: UnifiedModel, grid: Grid, image_size: Sequence[int]) -> 
 
 
 def check_unconditional(model: UnifiedModel, grid: Grid) -> None:
-    """The form that says nothing is not the prompt, does not know it, and can name another."""
+    """The unconditional prompt ignores the prompt's words; a negative prompt replaces it."""
     first, second = model.prompt_ids(["owl owl owl", "red red red"], grid)
-    says_nothing = model.unconditional_ids(first, grid)
-    assert says_nothing != first, "the unconditional form is the prompt itself"
+    unconditional = model.unconditional_ids(first, grid)
+    assert unconditional != first, "the unconditional prompt is the prompt itself"
     if len(first) == len(second):
-        assert says_nothing == model.unconditional_ids(second, grid), "it depends on the prompt"
+        assert unconditional == model.unconditional_ids(second, grid), "it depends on the prompt"
     other = model.unconditional_ids(first, grid, "blurry")
-    assert other not in (says_nothing, first), "a negative prompt changes nothing"
+    assert other not in (unconditional, first), "a negative prompt changes nothing"
 
 
 @torch.no_grad()
@@ -179,7 +177,7 @@ def _naive_logps(
 
 @torch.no_grad()
 def check_text(model: UnifiedModel) -> float:
-    """Plain texts start like a prompt, and a padded batch scores them as one row at a time does."""
+    """A padded batch of plain texts gets the same scores as one row at a time."""
     rows = model.text_ids(PROMPTS)
     assert len({tuple(row) for row in rows}) == len(PROMPTS), "texts share their ids"
     head = model.text_head()
@@ -214,7 +212,7 @@ def check_cached_sampling(model: UnifiedModel, grid: Grid) -> None:
 def check_save_and_load(
     model: UnifiedModel, grid: Grid, load: Callable[[str], UnifiedModel]
 ) -> None:
-    """What ``save`` writes, ``load`` reads: weights bit for bit, prompts, and it still draws."""
+    """``load`` reads what ``save`` wrote: the same weights bit for bit, prompts and decoding."""
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder))
         again = load(folder)
@@ -228,7 +226,7 @@ def check_save_and_load(
 
 
 def check_training_step(model: UnifiedModel, grid: Grid, lora: bool) -> None:
-    """One optimizer step moves what should learn and nothing of what is frozen."""
+    """One optimizer step changes the trained weights and none of the frozen ones."""
     if lora:
         attach_lora(model, rank=2, alpha=4)
     layout = model.layout(grid)
