@@ -19,9 +19,19 @@ from mm_cca.errors import UserError
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 """Every linear layer of a block, which a LoRA tunes."""
 
-_NEW_NAME, _OLD_NAME = "cache", "past_key_values"
-CACHE_ARGUMENT = _NEW_NAME if _NEW_NAME in signature(LlamaModel.forward).parameters else _OLD_NAME
+# transformers 5.40 removes the old name of the first and version 6 that of the second.
+CACHE_ARGUMENT = next(
+    name
+    for name in ("cache", "past_key_values")
+    if name in signature(LlamaModel.forward).parameters
+)
 """What the installed transformers calls the key-value cache in a decoder's ``forward``."""
+
+_ENABLE_CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    if name in dir(PreTrainedModel)
+)
 
 
 class StandardDecoder:
@@ -113,7 +123,7 @@ class StandardDecoder:
         self._decoder.compile()
 
     def enable_gradient_checkpointing(self) -> None:
-        self._model.gradient_checkpointing_enable({"use_reentrant": False})
+        getattr(self._model, _ENABLE_CHECKPOINTING)({"use_reentrant": False})
 
     def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         if weights is not None:

@@ -136,10 +136,7 @@ def check_logps(model: UnifiedModel, grid: Grid, whole: bool = False) -> float:
     """Batched, padded and chunked log-probabilities equal one plain forward per row."""
     layout = model.layout(grid)
     policy = CodeLogProbs(model, layout, whole_vocabulary=whole).eval()
-    generator = torch.Generator().manual_seed(1)
-    codes = torch.randint(
-        model.codebook_size, (len(PROMPTS), layout.num_codes), generator=generator
-    )
+    codes = _random_codes(model, layout.num_codes, seed=1)
     rows = model.prompt_ids(PROMPTS, grid)
     ours = policy(*left_pad(rows, model.pad_id), codes).per_code
     worst = 0.0
@@ -148,6 +145,11 @@ def check_logps(model: UnifiedModel, grid: Grid, whole: bool = False) -> float:
         worst = max(worst, float((naive - ours[row]).sum().abs()))
         assert worst <= TOLERANCE, f"prompt {PROMPTS[row]!r}: {worst:.3g} nats apart"
     return worst
+
+
+def _random_codes(model: UnifiedModel, num_codes: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(model.codebook_size, (len(PROMPTS), num_codes), generator=generator)
 
 
 def _naive_logps(
@@ -239,10 +241,7 @@ def check_training_step(model: UnifiedModel, grid: Grid, lora: bool) -> None:
     kept = [buffer.clone() for buffer in buffers]
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-2)
-    generator = torch.Generator().manual_seed(2)
-    codes = torch.randint(
-        model.codebook_size, (len(PROMPTS), layout.num_codes), generator=generator
-    )
+    codes = _random_codes(model, layout.num_codes, seed=2)
     prompts = left_pad(model.prompt_ids(PROMPTS, grid), model.pad_id)
     (-policy(*prompts, codes).logps.mean()).backward()
     optimizer.step()
