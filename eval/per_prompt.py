@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mm_cca.arms import Prompt
 from mm_cca.errors import UserError
-from mm_cca.run import write_text
+from mm_cca.runs.files import write_text
+from mm_cca.sampling.prompts import Prompt
 
 PER_PROMPT = "per_prompt.json"
 

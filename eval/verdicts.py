@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from mm_cca.eval.fid import frechet_distance, frechet_to
-from mm_cca.eval.intervals import mean_interval, statistic_interval
-from mm_cca.eval.measure import Measured, SplitTruth, per_prompt
-from mm_cca.eval.references import Reference
 
-from mm_cca.arms import Arm
-from mm_cca.schema import Recipe
+from mm_cca.config.schema import Recipe
+from mm_cca.eval.features.references import ReferenceSet
+from mm_cca.eval.ground_truth import SplitTruth
+from mm_cca.eval.metrics.bootstrap import mean_interval, statistic_interval
+from mm_cca.eval.metrics.distances import frechet_distance, frechet_to
+from mm_cca.eval.scores import ArmScores, per_prompt
+from mm_cca.sampling.arms import Arm
 
 FRECHET_RESAMPLES = 50
 
@@ -20,7 +21,7 @@ FRECHET_RESAMPLES = 50
 def verdicts_of(
     recipe: Recipe,
     arms: list[Arm],
-    measured: Mapping[str, Mapping[str, Measured]],
+    measured: Mapping[str, Mapping[str, ArmScores]],
     truths: Mapping[str, SplitTruth],
 ) -> list[dict[str, Any]]:
     """CCA against the base and against the best arm of each guided sweep, split by split.
@@ -49,7 +50,7 @@ def verdicts_of(
 
 
 def _differences(
-    recipe: Recipe, ours: Measured, theirs: Measured, truth: SplitTruth
+    recipe: Recipe, ours: ArmScores, theirs: ArmScores, truth: SplitTruth
 ) -> dict[str, dict[str, float]]:
     found = {}
     hits = (ours.rank < 5).astype(float) - (theirs.rank < 5)
@@ -64,7 +65,7 @@ def _differences(
 
 
 def _best_guided(
-    arms: list[Arm], measured: Mapping[str, Mapping[str, Measured]], split: str
+    arms: list[Arm], measured: Mapping[str, Mapping[str, ArmScores]], split: str
 ) -> list[str]:
     best = []
     for source in ("base", "control"):
@@ -74,7 +75,7 @@ def _best_guided(
 
 
 def _best(
-    names: list[str], measured: Mapping[str, Mapping[str, Measured]], split: str
+    names: list[str], measured: Mapping[str, Mapping[str, ArmScores]], split: str
 ) -> list[str]:
     """The one with the highest alignment, or none of none."""
     return sorted(names, key=lambda name: -measured[name][split].cosine.mean())[:1]
@@ -83,7 +84,7 @@ def _best(
 def _frechet_difference(
     ours: torch.Tensor,
     theirs: torch.Tensor,
-    reference: Reference,
+    reference: ReferenceSet,
     groups: np.ndarray,
     recipe: Recipe,
 ) -> dict[str, float]:

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "load_config": "mm_cca.config",
+    "load_config": "mm_cca.config.load",
     "load_adapter": "mm_cca.adapters",
     "UserError": "mm_cca.errors",
 }

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import datasets
 
-from mm_cca.demo import shipped
-from mm_cca.scores import DEFAULT
-from mm_cca.tiny import write_tiny
+from mm_cca.config.metrics import DEFAULT
+from mm_cca.config.shipped import shipped
+from mm_cca.testing.tiny_checkpoints import write_tiny
 from tests.bench_training import measured
-from tests.towers import write_inception
+from tests.support.towers import write_inception
 
 ON_SCORER = ",".join([*DEFAULT, "density", "coverage", "cmmd"])
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,13 +14,16 @@ from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
 from mm_cca import load_adapter
 from mm_cca.adapters.base import UnifiedModel
-from mm_cca.demo import tiny
-from mm_cca.tiny import FAMILIES, write_tiny
-from tests import runs
-from tests.strangers import write_stranger
-from tests.training import LONG, at
+from mm_cca.demo import small_emu3 as tiny
+from mm_cca.testing.tiny_checkpoints import FAMILIES, write_tiny
+from tests.support import runs
+from tests.support.stranger import write_stranger
+from tests.support.training import LONG, at
 
 CHROMIUM = Path("/usr/bin/chromium")
+# A shell starts background jobs with SIGINT ignored, and children inherit that: servers that the
+# tests stop by SIGINT would then never end.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from mm_cca.objectives import cca, distill, dpo, length_aware_beta, nll, reference_kl, unlearn
-from tests import naive
-from tests.helpers import assert_close
+from tests.support import naive
+from tests.support.closeness import assert_close
 
 
 def _random(seed: int, n: int = 7, per_image: int = 1) -> list[torch.Tensor]:
@@ -221,7 +221,7 @@ def test_nothing_dropped_is_the_limit_of_few_dropped():
 def test_every_objective_of_a_recipe_exists_by_that_name():
     """Fault 3: a choice that the code spells another way."""
     from mm_cca import objectives
-    from mm_cca.schema import OBJECTIVES
+    from mm_cca.config.schema import OBJECTIVES
 
     assert all(callable(getattr(objectives, name)) for name in OBJECTIVES)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mm_cca.demo import SHIPPED
+from mm_cca.config.shipped import SHIPPED
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("mm_cca", "eval", "recipes", "pyproject.toml", "LICENSE", "NOTICE", "README.md")
@@ -57,9 +57,9 @@ def test_wheel_holds_what_is_no_code(wheel: zipfile.ZipFile):
     assert "mm_cca/recipes/emoji.yaml" in recipes
     assert recipes <= inside
     assert {
-        "mm_cca/eval/report.html.j2",
-        "mm_cca/eval/style.css",
-        "mm_cca/eval/grid.js",
+        "mm_cca/eval/report/templates/report.html.j2",
+        "mm_cca/eval/report/templates/style.css",
+        "mm_cca/eval/report/templates/grid.js",
         "mm_cca/demo/emoji.parquet",
         "mm_cca/demo/NOTICE.md",
         "mm_cca/py.typed",
@@ -89,7 +89,7 @@ def test_wheel_holds_nothing_else(wheel: zipfile.ZipFile):
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert len(tops) == 2, tops
     assert "mm_cca" in tops
-    assert not [name for name in wheel.namelist() if "tests" in name or "runs/" in name]
+    assert not [name for name in wheel.namelist() if "tests" in name or name.startswith("runs/")]
 
 
 def test_wheel_has_the_command(wheel: zipfile.ZipFile):
@@ -97,14 +97,16 @@ def test_wheel_has_the_command(wheel: zipfile.ZipFile):
     assert "mm-cca = mm_cca.cli:main" in wheel.read(name).decode()
 
 
-@pytest.mark.parametrize("name", ["mm_cca.eval.fid", "mm_cca.eval.report", "mm_cca.recipes"])
+@pytest.mark.parametrize(
+    "name", ["mm_cca.eval.metrics.distances", "mm_cca.eval.report.run_report", "mm_cca.recipes"]
+)
 def test_folders_beside_the_package_import(name: str):
     assert import_module(name).__name__ == name
 
 
 def test_installed_data_is_found():
     assert resources.files("mm_cca.recipes").joinpath("emoji.yaml").is_file()
-    assert resources.files("mm_cca.eval").joinpath("report.html.j2").is_file()
+    assert resources.files("mm_cca.eval.report").joinpath("templates/report.html.j2").is_file()
     assert metadata.version("mm-cca")
     (command,) = [
         e for e in metadata.distribution("mm-cca").entry_points if e.group == "console_scripts"

@@ -1,4 +1,4 @@
-"""What README and RESULTS tell a user to type is well-formed, and the files named there exist."""
+"""What the documents tell a user to type is well-formed; the files and sections they name exist."""
 
 import re
 import shlex
@@ -6,18 +6,29 @@ from pathlib import Path
 
 import pytest
 
-from mm_cca import cli
-from mm_cca.config import load_config
-from mm_cca.sweep import plan_sweep
+from mm_cca import cli, load_config
+from mm_cca.config.sweep_grid import plan_sweep
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-RESULTS = (ROOT / "RESULTS.md").read_text()
+DOCUMENTS = (
+    "README.md",
+    "RESULTS.md",
+    "CONTRIBUTING.md",
+    "recipes/README.md",
+    "eval/README.md",
+    "mm_cca/demo/README.md",
+)
+TEXTS = {name: (ROOT / name).read_text() for name in DOCUMENTS}
+README = TEXTS["README.md"]
+RESULTS = TEXTS["RESULTS.md"]
+CONTRIBUTING = TEXTS["CONTRIBUTING.md"]
+TREES = {"README.md": "## Files", "CONTRIBUTING.md": "## How the code is organised"}
+FENCED = re.compile(r"^ *```\w*\n(.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
 
 
 def _commands() -> list[list[str]]:
     """Every ``mm-cca ...`` of the fenced blocks, as the words after the program's name."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", README + RESULTS, flags=re.MULTILINE | re.DOTALL)
+    blocks = FENCED.findall("\n".join(TEXTS.values()))
     lines = [
         part.strip() for block in blocks for line in block.splitlines() for part in line.split("&&")
     ]
@@ -28,7 +39,7 @@ def _commands() -> list[list[str]]:
             found.append(shlex.split(rest))
         elif line.startswith("accelerate launch -m mm_cca.cli "):
             found.append(shlex.split(line)[4:])
-    return found
+    return list({" ".join(words): words for words in found}.values())
 
 
 def test_there_are_commands():
@@ -36,9 +47,18 @@ def test_there_are_commands():
     assert len(_commands()) >= 6
 
 
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name != "CONTRIBUTING.md"])
+def test_every_document_has_commands_that_are_read(name: str):
+    """CONTRIBUTING's are not ours: pip, pytest, ruff, mypy."""
+    assert re.search(r"^mm-cca \w+", "\n".join(FENCED.findall(TEXTS[name])), flags=re.MULTILINE)
+
+
 @pytest.mark.parametrize("words", _commands(), ids=" ".join)
 def test_a_command_is_well_formed(words: list[str], tmp_path: Path):
     args = cli.parser().parse_args(words)
+    if args.verb in ("ls", "explain"):
+        assert cli.main(words) == 0
+        return
     if args.verb == "cp":
         assert cli.main(["cp", args.recipe, str(tmp_path / "my.yaml")]) == 0
         return
@@ -64,20 +84,96 @@ def test_the_two_commands_name_what_pyproject_promises():
     assert 'pip install -e ".[test]" && pytest' in README
 
 
-def test_listed_files_exist():
-    tree = README.split("## Files")[1]
-    names = re.findall(r"^  (\w+\.py) ", tree, flags=re.MULTILINE)
-    assert len(names) > 15
-    missing = [name for name in names if not (ROOT / "mm_cca" / name).exists()]
-    unlisted = [
-        p.name
-        for p in (ROOT / "mm_cca").glob("*.py")
-        if p.name not in names and p.name != "__init__.py"
-    ]
+@pytest.mark.parametrize("name", TREES)
+def test_listed_files_exist(name: str):
+    listed = _tree(name)
+    assert len(listed) > 15
+    missing = [path for path in listed if not (ROOT / path).exists()]
     assert not missing, f"listed, but not there: {missing}"
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_every_package_is_listed(name: str):
+    listed = _tree(name)
+    packages = {path.parent for path in ROOT.glob("*/__init__.py")}
+    packages |= {path.parent for path in (ROOT / "mm_cca").glob("*/__init__.py")}
+    modules = {p for p in (ROOT / "mm_cca").glob("*.py") if p.name != "__init__.py"}
+    unlisted = sorted(
+        str(path.relative_to(ROOT))
+        for path in packages | modules
+        if path.relative_to(ROOT) not in listed
+    )
     assert not unlisted, f"there, but not listed: {unlisted}"
 
 
-def test_linked_files_exist():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+def _tree(name: str) -> list[Path]:
+    """The paths of a document's file tree, relative to the repository; two spaces are a level."""
+    block = FENCED.search(TEXTS[name].split(TREES[name] + "\n")[1])
+    assert block is not None
+    found: list[Path] = []
+    for indent, entry in re.findall(r"^( *)([\w.]+)/?(?: |$)", block[1], flags=re.MULTILINE):
+        parent = next((path for path in reversed(found) if len(path.parts) == 1), Path())
+        found.append(parent / entry if indent else Path(entry))
+    return found
+
+
+def test_files_named_for_developers_exist():
+    """CONTRIBUTING names files from the repository's root or from inside ``mm_cca``."""
+    names = set(re.findall(r"`([\w-]+/(?:[\w-]+/)*(?:\w+\.py)?)`", CONTRIBUTING))
+    assert len(names) > 15
+    places = (ROOT, ROOT / "mm_cca")
+    missing = [name for name in names if not any((place / name).exists() for place in places)]
+    assert not missing, f"named, but not there: {sorted(missing)}"
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_linked_files_exist(name: str):
+    missing = [link for link, file, _ in _links(name) if not file.exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_linked_sections_exist(name: str):
+    missing = [
+        link
+        for link, file, section in _links(name)
+        if section and section not in _sections(file.read_text())
+    ]
+    assert missing == []
+
+
+def test_links_are_found():
+    """Or the two tests above would look at nothing."""
+    assert sum(len(_links(name)) for name in DOCUMENTS) > 20
+    assert sum(bool(section) for name in DOCUMENTS for _, _, section in _links(name)) > 8
+    assert any(file.name == "grid.png" for _, file, _ in _links("README.md"))
+
+
+def _links(name: str) -> list[tuple[str, Path, str]]:
+    """Every relative link of a document: as written, its file, its section or ""."""
+    text = FENCED.sub("", TEXTS[name])
+    found = []
+    for link in re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src="([^"]+)"', text):
+        path, _, section = link.partition("#")
+        if "://" not in link:
+            file = (ROOT / name).parent / path if path else ROOT / name
+            found.append((link, file, section))
+    return found
+
+
+def _sections(text: str) -> set[str]:
+    """The anchors that GitHub makes of headings."""
+    headings = re.findall(r"^#+ (.+)$", FENCED.sub("", text), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_anchors_are_made_as_github_makes_them():
+    text = "# Is it healthy?\n```\n# a comment\n```\n## COCO-30k, `run.dir`\n"
+    assert _sections(text) == {"is-it-healthy", "coco-30k-rundir"}
+
+
+def test_figures_of_the_readme_are_those_of_results():
+    section = README.split("## Result\n")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 3, "head, rule, three arms"
+    assert [row for row in rows if row not in RESULTS.splitlines()] == []

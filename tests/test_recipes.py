@@ -9,10 +9,11 @@ from transformers import Emu3Config, Emu3ForConditionalGeneration
 
 from mm_cca.adapters.base import FREE, grid_of
 from mm_cca.adapters.emu3 import Emu3
-from mm_cca.config import load_config, shipped_recipes
-from mm_cca.schema import Recipe
-from mm_cca.tiny import write_tiny
-from tests import runs
+from mm_cca.config.load import load_config
+from mm_cca.config.schema import Recipe
+from mm_cca.config.shipped import shipped_recipes
+from mm_cca.testing.tiny_checkpoints import write_tiny
+from tests.support import runs
 
 LARGE = [name for name in shipped_recipes() if not name.startswith(("emoji", "coco"))]
 

@@ -5,18 +5,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mm_cca.config.schema import ModelConfig
 from mm_cca.errors import UserError
-from mm_cca.schema import ModelConfig
 
 if TYPE_CHECKING:  # a recipe is checked against ADAPTERS before torch is imported
     from mm_cca.adapters.base import UnifiedModel
-
-ADAPTERS = {
-    "emu3": "mm_cca.adapters.emu3:Emu3",
-    "chameleon": "mm_cca.adapters.chameleon:Chameleon",
-    "janus": "mm_cca.adapters.janus:Janus",
-    "lumina-mgpt": "mm_cca.adapters.lumina_mgpt:LuminaMGPT",
-}
+from mm_cca.config.shipped import ADAPTERS
 
 WHERE = "It must be installed, or be in the current folder."
 """Where an adapter is looked for."""
@@ -42,7 +36,7 @@ def load_adapter(
 
     from mm_cca.adapters.base import missing_parts
     from mm_cca.adapters.loading import FILE_ERRORS, CheckpointError
-    from mm_cca.demo import shipped
+    from mm_cca.config.shipped import shipped
 
     adapter = _adapter_class(name)
     resolved = shipped(path)

@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from mm_cca.demo.emoji_names import Emoji, emojis, held_out, image_key
 from mm_cca.errors import UserError
+from mm_cca.runs.files import atomic_path
 
 SIZE = 32
 COLOURS = 64
@@ -218,18 +219,17 @@ def make_rows(
 
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:
-    """Write rows as Parquet that ``datasets`` decodes by itself; beside first, then renamed."""
+    """Write rows as Parquet that ``datasets`` decodes by itself."""
     table = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
-    beside = out.with_suffix(".partial")
-    pq.write_table(
-        table,
-        beside,
-        row_group_size=len(rows),
-        compression="zstd",
-        compression_level=9,
-        write_statistics=False,
-    )
-    beside.replace(out)
+    with atomic_path(out) as temporary:
+        pq.write_table(
+            table,
+            temporary,
+            row_group_size=len(rows),
+            compression="zstd",
+            compression_level=9,
+            write_statistics=False,
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,11 +7,14 @@ import torch
 from tqdm import tqdm
 from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
-from mm_cca import checkpoint
-from mm_cca.data import images_of, load_split
-from mm_cca.demo import scorer, tiny, tokenizer
-from mm_cca.run import RunFolder, Stage, write_json
-from mm_cca.schema import DataConfig, ScorerRecipe, TokenizerRecipe
+from mm_cca.config.schema import DataConfig, ScorerRecipe, TokenizerRecipe
+from mm_cca.data.images import images_of, load_split
+from mm_cca.demo import small_emu3 as tiny
+from mm_cca.demo import train_scorer as scorer
+from mm_cca.demo import train_tokenizer as tokenizer
+from mm_cca.runs.files import replace_folder, write_json
+from mm_cca.runs.folder import RunFolder
+from mm_cca.runs.stage import Stage
 
 
 def train_demo_part(recipe: TokenizerRecipe | ScorerRecipe, run: RunFolder) -> None:
@@ -100,7 +103,7 @@ def _train_tokenizer(recipe: TokenizerRecipe, run: RunFolder) -> None:
     def write(folder: Path) -> None:
         tiny.save(model, processor, folder, torch.float32)
 
-    checkpoint.replace_folder(run.root / "model", write)
+    replace_folder(run.root / "model", write)
 
 
 def _train_scorer(recipe: ScorerRecipe, run: RunFolder) -> None:
@@ -144,4 +147,4 @@ def _train_scorer(recipe: ScorerRecipe, run: RunFolder) -> None:
     def write(folder: Path) -> None:
         scorer.save(model, words, shape, folder, torch.bfloat16)
 
-    checkpoint.replace_folder(run.root / "model", write)
+    replace_folder(run.root / "model", write)

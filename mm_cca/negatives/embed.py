@@ -105,20 +105,28 @@ def _sentence_transformers(name: str) -> Encode:
 
 
 def _open_clip(name: str) -> Encode:
+    import open_clip
     import torch
 
-    from mm_cca.eval.clip import load_scorer
-
     whole = name.startswith(("local-dir:", "hf-hub:"))
-    model, _, pretrained = (name, "", "") if whole else name.partition(":")
+    model_name, _, pretrained = (name, "", "") if whole else name.partition(":")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        scorer = load_scorer(model, pretrained or None, batch_size=256, device=device)
-    except UserError as error:
+        model = open_clip.create_model(model_name, pretrained or None, device=device)
+        tokenize = open_clip.get_tokenizer(model_name)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"embedding open_clip:{name} can't be loaded: {error.__cause__}\nGive one of {ALLOWED}."
+            f"embedding open_clip:{name} can't be loaded: {error}\nGive one of {ALLOWED}."
         ) from error
-    return lambda texts: np.asarray(scorer.text_features(texts).numpy())
+    model.eval()
+
+    @torch.no_grad()
+    def encode(texts: list[str]) -> np.ndarray:
+        parts = (texts[start : start + 256] for start in range(0, len(texts), 256))
+        rows = [model.encode_text(tokenize(part).to(device)).float().cpu() for part in parts]
+        return np.asarray(torch.cat(rows).numpy())
+
+    return encode
 
 
 _ENCODERS: dict[str, Callable[[str], Encode]] = {

@@ -39,9 +39,7 @@ def write_plan(
     n, m = plan.kinds.shape
     if not len(captions) == len(source_rows) == n:
         raise ValueError(f"{n} planned images, {len(captions)} captions, {len(source_rows)} rows")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    with parquet.ParquetWriter(beside, schema) as file:
+    with parquet.ParquetWriter(path, schema) as file:
         for part in blocks(n, max(1, ROWS // m)):
             similarity = plan.similarity[part].ravel()
             columns = [
@@ -52,4 +50,3 @@ def write_plan(
                 pa.array(similarity, mask=np.isnan(similarity)),
             ]
             file.write_table(pa.Table.from_arrays(columns, schema=schema))
-    beside.replace(path)

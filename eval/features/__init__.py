@@ -1,0 +1,1 @@
+"""Images and captions to features: scorers, Inception, caches, references."""

@@ -1,0 +1,82 @@
+"""Features of a set of images, extracted once for all scores and map_over_ranks over the ranks.
+
+Shapes: n images, F feature size of the scorer.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from mm_cca.eval.features.distributed import map_over_ranks
+from mm_cca.eval.features.image_sets import ImageSet
+from mm_cca.eval.features.inception import Inception
+from mm_cca.eval.features.scorer import Scorer
+
+
+@dataclass(frozen=True)
+class Extractors:
+    """The networks that a recipe's scores need."""
+
+    scorer: Scorer
+    inception: Inception | None
+
+
+@dataclass(frozen=True)
+class Features:
+    """One set of images.
+
+    Attributes:
+        scorer: [n, F].
+        inception: [n, 2048], if some score needs them.
+        logits: [n, 1008], likewise.
+        sha256: over the pixels in their order.
+    """
+
+    scorer: torch.Tensor
+    inception: torch.Tensor | None
+    logits: torch.Tensor | None
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.scorer)
+
+
+class _Batch(NamedTuple):
+    scorer: torch.Tensor
+    inception: torch.Tensor | None
+    logits: torch.Tensor | None
+    digests: list[bytes]
+
+
+def extract(images: ImageSet, extractors: Extractors) -> Features:
+    """All features of a set, the same on every rank and for any number of ranks.
+
+    Raises:
+        UserError: an image that can't be read, by name.
+    """
+    size = extractors.scorer.batch_size
+    starts = range(0, images.count, size)
+
+    def work(start: int) -> _Batch:
+        opened = images.open(range(start, min(start + size, images.count)))
+        digests = [hashlib.sha256(image.tobytes()).digest() for image in opened]
+        pool, logits = None, None
+        if extractors.inception is not None:
+            pool, logits = extractors.inception.features(opened)
+        return _Batch(extractors.scorer.image_features(opened), pool, logits, digests)
+
+    batches = map_over_ranks(starts, work, desc=f"features of {images.name}")
+    digest = hashlib.sha256(b"".join(d for batch in batches for d in batch.digests))
+    return Features(
+        torch.cat([batch.scorer for batch in batches]),
+        _joined([batch.inception for batch in batches]),
+        _joined([batch.logits for batch in batches]),
+        digest.hexdigest(),
+    )
+
+
+def _joined(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None

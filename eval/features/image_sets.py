@@ -1,0 +1,162 @@
+"""Sets of images that are opened when they are needed: drawn, real, reconstructed, a reference.
+
+All are brought to one size by the same function before any extractor sees them.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from PIL import Image
+
+from mm_cca.adapters.base import UnifiedModel, grid_of
+from mm_cca.config.schema import Recipe
+from mm_cca.data.images import fitted, load_images, load_split, open_image
+from mm_cca.data.token_cache import open_cache
+from mm_cca.errors import UserError
+from mm_cca.eval.features.distributed import map_over_ranks
+from mm_cca.runs.folder import RunFolder
+from mm_cca.sampling.prompts import Prompt
+
+RESIZE = "shorter side fitted, centre cropped, bicubic, antialiased (Pillow), on white"
+READ_AT_ONCE = 256
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images by number.
+
+    Attributes:
+        name: for messages and progress.
+        count: how many.
+        open: numbers -> RGB images, all of one size. Raises UserError for an unreadable one.
+    """
+
+    name: str
+    count: int
+    open: Callable[[Sequence[int]], list[Image.Image]]
+
+
+def size_of(recipe: Recipe) -> list[int]:
+    """Height and width at which images are scored."""
+    return recipe.eval.image_size or recipe.data.image_size
+
+
+def drawn_images(recipe: Recipe, run: RunFolder, arm: str, prompts: list[Prompt]) -> ImageSet:
+    """What an arm drew for these prompts."""
+    folder = run.samples / arm
+    files = [folder / f"{prompt.index:06d}.png" for prompt in prompts]
+    return _files(arm, files, recipe.eval.image_size)
+
+
+def folder_images(folder: Path, size: list[int]) -> ImageSet:
+    """Every image below a folder, in the order of their paths.
+
+    Raises:
+        UserError: none there.
+    """
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UserError(
+            f"eval.reference {folder} holds no image; looked for {', '.join(SUFFIXES)} in it and "
+            "its subfolders."
+        )
+    return _files(str(folder), files, size)
+
+
+def _files(name: str, files: list[Path], size: list[int] | None) -> ImageSet:
+    def open_some(numbers: Sequence[int]) -> list[Image.Image]:
+        return [_picture({"bytes": None, "path": str(files[n])}, size, files[n]) for n in numbers]
+
+    return ImageSet(name, len(files), open_some)
+
+
+def real_images_of(
+    recipe: Recipe, run: RunFolder, split: str, rows: Sequence[int], size: list[int]
+) -> ImageSet:
+    """Real images by their row in the token cache."""
+    table = load_split(recipe.data, split).table
+    source_rows = open_cache(run.tokens / split, recipe.data.variants).source_rows
+    column = recipe.data.image_column
+
+    def open_some(numbers: Sequence[int]) -> list[Image.Image]:
+        places = [int(source_rows[rows[number]]) for number in numbers]
+        return [_picture(table[p][column], size, f"row {p} of {recipe.data.path}") for p in places]
+
+    return ImageSet(f"real {split}", len(rows), open_some)
+
+
+def real_bytes_digest(recipe: Recipe, run: RunFolder, split: str, rows: Sequence[int]) -> str:
+    """sha256 over the encoded bytes of real images, in the order of the rows, on every rank.
+
+    Raises:
+        UserError: one of them can't be read, by name.
+    """
+    table = load_split(recipe.data, split).table
+    source_rows = open_cache(run.tokens / split, recipe.data.variants).source_rows
+    places = [int(source_rows[row]) for row in rows]
+
+    def work(start: int) -> str:
+        digest = hashlib.sha256()
+        cells = table[places[start : start + READ_AT_ONCE]][recipe.data.image_column]
+        for cell in cells:
+            try:
+                raw = cell["bytes"] or Path(cell["path"]).read_bytes()
+            except OSError as error:
+                raise UserError(f"an image of {recipe.data.path} can't be read: {error}") from error
+            digest.update(hashlib.sha256(raw).digest())
+        return digest.hexdigest()
+
+    starts = range(0, len(places), READ_AT_ONCE)
+    digests = map_over_ranks(starts, work, desc=f"reading real {split}", unit="block")
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def table_images(recipe: Recipe, source: str, split: str, size: list[int]) -> ImageSet:
+    """The images of a Parquet file or a hub data set; captions are not needed.
+
+    Raises:
+        UserError: nothing there, or no image column.
+    """
+    column = recipe.data.image_column
+    table = load_images(source, column, split, "eval.reference")
+
+    def open_some(numbers: Sequence[int]) -> list[Image.Image]:
+        return [_picture(table[n][column], size, f"row {n} of {source}") for n in numbers]
+
+    return ImageSet(source, len(table), open_some)
+
+
+def reconstructed_images(
+    recipe: Recipe, run: RunFolder, model: UnifiedModel, prompts: list[Prompt]
+) -> ImageSet:
+    """What the image tokenizer of ``model`` makes of the real images of the prompts."""
+    grid = grid_of(model, recipe.data.image_size)
+    device = PartialState().device
+    cache = open_cache(run.tokens / prompts[0].split, recipe.data.variants)
+
+    @torch.no_grad()
+    def open_some(numbers: Sequence[int]) -> list[Image.Image]:
+        rows = torch.tensor([prompts[number].row for number in numbers])
+        codes = cache.codes(rows, torch.zeros_like(rows))
+        parts = codes.split(recipe.sample.batch_size)
+        pixels = torch.cat([model.decode(part.to(device), grid).cpu() for part in parts])
+        images = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in pixels]
+        size = recipe.eval.image_size
+        return images if size is None else [fitted(image, *size) for image in images]
+
+    return ImageSet(f"reconstructed {prompts[0].split}", len(prompts), open_some)
+
+
+def _picture(
+    cell: dict[str, bytes | str | None], size: list[int] | None, name: object
+) -> Image.Image:
+    try:
+        image = open_image(cell)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}. Mend it or leave it out.") from error
+    return image if size is None else fitted(image, *size)

@@ -1,0 +1,156 @@
+"""Image and text features of a two-tower model, and how well the two agree.
+
+Scores carry the model's name. Only a published CLIP gives a CLIP score; the demo's ``emoji-clip``
+gives an alignment that compares arms of one run and nothing else.
+
+Shapes: n images, m captions, F feature size.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import open_clip
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from PIL import Image
+from torch import nn
+from torchvision.transforms import Compose
+
+from mm_cca.config.shipped import SHIPPED, shipped
+from mm_cca.errors import UserError
+from mm_cca.eval.features.hf_scorer import HF, in_batches, load_hf
+
+
+class Scorer(Protocol):
+    """Two towers with their own preprocessing and tokenizer.
+
+    Attributes:
+        name: as in ``eval.scorer``, with the pretrained tag.
+        sha256: over all weights.
+        resize: what becomes of an image before the tower sees it, in words.
+        context_length: tokens of a caption that the text tower sees, start and end among them.
+        batch_size: images or captions at a time.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def resize(self) -> str: ...
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+
+    def image_features(self, images: Iterable[Image.Image]) -> torch.Tensor:
+        """[n, F] float32 on the CPU, not normalised."""
+        ...
+
+    def text_features(self, captions: Sequence[str]) -> torch.Tensor:
+        """[m, F] float32 on the CPU, not normalised; what is too long is cut before its end."""
+        ...
+
+    def num_cut(self, captions: Sequence[str]) -> int:
+        """How many captions are longer than ``context_length`` tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class OpenClipScorer:
+    """A loaded open_clip model."""
+
+    name: str
+    sha256: str
+    resize: str
+    context_length: int
+    batch_size: int
+    model: nn.Module
+    preprocess: Compose
+    tokenize: Any
+    device: torch.device
+
+    @torch.no_grad()
+    def image_features(self, images: Iterable[Image.Image]) -> torch.Tensor:
+        encode: Callable[..., torch.Tensor] = self.model.encode_image  # type: ignore[assignment]
+        found = []
+        for batch in in_batches(images, self.batch_size):
+            pixels = torch.stack([self.preprocess(image) for image in batch])
+            found.append(encode(pixels.to(self.device)).float().cpu())
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def text_features(self, captions: Sequence[str]) -> torch.Tensor:
+        encode: Callable[..., torch.Tensor] = self.model.encode_text  # type: ignore[assignment]
+        found = []
+        for batch in in_batches(captions, self.batch_size):
+            found.append(encode(self.tokenize(batch).to(self.device)).float().cpu())
+        return torch.cat(found)
+
+    def num_cut(self, captions: Sequence[str]) -> int:
+        return sum(self._num_tokens(caption) > self.context_length for caption in captions)
+
+    def _num_tokens(self, caption: str) -> int:
+        if isinstance(self.tokenize, SimpleTokenizer):
+            return len(self.tokenize.encode(caption)) + 2  # start and end
+        return len(self.tokenize.tokenizer(caption).input_ids)
+
+
+def load_scorer(
+    name: str, pretrained: str | None, *, batch_size: int, device: torch.device
+) -> Scorer:
+    """Load a scorer.
+
+    Args:
+        name: ``emoji-clip``, ``local-dir:FOLDER``, ``hf-hub:NAME`` or a model name of open_clip;
+            or ``hf:NAME_OR_FOLDER`` for a CLIP or SigLIP of transformers.
+        pretrained: tag or weights file for an open_clip model name, else None.
+        batch_size: images or captions at a time.
+        device: where to run.
+
+    Raises:
+        UserError: unknown model or unreadable weights.
+    """
+    if name.startswith(HF):
+        return load_hf(name, batch_size=batch_size, device=device)
+    location = f"local-dir:{shipped(name)}" if name in SHIPPED else name
+    try:
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            location, pretrained=pretrained, device=device
+        )
+        tokenize = open_clip.get_tokenizer(location)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"eval.scorer {name!r} (eval.scorer_pretrained {pretrained!r}) can't be loaded: "
+            f"{error}\nGive emoji-clip, local-dir:FOLDER, hf-hub:NAME, hf:NAME_OR_FOLDER, or an "
+            "open_clip model name with a pretrained tag."
+        ) from error
+    model.eval()
+    settings = model.visual.preprocess_cfg
+    resize = (
+        f"open_clip: {settings['resize_mode']}, {settings['interpolation']} to "
+        f"{settings['size']}, antialiased (PIL)"
+    )
+    full_name = name if pretrained is None else f"{name} {pretrained}"
+    return OpenClipScorer(
+        full_name,
+        _digest(model),
+        resize,
+        int(tokenize.context_length),
+        batch_size,
+        model,
+        preprocess,
+        tokenize,
+        device,
+    )
+
+
+def _digest(model: nn.Module) -> str:
+    """sha256 over all weights in the order of their names: two equal scorers have one digest."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,31 @@
+"""Alignment and retrieval from features of images and captions."""
+
+import torch
+from torch import nn
+
+
+def cosines(images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    """[n, F] and [n, F] -> [n] cosine of each image with its own caption."""
+    return nn.functional.cosine_similarity(images, texts)
+
+
+def retrieval_ranks(
+    images: torch.Tensor, captions: torch.Tensor, own: torch.Tensor, chunk: int = 1024
+) -> torch.Tensor:
+    """How many captions fit each image better than its own.
+
+    Args:
+        images: [n, F].
+        captions: [m, F], all distinct.
+        own: [n] index of each image's caption in ``captions``.
+        chunk: images compared at a time.
+
+    Returns:
+        [n] int64; 0 means its own caption comes first.
+    """
+    texts = nn.functional.normalize(captions, dim=-1)
+    ranks = []
+    for part, mine in zip(images.split(chunk), own.split(chunk), strict=True):
+        scores = nn.functional.normalize(part, dim=-1) @ texts.T
+        ranks.append((scores > scores.gather(1, mine[:, None])).sum(dim=1))
+    return torch.cat(ranks)

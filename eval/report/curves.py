@@ -1,0 +1,131 @@
+"""Training curves: what metrics.jsonl says, and what to think of it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mm_cca.eval.report.svg import COLLAPSE, COLOURS, HEALTHY, canvas, inked, svg_of
+from mm_cca.training.health import COLLAPSE as COLLAPSED
+
+HEALTHY_GAP = -0.5
+"""Nats per code that a healthy run's positive gap does not fall below."""
+LAST_SHARE = 0.1
+MAX_POINTS = 300
+PANELS = {
+    "loss": "loss",
+    "positive_gap": "positive gap, nats per code",
+    "negative_gap": "negative gap, nats per code",
+    "margin": "margin, nats per code",
+    "accuracy": "accuracy",
+    "kl": "KL, nats per code",
+}
+PER_IMAGE = ("positive_gap", "negative_gap", "margin", "kl")
+"""Signals that metrics.jsonl holds per image."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One signal of one training: [n] steps and values."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+    @property
+    def last(self) -> float:
+        """Mean over the last tenth of the steps."""
+        return float(self.values[-max(1, round(LAST_SHARE * len(self.values))) :].mean())
+
+
+Signals = dict[str, Series]
+
+
+def read_signals(path: Path, num_codes: int) -> Signals:
+    """The panels' signals of a metrics.jsonl, gaps divided by the codes of an image."""
+    lines: list[dict[str, Any]] = []
+    if path.exists():
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+    found = {}
+    for name in PANELS:
+        known = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        if known:
+            steps, values = (
+                np.array(column, dtype=np.float64) for column in zip(*known, strict=True)
+            )
+            found[name] = Series(steps, values / (num_codes if name in PER_IMAGE else 1))
+    return found
+
+
+def smoothed(values: np.ndarray, span: int) -> np.ndarray:
+    """[n] -> [n] means over ``span`` values around each, fewer at both ends."""
+    sums = np.concatenate([[0.0], values.cumsum()])
+    places = np.arange(len(values))
+    first = np.maximum(0, places - span // 2)
+    after = np.minimum(len(values), places + span // 2 + 1)
+    return (sums[after] - sums[first]) / (after - first)
+
+
+def span_of(count: int) -> int:
+    """How many steps one point of a smooth line is the mean of."""
+    return max(1, count // 40)
+
+
+def panels(trainings: dict[str, Signals]) -> dict[str, str]:
+    """Signal -> SVG element, for every signal that some training has."""
+    return {
+        name: _panel(name, {source: s[name] for source, s in trainings.items() if name in s})
+        for name in PANELS
+        if any(name in signals for signals in trainings.values())
+    }
+
+
+def _panel(name: str, series: dict[str, Series]) -> str:
+    with inked(name):
+        figure = canvas(3.7, 2.5)
+        axes = figure.add_subplot()
+        for source, one in series.items():
+            colour, every = COLOURS[source], max(1, len(one.steps) // MAX_POINTS)
+            smooth = smoothed(one.values, span_of(len(one.values)))
+            steps = one.steps[::every]
+            axes.plot(steps, one.values[::every], color=colour, linewidth=0.7, alpha=0.35)
+            axes.plot(steps, smooth[::every], color=colour, linewidth=1.7, label=source)
+        if name == "positive_gap":
+            # The limits come from the data alone: a band far away says nothing.
+            low, high = axes.get_ylim()
+            axes.axhspan(HEALTHY_GAP, 0, color=HEALTHY, alpha=0.13, linewidth=0)
+            axes.axhline(COLLAPSED, color=COLLAPSE, linestyle="--", linewidth=1)
+            axes.set_ylim(low, high)
+        axes.set_title(PANELS[name], fontsize=9, loc="left")
+        axes.set_xlabel("step")
+        if len(series) > 1:
+            axes.legend()
+        ends = ", ".join(f"{source} ends at {one.last:.3g}" for source, one in series.items())
+        return svg_of(figure, f"Training curve: {PANELS[name]}; {ends}", {})
+
+
+def health(signals: Signals) -> str | None:
+    """One sentence on where a contrastive training ended; None where there are no gaps."""
+    if not {"positive_gap", "negative_gap"} <= signals.keys():
+        return None
+    positive, negative = signals["positive_gap"].last, signals["negative_gap"].last
+    ended = f"positive gap {positive:+.2f}, negative gap {negative:+.2f} nats per code"
+    return f"This run ended with {ended}: {judged(positive, negative)}."
+
+
+def judged(positive: float, negative: float) -> str:
+    """What to think of the gaps, in nats per code, that training ended with."""
+    if positive < COLLAPSED:
+        return "that is collapse; raise loss.beta, or lower loss.lambda_ or train.learning_rate"
+    if negative > positive - 0.5:
+        return "right and wrong prompts are hardly told apart yet; train longer"
+    if positive < HEALTHY_GAP:
+        return "lower than healthy runs; watch the pictures"
+    return "healthy"
+
+
+def count_steps(trainings: Sequence[Signals]) -> int:
+    """Steps of the longest training."""
+    return max((len(one.steps) for s in trainings for one in s.values()), default=0)

@@ -1,0 +1,72 @@
+"""Verbs about scores and pictures that take no recipe: their arguments, and what they do."""
+
+import argparse
+from pathlib import Path
+
+
+def add_comparison(parser: argparse.ArgumentParser) -> None:
+    """``mm-cca eval --compare A.json B.json --allow KEY``."""
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("A.json", "B.json"),
+        help="instead of scoring: print two runs' report.json or eval/summary.json side by side; "
+        "refused, field by field, where they were not scored in the same way",
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="a field of the protocol that may differ, such as device or versions.torch; again for "
+        "each",
+    )
+
+
+def add_export_samples(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """``mm-cca export-samples RUN ARM DIR --format FORM``."""
+    samples = verbs.add_parser(
+        "export-samples",
+        help="write one arm's pictures in the layout of another evaluator",
+        description="Write the pictures of one arm in the layout that another evaluator reads: "
+        "adm-npz (OpenAI's FID, IS, precision and recall), geneval, dpg (DPG-Bench), "
+        "t2i-compbench, hpsv2. Draw the evaluator's own prompts with sample.prompts; geneval, dpg "
+        "and hpsv2 need its file here too, to put every picture where they look for it.",
+    )
+    samples.add_argument("run", type=Path, help="the run folder (run.dir of the recipe)")
+    samples.add_argument("arm", help="such as cca, base or base+cfg3")
+    samples.add_argument("folder", type=Path, help="where to write; must not exist")
+    samples.add_argument(
+        "--format",
+        required=True,
+        dest="form",
+        choices=("adm-npz", "geneval", "dpg", "t2i-compbench", "hpsv2"),
+        help="which evaluator",
+    )
+    samples.add_argument(
+        "--prompts",
+        type=Path,
+        help="geneval: evaluation_metadata.jsonl; dpg: the folder dpg_bench/prompts; "
+        "hpsv2: the folder of anime.json and the like",
+    )
+    samples.add_argument("--split", help="only this split of the data (default: all)")
+    samples.add_argument(
+        "--size", type=int, help="adm-npz: side in pixels (default: as drawn), bicubic, antialiased"
+    )
+
+
+def add_coco_prompts(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """``mm-cca coco-prompts ANNOTATIONS FILE``."""
+    coco = verbs.add_parser(
+        "coco-prompts",
+        help="write the prompts of the COCO-30k protocol, for sample.prompts",
+        description="Write one caption each of 30,000 images of COCO val2014, drawn by a seed, as "
+        "JSON lines for sample.prompts. The recipe coco30k says what follows.",
+    )
+    coco.add_argument(
+        "annotations", type=Path, help="captions_val2014.json of annotations_trainval2014.zip"
+    )
+    coco.add_argument("file", type=Path, help="the .jsonl to write; must not exist")
+    coco.add_argument("--num-images", type=int, default=30_000, help="how many (default: 30,000)")
+    coco.add_argument("--seed", type=int, default=0, help="which (default: 0)")

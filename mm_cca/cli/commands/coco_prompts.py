@@ -1,0 +1,87 @@
+"""Prompts of the COCO-30k protocol, out of COCO's own file of captions."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mm_cca.errors import UserError
+from mm_cca.runs.files import write_text
+
+
+def coco_prompts(args: argparse.Namespace) -> int:
+    """Run ``mm-cca coco-prompts``."""
+
+    if args.file.suffix != ".jsonl":
+        raise UserError(f"{args.file} must end in .jsonl, as sample.prompts goes by the ending.")
+    write_coco_prompts(args.annotations, args.file, num_images=args.num_images, seed=args.seed)
+    print(f"{args.num_images} prompts are in {args.file}")
+    return 0
+
+
+def write_coco_prompts(annotations: Path, target: Path, *, num_images: int, seed: int) -> None:
+    """Write one caption each of ``num_images`` images as JSON lines that ``sample.prompts`` reads.
+
+    Images in the order of their ids are shuffled by ``seed``; each of the first ``num_images``
+    gives one of its captions, drawn by the same stream.
+
+    Args:
+        annotations: ``captions_val2014.json`` of COCO's ``annotations_trainval2014.zip``.
+        target: the file to write; lines have ``text``, ``image_id``, ``caption_id``, ``file_name``.
+        num_images: 30,000 in the literature, of the 40,504 of val2014.
+        seed: another one gives other images and captions.
+
+    Raises:
+        UserError: not such a file, too few images, or a target that exists or can't be written.
+    """
+    if target.exists():
+        raise UserError(f"{target} exists already; choose another name or delete it.")
+    if seed < 0:
+        raise UserError(f"--seed is {seed}; allowed: 0 or more.")
+    images, captions = _read(annotations)
+    if not 1 <= num_images <= len(captions):
+        raise UserError(
+            f"--num-images is {num_images}; allowed: 1 to {len(captions)}, the images with a "
+            f"caption in {annotations}."
+        )
+    stream = np.random.default_rng([seed, 0x636F636F])
+    lines = []
+    for image_id in stream.permutation(sorted(captions))[:num_images].tolist():
+        own = captions[image_id]
+        caption = own[int(stream.integers(len(own)))]
+        lines.append(
+            {
+                "text": caption["caption"].strip(),
+                "image_id": image_id,
+                "caption_id": caption["id"],
+                "file_name": images[image_id],
+            }
+        )
+    try:
+        write_text(target, "".join(json.dumps(line) + "\n" for line in lines))
+    except OSError as error:
+        raise UserError(f"{target} can't be written: {error}") from error
+
+
+def _read(annotations: Path) -> tuple[dict[int, str], dict[int, list[dict[str, Any]]]]:
+    """Image id -> file name, and image id -> its captions that say something, by their ids."""
+    try:
+        found = json.loads(annotations.read_text("utf-8"))
+        images = {int(image["id"]): str(image["file_name"]) for image in found["images"]}
+        captions: dict[int, list[dict[str, Any]]] = {}
+        for each in sorted(found["annotations"], key=lambda each: int(each["id"])):
+            if each["caption"].strip():
+                captions.setdefault(int(each["image_id"]), []).append(each)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{annotations} is no file of COCO captions ({type(error).__name__}: {error}); give "
+            "captions_val2014.json out of annotations_trainval2014.zip, from "
+            "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
+        ) from error
+    if missing := captions.keys() - images.keys():
+        raise UserError(
+            f"{annotations} has captions of images that it does not list, such as {min(missing)}."
+        )
+    return images, captions

@@ -1,0 +1,184 @@
+"""A finished run as a model folder for others: weights, generation config, model card."""
+
+import argparse
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from peft import PeftModel
+from transformers import GenerationConfig
+
+from mm_cca.config.load import dump
+from mm_cca.config.mixtures import LossTerms
+from mm_cca.config.schema import Recipe
+from mm_cca.config.shipped import shipped
+from mm_cca.errors import UserError
+from mm_cca.eval.report.tables import scores_of
+from mm_cca.modeling.lora import bake_lora
+from mm_cca.runs.files import atomic_path
+from mm_cca.runs.folder import open_run, recipe_of_training
+from mm_cca.sampling.weights import load_source
+
+
+def export(args: argparse.Namespace) -> int:
+
+    export_model(args.run, args.folder, merge=args.merge, dial=args.dial)
+    print(f"the model of {args.run} is in {args.folder}")
+    return 0
+
+
+LICENCES = {
+    "emu3": "BAAI's Emu3 weights are Apache-2.0.",
+    "chameleon": "Chameleon's weights are under the Chameleon Research License: non-commercial.",
+    "lumina-mgpt": "A derivative of Chameleon (Chameleon Research License: non-commercial).",
+    "janus": "Janus's weights are under the DeepSeek Model License.",
+}
+"""What a family's own weights are under; the base that was named may say otherwise."""
+WITH_MM_CCA = (
+    "`mm_cca` draws with it: name this folder as `model.path` in a recipe and run "
+    "`mm-cca run RECIPE run.stages=[prepare,sample]`."
+)
+HOW = {
+    "emu3": "`generation_config.json` says so, and plain `generate` does it, with a "
+    "`prefix_allowed_tokens_fn` for the grid of codes.",
+    "janus": "Stock `generate` always guides (it fails with scale 1). " + WITH_MM_CCA,
+    "chameleon": "Stock transformers can't draw with this family. " + WITH_MM_CCA,
+    "lumina-mgpt": "Stock transformers can't draw with this family. " + WITH_MM_CCA,
+}
+"""How the exported model is sampled."""
+ON_CARD = ("alignment", "clip_score", "r_at_5", "frechet_distance", "fid")
+"""Scores of the model card, where the run has them."""
+
+
+def export_model(run_folder: Path, target: Path, *, merge: bool = False, dial: float = 1.0) -> None:
+    """Write the CCA model of a run so that plain transformers or peft loads it.
+
+    A full fine-tune becomes a ``save_pretrained`` folder; a LoRA stays an adapter, or with
+    ``merge`` becomes such a folder too. ``dial`` is baked into the weights, or into an adapter's
+    scale. The folder appears whole or not at all.
+
+    Raises:
+        UserError: not a run folder, not trained to the end, a target in use, a full fine-tune with
+            ``merge``, a dial below 0 or without its base, a full disk.
+    """
+    if not 0 <= dial < math.inf:
+        raise UserError(f"--dial is {dial:g}; allowed: 0 (the base) or more, 1 is as trained.")
+    recipe, run = open_run(run_folder)
+    trained = run.trained_model("cca")
+    is_lora = recipe.train.tuning == "lora"
+    if merge and not is_lora:
+        raise UserError("--merge is for a LoRA; this run tuned the whole model, so leave it out.")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists already; choose another folder or empty it.")
+    try:
+        with atomic_path(target) as temporary:
+            if merge or (not is_lora and dial != 1.0):
+                model = load_source(recipe, run, "cca", dial=dial)
+                if isinstance(model.module, PeftModel):
+                    model.module = model.module.merge_and_unload()
+                temporary.mkdir()
+                model.save(temporary)
+            else:
+                shutil.copytree(trained, temporary)
+                if dial != 1.0:
+                    bake_lora(temporary, dial)
+            _write_generation_config(recipe, temporary)
+            card = _card(
+                recipe_of_training(recipe), run_folder, is_adapter=is_lora and not merge, dial=dial
+            )
+            card.save(temporary / "README.md")
+    except OSError as error:
+        raise UserError(f"{target} can't be written: {error}") from error
+
+
+def _write_generation_config(recipe: Recipe, folder: Path) -> None:
+    """The base's, but without the guidance that CCA makes needless.
+
+    Janus keeps its scale: stock ``generate`` can't run it with another way of sampling.
+    """
+    own = (folder / "generation_config.json").exists()
+    source = str(folder) if own else shipped(recipe.model.path)
+    try:
+        config = GenerationConfig.from_pretrained(source)
+    except OSError:
+        return  # the base has none
+    if recipe.model.adapter != "janus":
+        config.guidance_scale = 1.0
+    config.save_pretrained(folder)
+
+
+def _card(recipe: Recipe, run_folder: Path, *, is_adapter: bool, dial: float) -> ModelCard:
+    data = ModelCardData(
+        base_model=recipe.model.path,
+        library_name="peft" if is_adapter else "transformers",
+        pipeline_tag="text-to-image",
+        tags=[*LossTerms.of(recipe.loss).weights, "text-to-image", recipe.model.adapter],
+        license="other",
+    )
+    how = HOW.get(recipe.model.adapter, WITH_MM_CCA)
+    if dial != 1.0:
+        how += (
+            f"\n\n**Dial {dial:g}**: the weights are base + {dial:g} * (trained - base); "
+            f"in the scores below that is the arm `cca+dial{dial:g}`, if it was drawn."
+        )
+    licence = LICENCES.get(recipe.model.adapter, "Look up the licence of the base.")
+    text = f"""---
+{data.to_yaml()}
+---
+
+# {Path(recipe.model.path).name}, fine-tuned with mm_cca
+
+`{recipe.model.path}`, fine-tuned on `{recipe.data.path}` {_method(recipe)} {how}
+
+## Licence
+
+The licence of the base holds for this model too. {licence}
+
+## Scores
+
+{_scores(run_folder)}
+
+## Recipe
+
+```yaml
+{dump(recipe).rstrip()}
+```
+"""
+    return ModelCard(text)
+
+
+def _method(recipe: Recipe) -> str:
+    objective = recipe.loss.objective
+    if not {"cca", "distill"} & LossTerms.of(recipe.loss).weights.keys():
+        return f"with `mm_cca` and the objective `{objective}`."
+    return (
+        f"with `mm_cca` and the objective `{objective}` (CCA: "
+        "[arXiv 2410.09347](https://arxiv.org/abs/2410.09347)), so that plain sampling draws what "
+        "the base needed classifier-free guidance for. **Sample it without guidance**: scale 1, "
+        "one forward pass per token."
+    )
+
+
+def _scores(run_folder: Path) -> str:
+    path = run_folder / "report.json"
+    if not path.exists():
+        return "This run was not evaluated."
+    report: dict[str, Any] = json.loads(path.read_text())
+    present = scores_of(report)
+    shown = {name: present[name] for name in ON_CARD if name in present}
+    headings = ["prompts", "arm", *(label for label, _, _ in shown.values())]
+    lines = [
+        f"Scorer: {report['protocol']['scorer']}. Same prompts and random numbers in every arm.",
+        "",
+        f"| {' | '.join(headings)} | forward passes per image |",
+        "|---" * (len(headings) + 1) + "|",
+    ]
+    for arm in report["arms"]:
+        for split, scores in arm["scores"].items():
+            cells = [f"{scores[key]['value']:.{digits}f}" for key, (_, _, digits) in shown.items()]
+            row = [split, arm["name"], *cells, str(arm["forwards_per_image"])]
+            lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)

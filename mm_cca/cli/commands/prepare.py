@@ -1,0 +1,76 @@
+"""``prepare``: fill the token cache of every split, and the reference cache."""
+
+from contextlib import nullcontext
+from dataclasses import asdict
+
+from accelerate import PartialState
+
+from mm_cca.adapters import load_checkpoint
+from mm_cca.adapters.base import UnifiedModel, grid_of
+from mm_cca.config.mixtures import LossTerms
+from mm_cca.config.schema import Recipe
+from mm_cca.config.stage_keys import NOT_ABOUT_TOKENS
+from mm_cca.data.images import load_split
+from mm_cca.data.token_cache import prepare_split
+from mm_cca.runs.folder import RunFolder
+from mm_cca.runs.stage import Stage, locked
+from mm_cca.sampling.prompts import has_real_images
+from mm_cca.training.cached_reference import prepare_reference
+from mm_cca.training.schedule import check_plan
+
+
+def prepare(recipe: Recipe, run: RunFolder) -> None:
+    """Fill the token cache of every split the recipe names, and the reference cache if wanted."""
+    if recipe.run.trained is not None and not has_real_images(recipe):
+        return  # nothing is trained, and prompts from a file are drawn
+    prepare_tokens(recipe, run)
+    wanted = "cca" in recipe.run.sources and LossTerms.of(recipe.loss).needs_negatives
+    # Once training is done the cache has served; whoever deletes it gets no new one.
+    if recipe.train.reference == "cached" and wanted and not Stage.ended(run.train):
+        with locked(run.reference) if PartialState().is_main_process else nullcontext():
+            prepare_reference(recipe, run)
+
+
+def _trains_on_negatives(recipe: Recipe) -> bool:
+    trains = "train" in recipe.run.stages and "cca" in recipe.run.sources
+    return trains and LossTerms.of(recipe.loss).needs_negatives
+
+
+def prepare_tokens(recipe: Recipe, run: RunFolder) -> None:
+    for split in (recipe.data.train_split, recipe.data.heldout_split):
+        if split is None:
+            continue
+        data = asdict(recipe.data)
+        for free in NOT_ABOUT_TOKENS:
+            del data[free]
+        settings = {f"data.{key}": value for key, value in data.items()}
+        settings |= {"split": split}
+        settings |= {f"model.{key}": value for key, value in asdict(recipe.model).items()}
+        stage = Stage(run.tokens / split, settings)
+        if stage.is_done():
+            continue
+        if split == recipe.data.train_split and _trains_on_negatives(recipe):
+            # Before hours of work: captions that can't be contrasted, packages that are missing.
+            check_plan(recipe, load_split(recipe.data, split).captions)
+        # Only the main rank writes; the others find the same answer and follow it.
+        with locked(stage.folder) if PartialState().is_main_process else nullcontext():
+            if PartialState().is_main_process:
+                stage.begin()
+            prepare_split(
+                lambda: frozen_model(recipe), recipe.data, split, stage.folder / "shards", 0
+            )
+            if PartialState().is_main_process:
+                stage.finish()
+        PartialState().wait_for_everyone()
+
+
+def frozen_model(recipe: Recipe) -> UnifiedModel:
+    """The recipe's checkpoint for encoding and sampling, on this rank's device.
+
+    Raises:
+        UserError: it can't be read, or can't draw images of ``data.image_size``.
+    """
+    model = load_checkpoint(recipe.model)
+    model.layout(grid_of(model, recipe.data.image_size))
+    model.module.eval().requires_grad_(False).to(PartialState().device)
+    return model

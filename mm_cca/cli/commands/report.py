@@ -1,0 +1,22 @@
+"""``report``: write it, and serve it if asked."""
+
+import argparse
+
+from mm_cca.cli.commands.stages import stages
+from mm_cca.errors import UserError
+
+
+def report(args: argparse.Namespace) -> int:
+    if args.port and not args.serve:
+        raise UserError(f"--port is {args.port}, but nothing is served; add --serve.")
+    stages(args)
+    from accelerate import PartialState
+
+    if args.serve and PartialState().is_main_process:
+        from mm_cca.cli.commands.serve import serve
+        from mm_cca.config.load import load_config
+        from mm_cca.runs.folder import RunFolder
+
+        report = RunFolder.of(load_config(args.recipe, args.overrides)).report
+        serve(report.parent, report.name, args.port)
+    return 0

@@ -1,0 +1,11 @@
+"""``tiny``: a tiny random checkpoint."""
+
+import argparse
+
+
+def tiny(args: argparse.Namespace) -> int:
+    from mm_cca.testing.tiny_checkpoints import write_tiny
+
+    write_tiny(args.family, args.folder, side=args.side)
+    print(f"a tiny {args.family} checkpoint is in {args.folder}")
+    return 0

@@ -1,0 +1,49 @@
+"""``mm-cca VERB``: finds the verb's command, and turns a user's mistake into one message."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from mm_cca.cli.parser import parser
+from mm_cca.errors import Interrupted, UserError
+
+COMMANDS = {
+    "ls": "recipes:ls",
+    "cp": "recipes:cp",
+    "validate": "recipes:validate",
+    "env": "env:env",
+    "tiny": "tiny:tiny",
+    "export": "export:export",
+    "report": "report:report",
+    "demo": "demo:demo",
+    "export-samples": "export_samples:export_pictures",
+    "coco-prompts": "coco_prompts:coco_prompts",
+    "suggest": "suggest:suggest",
+    "sweep": "sweep:sweep",
+}
+"""Verb -> file in ``commands/`` and its function; any other verb is a stage."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status (2 for a user's mistake, 130 when interrupted)."""
+    args = parser().parse_args(argv)
+    try:
+        return _command(args.verb)(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as stop:
+        print(f"{stop}; the same command goes on from here", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _command(verb: str) -> Callable[[argparse.Namespace], int]:
+    file, _, function = COMMANDS.get(verb, "stages:stages").partition(":")
+    command: Callable[[argparse.Namespace], int] = getattr(
+        import_module(f"mm_cca.cli.commands.{file}"), function
+    )
+    return command

@@ -1,0 +1,1 @@
+"""The recipe: its keys, reading it, checking it, and the names it may use."""

@@ -1,0 +1,147 @@
+"""How a YAML file and ``key=value`` overrides become a typed recipe.
+
+Precedence: defaults in ``schema.py`` < the YAML file < overrides. All mistakes are reported
+together, before any weight is read.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_origin, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mm_cca.config.schema import JOBS, AnyRecipe
+from mm_cca.config.shipped import find_recipe
+from mm_cca.errors import UserError
+
+
+def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
+    """Read, merge and validate a recipe.
+
+    Args:
+        path_or_name: a YAML file, or the name of a shipped recipe (``mm-cca ls``).
+        overrides: ``key=value`` with dotted keys; the value is parsed as YAML.
+
+    Raises:
+        UserError: every mistake in one message.
+    """
+    from mm_cca.config.validate import problems
+
+    path = find_recipe(path_or_name)
+    raw = _read_yaml(path)
+    for override in overrides:
+        _apply_override(raw, override)
+    job = raw.get("job", "finetune")
+    if job not in JOBS:
+        raise UserError(f"{path}: job is {job!r}; allowed: {', '.join(JOBS)}.")
+    schema = JOBS[job]
+    recipe = OmegaConf.structured(schema)
+    found: list[str] = []
+    keys = dict(known_keys(schema))
+    lists = {key for key, kind in keys.items() if get_origin(kind) is list}
+    for key, value in _leaves(raw, schema):
+        if (unknown := _unknown_key(key, keys)) is not None:
+            found.append(unknown)
+            continue
+        bare = key in lists and value is not None and not isinstance(value, list)
+        try:
+            OmegaConf.update(recipe, key, [value] if bare else value)  # sample.dial=0.5 is [0.5]
+        except OmegaConfBaseException as error:
+            found.append(f"{key} is {value!r}: {str(error).splitlines()[0]}")
+    given = {key for key, _ in _leaves(raw, schema)}
+    missing = OmegaConf.missing_keys(recipe)
+    found += [f"{key} is missing; set it in the YAML file" for key in missing - given]
+    if not missing:
+        typed: AnyRecipe = OmegaConf.to_object(recipe)  # type: ignore[assignment]
+        found += problems(typed)
+    if found:
+        listed = "\n".join(f"  - {problem}" for problem in sorted(found))
+        raise UserError(f"{path} has {len(found)} mistake(s):\n{listed}")
+    return typed
+
+
+def dump(recipe: AnyRecipe) -> str:
+    """The resolved recipe as YAML; loading it gives the same recipe."""
+    return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+
+
+class _Loader(yaml.SafeLoader):
+    """Only true and false are booleans, so that ``mixed_precision: no`` says what it says."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own name)
+        letter: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:bool"]
+        for letter, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} can't be read as YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} holds {type(raw).__name__}, not a mapping of keys to values.")
+    return raw
+
+
+def split_override(override: str) -> tuple[str, Any]:
+    """``key=value`` -> the key, and the value read as YAML. Raises UserError."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"{override!r} is no override; write key=value, as in train.seed=1.")
+    try:
+        return key, yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{override!r}: the value can't be read as YAML: {error}") from error
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, value = split_override(override)
+    *parents, last = key.split(".")
+    node = raw
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"{override!r}: {parent} is a value, not a group of keys.")
+        node = child
+    node[last] = value
+
+
+def _leaves(node: dict[str, Any], schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; a group that the schema lacks is walked too, to name its keys."""
+    hints = get_type_hints(schema) if is_dataclass(schema) else {}
+    for name, value in node.items():
+        inner = hints.get(str(name), object)
+        if isinstance(value, dict):
+            yield from _leaves(value, inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _unknown_key(key: str, known: Iterable[str]) -> str | None:
+    if key in known:
+        return None
+    near = get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{key} is no key of this recipe{hint}"
+
+
+def known_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their types."""
+    hints = get_type_hints(schema)
+    for entry in fields(schema):
+        inner = hints[entry.name]
+        if is_dataclass(inner):
+            yield from known_keys(inner, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
+        else:
+            yield f"{prefix}{entry.name}", inner

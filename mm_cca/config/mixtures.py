@@ -1,0 +1,93 @@
+"""Weighted mixtures of names (``cca + 0.1 nll``), and what the objectives in one need."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from mm_cca.config.schema import CONTRASTIVE, OBJECTIVES, LossConfig
+
+_TERM = re.compile(r"^(?:(?P<weight>[0-9.]+(?:e-?[0-9]+)?)\s*\*?\s*)?(?P<name>[a-z_]+)$")
+
+
+def parse_sum(text: str, allowed: Sequence[str]) -> dict[str, float]:
+    """Names and weights in the order written; a name alone has weight 1.
+
+    Raises:
+        ValueError: not such a sum, an unknown name, a name twice, or a weight that is not above 0.
+    """
+    terms: dict[str, float] = {}
+    for part in text.split("+"):
+        found = _TERM.match(part.strip())
+        if found is None:
+            raise ValueError(
+                f"{part.strip()!r} is no term such as {allowed[0]} or 0.5 {allowed[0]}"
+            )
+        name = found["name"]
+        if name not in allowed:
+            near = get_close_matches(name, allowed, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{name!r} is none of {', '.join(allowed)}{hint}")
+        if name in terms:
+            raise ValueError(f"{name!r} stands there twice")
+        try:
+            terms[name] = float(found["weight"] or 1.0)
+        except ValueError:
+            raise ValueError(f"{found['weight']!r} is no number") from None
+        if not 0 < terms[name] < math.inf:
+            raise ValueError(f"the weight of {name!r} must be above 0 and finite")
+    return terms
+
+
+NEGATIVE_KEYS = {
+    "negatives",
+    "num_negatives",
+    "negatives_embedding",
+    "hard_candidates",
+    "max_similarity",
+}
+"""Keys of ``loss`` that decide which prompts are contrasted."""
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The objectives of a recipe with their weights, and what they need.
+
+    Attributes:
+        weights: objective -> weight.
+        config: the constants.
+    """
+
+    weights: dict[str, float]
+    config: LossConfig
+
+    @classmethod
+    def of(cls, config: LossConfig) -> "LossTerms":
+        """From a validated recipe's ``loss``."""
+        return cls(parse_sum(config.objective, OBJECTIVES), config)
+
+    @property
+    def needs_negatives(self) -> bool:
+        """Whether other prompts, and the reference's log-probabilities, are looked at."""
+        return any(name in self.weights for name in CONTRASTIVE)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the base is asked for its guided distributions."""
+        return "distill" in self.weights
+
+    @property
+    def keys_in_use(self) -> set[str]:
+        """Names of the recipe's ``loss`` keys that the result depends on."""
+        used = {"objective", "uncond_ratio", "whole_vocabulary", "text_weight"}
+        if self.needs_negatives:
+            used |= NEGATIVE_KEYS | {"lambda_", "beta", "beta_codes"}
+        if self.needs_teacher:
+            used.add("distill_scale")
+        return used
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether plain texts are scored too."""
+        return self.config.text_weight > 0

@@ -1,0 +1,54 @@
+"""Names of what comes with the package: recipes, adapters, the demo's files, prompt sets."""
+
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+
+from mm_cca.errors import UserError
+
+_PACKAGE = Path(__file__).parents[1]
+
+ADAPTERS = {
+    "emu3": "mm_cca.adapters.emu3:Emu3",
+    "chameleon": "mm_cca.adapters.chameleon:Chameleon",
+    "janus": "mm_cca.adapters.janus:Janus",
+    "lumina-mgpt": "mm_cca.adapters.lumina_mgpt:LuminaMGPT",
+}
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Names and files of the recipes inside the package."""
+    folder = Path(str(resources.files("mm_cca.recipes")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(path_or_name: str) -> Path:
+    """A file if it exists, else the shipped recipe of that name. Raises UserError."""
+    path = Path(path_or_name)
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if path_or_name in shipped:
+        return shipped[path_or_name]
+    near = get_close_matches(path_or_name, shipped, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UserError(
+        f"no recipe {path_or_name!r}: not a file, and not one of the shipped recipes "
+        f"({', '.join(shipped)}).{hint}"
+    )
+
+
+PROMPT_SETS = {"attributes": _PACKAGE / "data" / "prompt_sets" / "attributes.jsonl"}
+"""``attributes``: 300 prompts with one attribute each, which ``eval.attributes`` asks about."""
+
+
+SHIPPED = {
+    "emoji": _PACKAGE / "demo" / "emoji.parquet",
+    "emu3-emoji": _PACKAGE / "demo" / "emu3-emoji",
+    "emoji-clip": _PACKAGE / "demo" / "emoji-clip",
+}
+
+
+def shipped(name: str) -> str:
+    """The path of a shipped data set or checkpoint; any other name comes back as it is."""
+    return str(SHIPPED.get(name, name))

@@ -1,0 +1,158 @@
+"""The recipes of a sweep: every override whose key takes one value but was given a list."""
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_origin
+
+from mm_cca.config.load import known_keys, load_config, split_override
+from mm_cca.config.metrics import NEEDED_BY_SWEEP
+from mm_cca.config.schema import Recipe, RunConfig
+from mm_cca.config.stage_keys import DEPENDS_ON
+from mm_cca.errors import UserError
+
+SWEPT = ("loss.", "train.")
+"""Groups whose keys may be swept: all points share images, base and sampling."""
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One combination of values.
+
+    Attributes:
+        name: of its folder and of its arm, such as ``beta=0.01,lambda_=10``.
+        values: key -> value.
+        overrides: the same as ``key=value`` words.
+    """
+
+    name: str
+    values: dict[str, Any]
+    overrides: list[str]
+
+
+def points_of(path_or_name: str, overrides: Sequence[str]) -> tuple[list[str], list[SweepPoint]]:
+    """Overrides for all points alike, and the points, in the order of the lists.
+
+    Raises:
+        UserError: nothing is swept, a key that can't be, an empty list, or points of one name.
+    """
+    kinds = dict(known_keys(Recipe))
+    common: list[str] = []
+    axes: dict[str, list[Any]] = {}
+    for override in overrides:
+        key, value = split_override(override)
+        if isinstance(value, list) and get_origin(kinds.get(key)) is not list:
+            axes[key] = value
+        else:
+            common.append(override)
+    _refuse(path_or_name, axes)
+    points = [
+        _point(dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())
+    ]
+    names = [point.name for point in points]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"a sweep has the point {twice[0]} twice; give each value once.")
+    return common, points
+
+
+def _refuse(path_or_name: str, axes: dict[str, list[Any]]) -> None:
+    if not axes:
+        raise UserError(
+            "nothing is swept: give at least one key a list of values, such as "
+            f"mm-cca sweep {path_or_name} 'loss.lambda_=[1,10,100]'."
+        )
+    for key, values in axes.items():
+        if not key.startswith(SWEPT):
+            raise UserError(
+                f"{key} can't be swept: all points share images, base and sampling; allowed: keys "
+                "of loss and train."
+            )
+        if not values:
+            raise UserError(f"{key} is an empty list; give it at least one value.")
+
+
+def _point(values: dict[str, Any]) -> SweepPoint:
+    named = ",".join(f"{key.split('.')[-1]}={_shown(value)}" for key, value in values.items())
+    words = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return SweepPoint(re.sub(r"[^\w.,=+-]+", "_", named), values, words)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def recipe_of(path_or_name: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe with these overrides. Raises UserError, also for another job's recipe."""
+    recipe = load_config(path_or_name, overrides)
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"a {recipe.job} recipe can't be swept; name a finetune recipe.")
+    return recipe
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The recipes of a sweep; each is a run of its own inside the folder of the sweep.
+
+    Attributes:
+        root: its folder.
+        base: draws the base, and trains and draws the control, with the recipe's own values.
+        points: name -> recipe of the trained model.
+        values: name -> what was swept.
+    """
+
+    root: Path
+    base: Recipe
+    points: dict[str, Recipe]
+    values: dict[str, SweepPoint]
+
+
+def plan_sweep(path_or_name: str, overrides: Sequence[str]) -> Sweep:
+    """Read and check every recipe of the sweep before any work.
+
+    Raises:
+        UserError: what ``points_of`` raises, or a point whose values are wrong.
+    """
+    common, points = points_of(path_or_name, overrides)
+    recipe = recipe_of(path_or_name, common)  # with the recipe's own values for what is swept
+    if recipe.run.trained is not None:
+        raise UserError(
+            f"run.trained is {recipe.run.trained!r}; a sweep trains its own models. Leave it out."
+        )
+    _refuse_scores_without_a_plot(recipe)
+    root = Path(recipe.run.dir)
+    shared = not any(key in DEPENDS_ON for key in points[0].values)
+    recipes = {}
+    for point in points:
+        one = recipe_of(path_or_name, [*common, *point.overrides])
+        folder = root / "points" / point.name
+        run = _inside(one.run, root, folder, ["cca"], shared=shared)
+        recipes[point.name] = replace(one, run=run, train=replace(one.train, control=False))
+    base = _inside(recipe.run, root, root / "base", ["base", "control"], shared=True)
+    return Sweep(root, replace(recipe, run=base), recipes, {p.name: p for p in points})
+
+
+def _refuse_scores_without_a_plot(recipe: Recipe) -> None:
+    lacking = [name for name in NEEDED_BY_SWEEP if name not in recipe.eval.metrics]
+    if lacking:
+        raise UserError(
+            f"sweep.html shows {', '.join(NEEDED_BY_SWEEP)}, and eval.metrics lacks "
+            f"{', '.join(lacking)}. Add them, or run the points one by one."
+        )
+
+
+def _inside(
+    run: RunConfig, root: Path, folder: Path, sources: list[str], *, shared: bool
+) -> RunConfig:
+    own = root / "reference" if run.reference_dir is None else Path(run.reference_dir)
+    if not shared:
+        own = folder / "reference" if run.reference_dir is None else own / folder.name
+    return replace(
+        run,
+        dir=str(folder),
+        tokens_dir=run.tokens_dir or str(root / "tokens"),
+        reference_dir=str(own),
+        sources=sources,
+    )

@@ -1,0 +1,149 @@
+"""What makes the values of ``eval`` wrong, found without reading data or weights."""
+
+import re
+from pathlib import Path
+
+from mm_cca.config.constraints import Check, at_least, one_of
+from mm_cca.config.metrics import SCORES, On, is_published_clip
+from mm_cca.config.schema import PROMPT_FILES, TEXT_FILES, Recipe
+from mm_cca.config.shipped import PROMPT_SETS
+from mm_cca.errors import UserError
+from mm_cca.negatives import load_words
+
+
+def eval_checks(recipe: Recipe) -> list[Check]:
+    """Checks of the scores and of what they are measured with."""
+    return [
+        *_metrics(recipe),
+        *_inception(recipe),
+        *_reference(recipe),
+        *_prompts(recipe),
+        *_attributes(recipe),
+        *_text_nll(recipe),
+        text_file("data.text_path", recipe.data.text_path),
+        at_least("eval.bootstrap_samples", recipe.eval.bootstrap_samples, 100),
+        at_least("eval.grid_prompts", recipe.eval.grid_prompts, 1),
+        at_least("eval.report_megabytes", recipe.eval.report_megabytes, 0),
+    ]
+
+
+def _metrics(recipe: Recipe) -> list[Check]:
+    metrics = recipe.eval.metrics
+    checks: list[Check] = [
+        ("eval.metrics", name, name in SCORES, ", ".join(SCORES)) for name in metrics
+    ]
+    checks.append(("eval.metrics", metrics, len(set(metrics)) == len(metrics), "no two alike"))
+    checks.append(
+        (
+            "eval.metrics",
+            metrics,
+            "alignment" in metrics,
+            "a list with alignment, by which the best scale of guidance is chosen",
+        )
+    )
+    if "clip_score" in metrics:
+        checks.append(
+            (
+                "eval.metrics",
+                "clip_score",
+                is_published_clip(recipe.eval.scorer, recipe.eval.scorer_pretrained),
+                "with a published CLIP only: an open_clip name with a tag, hf-hub:ORG/NAME or "
+                f"hf:ORG/NAME; with eval.scorer={recipe.eval.scorer} it is called alignment",
+            )
+        )
+    return checks
+
+
+def _inception(recipe: Recipe) -> list[Check]:
+    sha256 = recipe.eval.inception_sha256
+    return [
+        *(
+            (
+                "eval.metrics",
+                name,
+                recipe.eval.inception_weights is not None,
+                "with eval.inception_weights=download, or a file of torch-fidelity's weights; "
+                "frechet_distance, kernel_distance and cmmd are the like on eval.scorer",
+            )
+            for name in recipe.eval.metrics
+            if name in SCORES and SCORES[name].on is On.INCEPTION
+        ),
+        (
+            "eval.inception_sha256",
+            sha256,
+            sha256 is None or re.fullmatch("[0-9a-fA-F]{8,64}", sha256) is not None,
+            "null (the published weights), or 8 to 64 hexadecimal digits",
+        ),
+    ]
+
+
+def _reference(recipe: Recipe) -> list[Check]:
+    reference = recipe.eval.reference
+    known = [name for name in recipe.eval.metrics if name in SCORES]
+    if reference is None and recipe.sample.prompts is not None:
+        return [
+            (
+                "eval.metrics",
+                name,
+                not SCORES[name].needs_reference,
+                "with eval.reference, as prompts from a file (sample.prompts) have no real images "
+                "to compare with",
+            )
+            for name in known
+        ]
+    if reference is None or not reference.endswith(".npz"):
+        return []
+    return [
+        (
+            "eval.metrics",
+            name,
+            not SCORES[name].needs_images,
+            f"without it, as {reference} holds mean and covariance alone; give a folder, a "
+            "Parquet file or a hub name as eval.reference",
+        )
+        for name in known
+    ]
+
+
+def _prompts(recipe: Recipe) -> list[Check]:
+    size, prompts = recipe.eval.image_size, recipe.sample.prompts
+    return [
+        (
+            "eval.image_size",
+            size,
+            size is None or (len(size) == 2 and min(size) > 0),
+            "null (as drawn), or [height, width]",
+        ),
+        (
+            "sample.prompts",
+            prompts,
+            prompts is None
+            or Path(prompts).suffix in ("", *PROMPT_FILES)
+            or Path(prompts).is_dir(),
+            f"null (captions of the data), a file {', '.join(PROMPT_FILES)}, a folder of them, or "
+            f"a set that is shipped: {', '.join(PROMPT_SETS)}",
+        ),
+    ]
+
+
+def _attributes(recipe: Recipe) -> list[Check]:
+    path = recipe.data.attribute_words
+    try:
+        kinds = load_words(path).kinds
+    except UserError as error:
+        return [("data.attribute_words", path, False, f"a YAML file of word lists ({error})")]
+    return [one_of("eval.attributes", kind, kinds) for kind in recipe.eval.attributes]
+
+
+def _text_nll(recipe: Recipe) -> list[Check]:
+    key, value = "eval.text_nll", recipe.eval.text_nll
+    if value != "captions":
+        return [text_file(key, value)]
+    allowed = "a text file; captions are those of data.heldout_split, which is null"
+    return [(key, value, recipe.data.heldout_split is not None, allowed)]
+
+
+def text_file(key: str, value: str | None) -> Check:
+    """A file of texts, or null."""
+    right = value is None or (Path(value).suffix in TEXT_FILES and Path(value).is_file())
+    return key, value, right, f"null, or a file that ends in {', '.join(TEXT_FILES)}"

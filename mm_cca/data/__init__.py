@@ -1,0 +1,1 @@
+"""Captioned images, their token cache, prompts and plain texts."""

@@ -1,0 +1,81 @@
+"""Prompts from files of their own: texts, JSON, JSON lines, a CSV, or a folder of them."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from mm_cca.config.schema import PROMPT_FILES
+from mm_cca.config.shipped import PROMPT_SETS
+from mm_cca.errors import UserError
+
+COLUMNS = ("text", "caption", "prompt")
+IN_FOLDERS = (".txt", ".json")
+
+
+def read_prompts(name: str) -> list[str]:
+    """The prompts of a file or a folder in their order, repeated ones too.
+
+    Args:
+        name: of a built-in set (``PROMPT_SETS``); ``.txt`` with a prompt a line (empty lines are
+            skipped); ``.jsonl`` or ``.csv`` with a column text, caption or prompt;
+            ``.json`` with a list of texts; or a folder, in the order of its names, where a ``.txt``
+            is one prompt and a ``.json`` a list.
+
+    Raises:
+        UserError: not there, another kind, no such column, or an empty prompt.
+    """
+    path = PROMPT_SETS.get(name, Path(name))
+    try:
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix in IN_FOLDERS)
+            parts = [_texts(p) if p.suffix == ".json" else [p.read_text("utf-8")] for p in files]
+            prompts = [prompt for part in parts for prompt in part]
+        else:
+            prompts = _texts(path)
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"sample.prompts {name!r} can't be read: {error}") from error
+    if not prompts:
+        raise UserError(f"sample.prompts {name!r} holds no prompt.")
+    for number, prompt in enumerate(prompts, start=1):
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise UserError(f"{name}, prompt {number} is {prompt!r}; it must be a text.")
+    return [prompt.strip() for prompt in prompts]
+
+
+def _texts(path: Path) -> list[Any]:
+    if path.suffix not in PROMPT_FILES:
+        raise UserError(
+            f"sample.prompts is {str(path)!r}; allowed: a file {', '.join(PROMPT_FILES)}, a "
+            f"folder, or a set that is shipped: {', '.join(PROMPT_SETS)}."
+        )
+    if path.suffix == ".txt":
+        return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    if path.suffix == ".json":
+        found = json.loads(path.read_text("utf-8"))
+        if not isinstance(found, list):
+            raise UserError(f"{path} holds no list; a .json of prompts is a list of texts.")
+        return found
+    return [row[text_column(path, row)] for row in rows_of(path)]
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``.jsonl`` or ``.csv`` file.
+
+    Raises:
+        OSError, ValueError, csv.Error: it can't be read.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in file if line.strip()]
+        return list(csv.DictReader(file))
+
+
+def text_column(path: Path, row: dict[str, Any]) -> str:
+    """Which of the allowed columns a row has. Raises UserError."""
+    found = [name for name in COLUMNS if name in row]
+    if not found:
+        raise UserError(
+            f"{path} has the columns {', '.join(row)}; one of {', '.join(COLUMNS)} must be there."
+        )
+    return found[0]

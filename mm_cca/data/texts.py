@@ -1,0 +1,54 @@
+"""Plain texts: read from a file, and in a seeded order for training."""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from datasets import load_dataset
+
+from mm_cca.config.schema import TEXT_FILES
+from mm_cca.errors import UserError
+
+
+def read_texts(path: str, key: str) -> list[str]:
+    """Texts of a .txt file (one a line), or of the column ``text`` of a .jsonl or Parquet file.
+
+    Args:
+        path: the file.
+        key: of the recipe, for the message.
+
+    Raises:
+        UserError: not such a file, or no text in it.
+    """
+    kind = TEXT_FILES.get(Path(path).suffix)
+    if kind is None or not Path(path).is_file():
+        raise UserError(f"{key} is {path!r}; allowed: a file that ends in {', '.join(TEXT_FILES)}.")
+    try:
+        table = load_dataset(kind, data_files=path, split="train")
+    except Exception as error:  # datasets wraps whatever its readers raise
+        raise UserError(f"{key} {path!r} can't be read: {error}") from error
+    if "text" not in table.column_names:
+        raise UserError(f"{key} {path!r} has no column 'text', only {table.column_names}.")
+    texts = [text for text in table["text"] if isinstance(text, str) and text.strip()]
+    if not texts:
+        raise UserError(f"{key} {path!r} holds no text.")
+    return texts
+
+
+class TextStream:
+    """Texts in a seeded order, anew in every epoch; a pure function of (seed, place)."""
+
+    def __init__(self, texts: Sequence[str], seed: int) -> None:
+        self._texts = texts
+        self._seed = seed
+        self._order = lru_cache(maxsize=2)(self._make_order)
+
+    def at(self, places: range) -> Iterator[str]:
+        """The texts at places 0, 1, 2, ... of the stream."""
+        for place in places:
+            epoch, offset = divmod(place, len(self._texts))
+            yield self._texts[int(self._order(epoch)[offset])]
+
+    def _make_order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, epoch, 0x7478]).permutation(len(self._texts))

@@ -1,0 +1,76 @@
+"""Files and folders that appear whole or not at all."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from mm_cca.errors import UserError
+
+IO_ERRORS = (OSError, RuntimeError, SafetensorError)
+"""What a full disk or a truncated file raises: safetensors and torch have their own."""
+PARTIAL = ".partial"
+
+
+def partial_path(path: Path) -> Path:
+    """Where ``path`` is written until it is complete."""
+    return path.with_name(path.name + PARTIAL)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it becomes ``path`` when the block ends without an error.
+
+    Works for a file or a folder (which the block makes); an old ``path`` is replaced, and after an
+    error it is as it was.
+    """
+    temporary = partial_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _delete(temporary)  # left by a killed process
+    try:
+        yield temporary
+        if temporary.is_dir():
+            _delete(path)
+        temporary.replace(path)
+    except BaseException:
+        _delete(temporary)
+        raise
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 so that a reader never sees half a file."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """``write_text`` of indented JSON."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill an empty folder that then becomes ``folder``.
+
+    Raises:
+        UserError: the disk is full or not writable; the old folder stays.
+    """
+    try:
+        with atomic_path(folder) as temporary:
+            temporary.mkdir()
+            write(temporary)
+    except IO_ERRORS as error:
+        raise UserError(
+            f"{folder} could not be written: {error}\nFree some space and run the same command "
+            "again."
+        ) from error

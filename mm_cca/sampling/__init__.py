@@ -1,0 +1,1 @@
+"""The arms of a recipe, their prompts, and drawing them."""

@@ -1,0 +1,1 @@
+"""For authors of adapters and for laptops: the contract suite and tiny random checkpoints."""

@@ -1,0 +1,1 @@
+"""A recipe's training run; begin with train.py."""

@@ -1,0 +1,211 @@
+"""Log-probabilities of the frozen model, computed once by ``prepare`` and kept on disk.
+
+They depend on images, weights and plan, but not on beta, lambda or the learning rate: a sweep pays
+for them once, and training needs neither a second copy of the model nor a second pass.
+
+Shapes: a place is a pair in the order of training; m other prompts per pair.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from mm_cca.adapters import load_checkpoint
+from mm_cca.adapters.base import UnifiedModel, grid_of
+from mm_cca.config.mixtures import LossTerms
+from mm_cca.config.schema import Recipe
+from mm_cca.config.stage_keys import DEPENDS_ON
+from mm_cca.data.token_cache import TokenCache, open_cache
+from mm_cca.errors import UserError
+from mm_cca.modeling.guidance import Teacher
+from mm_cca.modeling.logprobs import CodeLogProbs, training_attention
+from mm_cca.runs.digests import code_digest, row_keys, texts_digest, weights_digest, words_digest
+from mm_cca.runs.files import atomic_path
+from mm_cca.runs.folder import RunFolder
+from mm_cca.runs.stage import Stage
+from mm_cca.training.collate import Collator, MicroBatch
+from mm_cca.training.reference import RefScores, live_scores
+from mm_cca.training.schedule import Schedule, training_schedule
+
+FILE = "logps.npy"
+KEYS = "keys.npy"
+FLUSH_EVERY = 64
+
+
+class CachedReference:
+    """Reads what ``prepare_reference`` wrote, memory-mapped."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self._folder = folder
+        self._logps = np.load(folder / FILE, mmap_mode="r")
+        self._keys = np.load(folder / KEYS, mmap_mode="r")
+        self._device = device
+
+    def scores(self, batch: MicroBatch) -> RefScores:
+        """Raises UserError if the rows were computed for other images or prompts."""
+        places = slice(batch.start, batch.start + batch.num_pairs)
+        # Own prompts first, then each of the others in a block: as the collator orders them.
+        keys = self._keys[places].T.flatten()
+        if (keys != row_keys(batch.prompts.ids, batch.prompts.mask, batch.codes)).any():
+            raise UserError(
+                f"{self._folder} is stale: at place {batch.start} of training it was computed for "
+                "other image codes or prompts (new images or words in the same files, or a plan "
+                f"made on another kind of device). Delete {self._folder} and run `mm-cca prepare "
+                "RECIPE` again."
+            )
+        logps = torch.from_numpy(self._logps[places].T.flatten())
+        return RefScores(logps.to(self._device), None)
+
+    def teacher(self, batch: MicroBatch, scale: float) -> Teacher:
+        raise AssertionError("checks.py refuses distill with train.reference=cached")
+
+
+def open_cached(recipe: Recipe, run: RunFolder, model: UnifiedModel) -> Path:
+    """The folder of a cache that fits the recipe and this base model (before any LoRA).
+
+    Raises:
+        UserError: it was made for another recipe or other weights, or is not complete.
+    """
+    cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
+    stage = Stage(run.reference, _settings(recipe, model, cache))
+    done = stage.is_done()  # refuses a stale one, key by key
+    if not done or _num_missing(run.reference / FILE, _num_places(recipe)):
+        raise UserError(
+            f"{run.reference} does not hold all reference log-probabilities of this recipe: run "
+            "`mm-cca prepare RECIPE` first; it goes on from what is there."
+        )
+    return run.reference
+
+
+def prepare_reference(recipe: Recipe, run: RunFolder) -> None:
+    """Compute what is missing of the cache; each rank fills a block of the micro-batches.
+
+    Raises:
+        UserError: the cache was made for another recipe or other weights, or the disk is full.
+    """
+    accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
+    cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
+    file, num_places = run.reference / FILE, _num_places(recipe)
+    model = load_checkpoint(recipe.model)
+    stage = Stage(run.reference, _settings(recipe, model, cache))
+    if stage.is_done() and not _num_missing(file, num_places):
+        return
+    schedule = training_schedule(recipe, cache, LossTerms.of(recipe.loss))
+    if accelerator.is_main_process:
+        stage.begin()
+        columns = 1 + recipe.loss.num_negatives
+        _allocate(run.reference / KEYS, np.zeros((num_places, columns), np.uint64))
+        _allocate(file, np.full((num_places, columns), np.nan, np.float32))
+    accelerator.wait_for_everyone()
+    policy = CodeLogProbs(
+        model,
+        model.layout(grid_of(model, recipe.data.image_size)),
+        whole_vocabulary=recipe.loss.whole_vocabulary,
+    )
+    policy.to(accelerator.device).eval()
+    collate = Collator(model, cache, recipe.data.image_size, accelerator.device)
+    _fill(run.reference, num_places, accelerator, policy, schedule, collate, recipe)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        stage.finish()
+    accelerator.free_memory()
+
+
+def _fill(
+    folder: Path,
+    num_places: int,
+    accelerator: Accelerator,
+    policy: CodeLogProbs,
+    schedule: Schedule,
+    collate: Collator,
+    recipe: Recipe,
+) -> None:
+    logps, keys = (np.load(folder / name, mmap_mode="r+") for name in (FILE, KEYS))
+    size = recipe.train.micro_batch_size
+    missing = [p for p in range(0, num_places, size) if np.isnan(logps[p : p + size]).any()]
+    accelerator.wait_for_everyone()  # or a slow rank would see what a quick one wrote
+    # A block for each rank: two that write to one page of a shared disk could undo each other.
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    mine = missing[rank * len(missing) // ranks : (rank + 1) * len(missing) // ranks]
+    bar = tqdm(
+        mine,
+        desc="reference log-probabilities",
+        unit="batch",
+        disable=not accelerator.is_main_process,
+    )
+    for number, place in enumerate(bar):
+        step, first = divmod(place, schedule.batch_size)
+        pairs = schedule.step(step).part(first, first + size)
+        batch = collate(pairs)
+        # Everything as in training, so that the numbers are the same to the last bit.
+        with accelerator.autocast(), training_attention(accelerator.device):
+            found = live_scores(policy, batch, torch.inference_mode).logps
+        _refuse_nan(found, pairs.rows.tolist(), recipe)
+        places = slice(place, place + size)
+        keys[places] = (
+            row_keys(batch.prompts.ids, batch.prompts.mask, batch.codes)
+            .reshape(-1, batch.num_pairs)
+            .T
+        )
+        logps[places] = found.view(-1, batch.num_pairs).T.cpu().numpy()
+        if number % FLUSH_EVERY == 0:
+            keys.flush()
+            logps.flush()
+    keys.flush()
+    logps.flush()
+
+
+def _refuse_nan(logps: torch.Tensor, rows: list[int], recipe: Recipe) -> None:
+    if not bool(logps.isfinite().all()):
+        raise UserError(
+            f"the base gives NaN or infinity for the images in rows {rows} with model.dtype="
+            f"{recipe.model.dtype} and train.mixed_precision={recipe.train.mixed_precision}. Use "
+            "bf16 or no mixed precision, or look at the weights."
+        )
+
+
+def _num_places(recipe: Recipe) -> int:
+    return (recipe.train.stop_after or recipe.train.max_steps) * recipe.train.batch_size
+
+
+def _num_missing(file: Path, num_places: int) -> int:
+    if not file.exists():
+        return num_places
+    logps = np.load(file, mmap_mode="r")
+    if len(logps) < num_places:
+        return num_places - len(logps)
+    return int(np.isnan(logps[:num_places]).any(axis=1).sum())
+
+
+def _allocate(file: Path, empty: np.ndarray) -> None:
+    """Write ``empty``, but for the rows that an earlier, shorter file held."""
+    if file.exists():
+        old = np.load(file, mmap_mode="r")
+        if len(old) >= len(empty):
+            return
+        empty[: len(old)] = old
+    try:
+        # Every byte now: a memory-mapped file on a full disk kills the process.
+        with atomic_path(file) as temporary, temporary.open("wb") as out:
+            np.save(out, empty)
+    except OSError as error:
+        raise UserError(f"{file} can't be written: {error}. Free some space.") from error
+
+
+def _settings(recipe: Recipe, model: UnifiedModel, cache: TokenCache) -> dict[str, Any]:
+    """All that the numbers depend on, to the last bit."""
+    groups, edits = asdict(recipe), "edit" in recipe.loss.negatives
+    values = {key: groups[key.split(".")[0]][key.split(".")[1]] for key in DEPENDS_ON}
+    return {
+        **values,
+        **{f"model.{key}": value for key, value in asdict(recipe.model).items()},
+        "attribute words (sha256)": words_digest(recipe.data.attribute_words) if edits else None,
+        "captions (sha256)": texts_digest(cache.captions),
+        "weights (sha256)": weights_digest(model.module),
+        "adapter": code_digest(model),
+    }

@@ -1,0 +1,105 @@
+"""Save, find and load the state of training. A checkpoint appears whole or not at all."""
+
+import json
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from torch import nn
+
+from mm_cca.errors import UserError
+from mm_cca.runs.files import IO_ERRORS, PARTIAL, atomic_path, partial_path, write_json
+
+STATE = "mm_cca.json"
+
+
+def skip_frozen_weights(accelerator: Accelerator) -> None:
+    """Keep weights that never change (image tokenizer, LoRA's base) out of every checkpoint."""
+
+    def drop(models: list[nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
+        if not weights:  # FSDP writes its shards by itself
+            return
+        for model, state in zip(models, weights, strict=True):
+            for name in frozen_names(accelerator.unwrap_model(model)):
+                state.pop(name, None)
+
+    accelerator.register_save_state_pre_hook(drop)
+
+
+def frozen_names(model: nn.Module) -> set[str]:
+    """Names in the state dict of parameters without a gradient, and of buffers."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return set(model.state_dict()) - trained
+
+
+def save(
+    accelerator: Accelerator, folder: Path, step: int, state: dict[str, Any], keep: int
+) -> None:
+    """Write checkpoint ``step`` (steps done) and delete all but the newest ``keep``.
+
+    Raises:
+        UserError: the disk is full or not writable; older checkpoints stay.
+    """
+    final = folder / f"step-{step:08d}"
+    is_main = accelerator.is_main_process
+    try:
+        with atomic_path(final) if is_main else nullcontext(partial_path(final)) as temporary:
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(temporary))
+            accelerator.wait_for_everyone()
+            if is_main:
+                write_json(temporary / STATE, {"step": step, **state})
+        if is_main:
+            for old in checkpoints(folder)[:-keep]:
+                shutil.rmtree(old)
+    except IO_ERRORS as error:
+        raise UserError(
+            f"the checkpoint of step {step} could not be written to {folder}: {error}\nEarlier "
+            "checkpoints are untouched. Free some space and run the same command again."
+        ) from error
+    accelerator.wait_for_everyone()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if p.suffix != PARTIAL)
+
+
+def load_newest(accelerator: Accelerator, folder: Path) -> dict[str, Any] | None:
+    """Load the newest checkpoint into what ``accelerator`` prepared; its state, or None.
+
+    Raises:
+        UserError: a weight that trains is missing from the checkpoint.
+    """
+    found = checkpoints(folder)
+    if not found:
+        return None
+    newest = found[-1]
+    try:
+        _refuse_incomplete(accelerator, newest)
+        accelerator.load_state(str(newest), strict=False)
+        state: dict[str, Any] = json.loads((newest / STATE).read_text())
+    except (*IO_ERRORS, ValueError) as error:
+        raise UserError(
+            f"{newest} can't be loaded: {error}\nDelete that folder to go on from the one before."
+        ) from error
+    return state
+
+
+def _refuse_incomplete(accelerator: Accelerator, folder: Path) -> None:
+    """``strict=False`` would pass over a trained weight that is missing. Raises ValueError."""
+    for number, model in enumerate(accelerator._models):
+        weights = folder / (f"model_{number}.safetensors" if number else "model.safetensors")
+        if not weights.exists():
+            continue  # sharded by FSDP or DeepSpeed, which check it themselves
+        unwrapped = accelerator.unwrap_model(model)
+        wanted = set(unwrapped.state_dict()) - frozen_names(unwrapped)
+        with safe_open(str(weights), framework="pt") as file:
+            if missing := sorted(wanted - set(file.keys())):
+                raise ValueError(
+                    f"it lacks {len(missing)} weights that train, such as {missing[0]}"
+                )

@@ -1,0 +1,111 @@
+"""From the pairs of a step to the tensors of a forward pass.
+
+Shapes: B pairs, m other prompts per image, P prompt tokens, N codes per image; W = m * B rows with
+another prompt, in m blocks of B; M = B + W rows in all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mm_cca.adapters.base import UnifiedModel, grid_of
+from mm_cca.data.texts import TextStream
+from mm_cca.data.token_cache import TokenCache
+from mm_cca.modeling.inputs import PaddedTokens, left_pad
+from mm_cca.modeling.text_nll import text_batch
+from mm_cca.negatives import normalise
+from mm_cca.training.schedule import Pairs
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass: first all own prompts, then (where negatives are planned) the others.
+
+    Attributes:
+        start: place of the first pair in the order of training.
+        num_pairs: B.
+        prompts: [M, P] ids and mask.
+        codes: [M, N].
+        dropped: [B] bool, all prompts are the unconditional form.
+        counts_as_positive: [W] bool, that row's prompt is no wrong one.
+        unconditional: [B, P'] ids and mask of the unconditional forms, where a teacher needs them.
+        texts: [B, T] ids and mask of plain texts, where the loss has a text term.
+    """
+
+    start: int
+    num_pairs: int
+    prompts: PaddedTokens
+    codes: torch.Tensor
+    dropped: torch.Tensor
+    counts_as_positive: torch.Tensor
+    unconditional: PaddedTokens | None = None
+    texts: PaddedTokens | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt tokens and codes that the model scores."""
+        return int(self.prompts.mask.sum()) + self.codes.numel()
+
+
+class Collator:
+    """Looks up codes and captions and tokenises prompts in the family's own template."""
+
+    def __init__(
+        self,
+        model: UnifiedModel,
+        cache: TokenCache,
+        image_size: Sequence[int],
+        device: torch.device,
+        *,
+        with_unconditional: bool = False,
+        texts: TextStream | None = None,
+    ) -> None:
+        self._model = model
+        self._cache = cache
+        self._grid = grid_of(model, image_size)
+        self._device = device
+        self._with_unconditional = with_unconditional
+        self._texts = texts
+        self.num_codes = model.layout(self._grid).num_codes
+
+    def __call__(self, pairs: Pairs) -> MicroBatch:
+        """The micro-batch of these pairs, on the device."""
+        own = [self._cache.captions[i] for i in pairs.rows.tolist()]
+        others: list[str] = pairs.negatives.T.flatten().tolist()
+        num_others = pairs.negatives.shape[1]
+        ids = self._model.prompt_ids(own, self._grid)
+        # Tokenised once per row, so only where it is used.
+        needed = (
+            range(len(own)) if self._with_unconditional else np.flatnonzero(pairs.dropped).tolist()
+        )
+        unconditional = {i: self._model.unconditional_ids(ids[i], self._grid) for i in needed}
+        if others:
+            ids = ids + self._model.prompt_ids(others, self._grid)
+        dropped = np.tile(pairs.dropped, 1 + num_others)
+        ids = [unconditional[i % len(own)] if dropped[i] else row for i, row in enumerate(ids)]
+        same = [normalise(own[i % len(own)]) == normalise(other) for i, other in enumerate(others)]
+        codes = self._cache.codes(torch.from_numpy(pairs.rows), torch.from_numpy(pairs.variants))
+        no_wrong_prompt = dropped[len(own) :] | np.array(same, dtype=bool)
+        return MicroBatch(
+            start=pairs.start,
+            num_pairs=len(own),
+            prompts=left_pad(ids, self._model.pad_id).to(self._device),
+            codes=codes.repeat(1 + num_others, 1).to(self._device),
+            dropped=torch.from_numpy(pairs.dropped).to(self._device),
+            counts_as_positive=torch.from_numpy(no_wrong_prompt).to(self._device),
+            unconditional=self._unconditional_rows(unconditional),
+            texts=self._text_rows(pairs),
+        )
+
+    def _unconditional_rows(self, unconditional: dict[int, list[int]]) -> PaddedTokens | None:
+        if not self._with_unconditional:
+            return None
+        return left_pad(list(unconditional.values()), self._model.pad_id).to(self._device)
+
+    def _text_rows(self, pairs: Pairs) -> PaddedTokens | None:
+        if self._texts is None:
+            return None
+        places = range(pairs.start, pairs.start + len(pairs.rows))
+        return text_batch(self._model, list(self._texts.at(places))).to(self._device)

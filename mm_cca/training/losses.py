@@ -1,0 +1,75 @@
+"""The recipe's loss for one micro-batch: a weighted sum of objectives, and what is logged of it.
+
+Shapes: see ``collate.py`` and ``objectives.py``.
+"""
+
+import torch
+
+from mm_cca import objectives
+from mm_cca.config.mixtures import LossTerms
+from mm_cca.modeling.logprobs import Scored
+from mm_cca.training.collate import MicroBatch
+from mm_cca.training.reference import RefScores
+
+
+def loss_of(
+    terms: LossTerms, batch: MicroBatch, scored: Scored, ref: RefScores | None
+) -> tuple[torch.Tensor, objectives.Stats]:
+    """The weighted sum and its statistics.
+
+    Args:
+        terms: of the recipe.
+        batch: the micro-batch, own prompts first.
+        scored: what the model says of it.
+        ref: what the reference says, where negatives are looked at.
+
+    Returns:
+        loss [] and detached statistics: those of ``contrast_stats``; ``kl`` [B], see
+        ``reference_kl``; ``text_nll``; and each term as ``loss_NAME`` where there are several.
+    """
+    num_codes = batch.codes.shape[1]
+    stats: objectives.Stats = {}
+    found: dict[str, torch.Tensor] = {}
+    positive = scored.logps[: batch.num_pairs]
+    if "nll" in terms.weights:
+        found["nll"] = objectives.nll(positive, num_codes)
+    if "distill" in terms.weights:
+        assert scored.guided_kl is not None
+        found["distill"] = objectives.distill(scored.guided_kl, num_codes)
+    if terms.needs_negatives:
+        assert ref is not None
+        contrastive, stats = _contrastive(terms, batch, scored, ref)
+        found |= contrastive
+        if ref.per_code is not None:
+            own = slice(batch.num_pairs)
+            stats["kl"] = objectives.reference_kl(scored.per_code[own], ref.per_code[own])
+    loss = torch.stack([terms.weights[name] * value for name, value in found.items()]).sum()
+    if scored.text_nll is not None:
+        loss = loss + terms.config.text_weight * scored.text_nll.mean()
+        stats["text_nll"] = scored.text_nll.detach()
+    if len(found) > 1:
+        stats |= {f"loss_{name}": value.detach()[None] for name, value in found.items()}
+    return loss, stats
+
+
+def _contrastive(
+    terms: LossTerms, batch: MicroBatch, scored: Scored, ref: RefScores
+) -> tuple[dict[str, torch.Tensor], objectives.Stats]:
+    config, count, num_codes = terms.config, batch.num_pairs, batch.codes.shape[1]
+    logps = scored.logps
+    rows = (logps[:count], logps[count:], ref.logps[:count], ref.logps[count:])
+    beta = objectives.length_aware_beta(config.beta, config.beta_codes, num_codes)
+    same = batch.counts_as_positive
+    found: dict[str, torch.Tensor] = {}
+    stats: objectives.Stats = {}
+    if "cca" in terms.weights:
+        found["cca"], stats = objectives.cca(
+            *rows, counts_as_positive=same, beta=beta, lambda_=config.lambda_
+        )
+    if "dpo" in terms.weights:
+        found["dpo"], stats = objectives.dpo(*rows, counts_as_positive=same, beta=beta)
+    if "unlearn" in terms.weights:
+        found["unlearn"], stats = objectives.unlearn(
+            *rows, counts_as_positive=same, lambda_=config.lambda_, num_codes=num_codes
+        )
+    return found, stats

@@ -1,0 +1,137 @@
+"""Everything a training run works with, loaded and prepared before the first step."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, set_seed
+
+from mm_cca.adapters import load_checkpoint
+from mm_cca.adapters.base import UnifiedModel, grid_of
+from mm_cca.config.mixtures import LossTerms
+from mm_cca.config.schema import LossConfig, Recipe, TrainConfig
+from mm_cca.data.texts import TextStream, read_texts
+from mm_cca.data.token_cache import TokenCache, open_cache
+from mm_cca.errors import UserError
+from mm_cca.modeling.logprobs import CodeLogProbs
+from mm_cca.modeling.lora import attach_lora
+from mm_cca.runs.folder import RunFolder
+from mm_cca.training import checkpoint
+from mm_cca.training.cached_reference import CachedReference, open_cached
+from mm_cca.training.collate import Collator
+from mm_cca.training.optimizer import new_optimizer
+from mm_cca.training.reference import CopyReference, LoraReference, Reference
+from mm_cca.training.schedule import PlanWriter, Schedule, training_schedule
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What the steps work with, once everything is loaded and prepared."""
+
+    accelerator: Accelerator
+    policy: torch.nn.Module
+    model: UnifiedModel
+    reference: Reference | None
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    collate: Collator
+    terms: LossTerms
+    train: TrainConfig
+    dtypes: dict[str, torch.dtype]
+
+
+def set_up(
+    recipe: Recipe, run: RunFolder, accelerator: Accelerator, loss: LossConfig, folder: Path
+) -> TrainingSetup:
+    """Load the model, attach a LoRA, make the reference, plan the data.
+
+    Args:
+        recipe: a validated recipe.
+        run: holds the caches.
+        accelerator: from ``new_accelerator``.
+        loss: the recipe's, or the control's.
+        folder: gets the plan of negatives of every epoch.
+
+    Raises:
+        UserError: a checkpoint that can't be read, data too small for the batch or for negatives,
+            a reference cache that does not fit.
+    """
+    config, terms = recipe.train, LossTerms.of(loss)
+    set_seed(config.seed)
+    _refuse_rounded_updates(recipe, accelerator)
+    cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
+    # Before the model is read: captions that can't be contrasted are told at once.
+    plan_writer = PlanWriter(folder / "negatives", cache, show=accelerator.is_main_process)
+    schedule = training_schedule(recipe, cache, terms, plan_writer)
+    model = load_checkpoint(recipe.model)
+    cached = None
+    if terms.needs_negatives and config.reference == "cached":
+        cached = open_cached(recipe, run, model)
+    if config.tuning == "lora":
+        attach_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
+    if config.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    if config.compile:
+        model.compile()
+    layout = model.layout(grid_of(model, recipe.data.image_size))
+    policy = CodeLogProbs(model, layout, whole_vocabulary=loss.whole_vocabulary)
+    policy.to(accelerator.device)
+    reference: Reference | None = None
+    if cached is not None:
+        reference = CachedReference(cached, accelerator.device)
+    elif terms.needs_negatives or terms.needs_teacher:
+        reference = LoraReference(policy) if config.reference == "lora" else CopyReference(policy)
+    optimizer = new_optimizer(policy, config)
+    dtypes = {name: value.dtype for name, value in policy.state_dict().items()}
+    prepared, prepared_optimizer = accelerator.prepare(policy, optimizer)
+    checkpoint.skip_frozen_weights(accelerator)
+    if config.trackers:
+        accelerator.init_trackers("mm_cca", config={})
+    collate = Collator(
+        model,
+        cache,
+        recipe.data.image_size,
+        accelerator.device,
+        with_unconditional=terms.needs_teacher,
+        texts=_texts(recipe, cache) if terms.needs_text else None,
+    )
+    return TrainingSetup(
+        accelerator,
+        prepared,
+        model,
+        reference,
+        prepared_optimizer,
+        schedule,
+        collate,
+        terms,
+        config,
+        dtypes,
+    )
+
+
+def _texts(recipe: Recipe, cache: TokenCache) -> TextStream:
+    path = recipe.data.text_path
+    texts = cache.captions if path is None else read_texts(path, "data.text_path")
+    return TextStream(texts, recipe.train.seed)
+
+
+def _refuse_rounded_updates(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Weights kept in half precision would swallow small updates."""
+    lora = recipe.train.tuning == "lora"
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    if lora and sharded and recipe.model.dtype != "float32":
+        raise UserError(
+            f"train.tuning is lora with FSDP and model.dtype is {recipe.model.dtype}: FSDP can't "
+            "shard a LoRA in float32 together with a base in half precision. Use "
+            "model.dtype=float32 (its shards are as large as half the base on two ranks), or plain "
+            "data parallelism: accelerate launch --multi_gpu."
+        )
+    if recipe.model.dtype == "float32" or lora or sharded:  # FSDP trains float32 copies
+        return
+    raise UserError(
+        f"train.tuning is full and model.dtype is {recipe.model.dtype}: weights in half precision "
+        "round most updates away. Use model.dtype=float32 (as fast, with "
+        "train.mixed_precision=bf16), train.tuning=lora, or FSDP, which trains float32 copies "
+        "(recipe emu3-gen-full)."
+    )

@@ -1,0 +1,107 @@
+"""What training writes down: one JSON line per step, averaged over micro-batches and ranks."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from accelerate import Accelerator
+
+from mm_cca.objectives import Stats
+from mm_cca.training.collate import MicroBatch
+
+
+class StepMetrics:
+    """Gathers the micro-batches of one step. Gaps are means in nats per image.
+
+    ``positive_gap`` and ``kl`` leave out rows with a dropped condition; ``negative_gap``,
+    ``margin`` and ``accuracy`` leave out rows that count as positive; ``unconditional_gap`` is the
+    positive gap of the dropped rows.
+    """
+
+    def __init__(self) -> None:
+        self._losses: list[torch.Tensor] = []
+        self._stats: dict[str, list[torch.Tensor]] = {}
+        self._dropped: list[torch.Tensor] = []
+        self._positive: list[torch.Tensor] = []
+        self.tokens = 0
+
+    def add(self, loss: torch.Tensor, stats: Stats, batch: MicroBatch) -> None:
+        """Take in one micro-batch."""
+        self._losses.append(loss.detach())
+        for name, values in stats.items():
+            self._stats.setdefault(name, []).append(values)
+        self._dropped.append(batch.dropped)
+        self._positive.append(batch.counts_as_positive)
+        self.tokens += batch.num_tokens
+
+    def reduce(self, accelerator: Accelerator) -> dict[str, float | None]:
+        """Means over all ranks; None where no row qualifies."""
+        numbers: dict[str, float | None] = {
+            "loss": float(accelerator.gather(torch.stack(self._losses)).mean())
+        }
+        if not self._stats:
+            return numbers
+        stats = {name: accelerator.gather(torch.cat(v)) for name, v in self._stats.items()}
+        dropped = accelerator.gather(torch.cat(self._dropped))
+        wrong = ~accelerator.gather(torch.cat(self._positive))
+        rows = {
+            **dict.fromkeys(("positive_gap", "kl"), ~dropped),
+            **dict.fromkeys(("negative_gap", "margin", "accuracy"), wrong),
+        }
+        for name, values in stats.items():
+            numbers[name] = _mean(values, rows.get(name, torch.ones_like(values, dtype=torch.bool)))
+        if "positive_gap" in stats:
+            numbers["unconditional_gap"] = _mean(stats["positive_gap"], dropped)
+        return numbers
+
+
+def _mean(values: torch.Tensor, chosen: torch.Tensor) -> float | None:
+    return float(values[chosen].mean()) if bool(chosen.any()) else None
+
+
+class MetricsFile:
+    """``metrics.jsonl``: lines of steps that are about to be done again are cut off on opening."""
+
+    def __init__(self, path: Path, first_step: int, is_main_process: bool) -> None:
+        self._path = path
+        self._first_step = first_step
+        self._is_main = is_main_process
+
+    def __enter__(self) -> Self:
+        if self._is_main:
+            kept = [line for line in self._lines() if _step_of(line) < self._first_step]
+            self._path.write_text("".join(line + "\n" for line in kept))
+            self._file = self._path.open("a")
+        return self
+
+    def _lines(self) -> list[str]:
+        return self._path.read_text().splitlines() if self._path.exists() else []
+
+    def write(self, step: int, numbers: dict[str, float | None]) -> None:
+        """Append one line."""
+        if self._is_main:
+            self._file.write(json.dumps({"step": step, **numbers}) + "\n")
+
+    def flush(self) -> None:
+        """Make the lines written so far outlive a crash."""
+        if self._is_main:
+            self._file.flush()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._is_main:
+            self._file.close()
+
+
+def _step_of(line: str) -> float:
+    """A half-written last line counts as never written."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return float("inf")

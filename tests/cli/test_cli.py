@@ -1,0 +1,181 @@
+"""The command line: verbs, help, exit statuses, and messages without a traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mm_cca import cli
+from mm_cca.config.load import dump, load_config
+from mm_cca.config.shipped import shipped_recipes
+from tests.support import runs
+
+VERBS = (
+    "run",
+    "prepare",
+    "train",
+    "sample",
+    "eval",
+    "report",
+    "validate",
+    "ls",
+    "cp",
+    "env",
+    "demo",
+)
+
+
+def python(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    values = runs.tiny_recipe(tmp_path, tmp_path / "no-model", tmp_path / "no-data.parquet")
+    return runs.write_recipe(tmp_path / "recipe.yaml", values)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import mm_cca.cli",
+        "import mm_cca.cli; mm_cca.cli.main(['validate', 'emoji'])",
+        "import mm_cca.cli; mm_cca.cli.main(['ls'])",
+        "import mm_cca.cli; mm_cca.cli.main(['run', 'emojy'])",
+        "import mm_cca.cli; mm_cca.cli.main(['run', 'emoji', 'train.max_steps=0'])",
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(statement: str):
+    heavy = "{'torch', 'transformers', 'datasets', 'accelerate'}"
+    done = python(f"import sys; {statement}; print('heavy:', sorted({heavy} & set(sys.modules)))")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb(verb: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([verb, "--help"])
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: mm-cca {verb}")
+    if verb not in ("ls", "env", "demo"):
+        assert "recipe" in said
+
+
+def test_help_names_every_verb_and_shows_examples(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    assert "examples:" in said
+    for verb in VERBS:
+        assert f"\n    {verb} " in said
+
+
+@pytest.mark.parametrize("argv", [["dance"], [], ["cp", "emoji"], ["run"]])
+def test_wrong_usage_is_exit_status_2(argv: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(argv)
+    assert caught.value.code == 2
+    assert "usage: mm-cca" in capsys.readouterr().err
+
+
+def test_ls_names_every_shipped_recipe(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["ls"]) == 0
+    said = capsys.readouterr().out
+    for name in shipped_recipes():
+        assert any(line.split()[:1] == [name] for line in said.splitlines())
+
+
+def test_cp_writes_a_recipe_that_loads_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    target = tmp_path / "mine.yaml"
+    assert cli.main(["cp", "emu3-gen-lora", str(target)]) == 0
+    assert str(target) in capsys.readouterr().out
+    assert target.read_text().startswith("# ")
+    assert dump(load_config(str(target))) == dump(load_config("emu3-gen-lora"))
+
+
+def test_cp_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    target = tmp_path / "mine.yaml"
+    target.write_text("mine")
+    assert cli.main(["cp", "emoji", str(target)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert target.read_text() == "mine"
+
+
+def test_validate_reads_neither_data_nor_weights(recipe: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["validate", str(recipe), "train.seed=3"]) == 0
+    assert "is well-formed" in capsys.readouterr().out
+    assert list(recipe.parent.iterdir()) == [recipe]
+
+
+def test_env_names_versions(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["env"]) == 0
+    names = {line.split(":")[0] for line in capsys.readouterr().out.splitlines()}
+    assert {"mm_cca", "python", "torch", "transformers", "accelerate", "device"} <= names
+
+
+MISTAKES = {
+    "unknown recipe": ["run", "no-such-recipe"],
+    "unknown key": ["validate", "RECIPE", "train.sed=1"],
+    "bad override": ["validate", "RECIPE", "train.seed"],
+    "value out of range": ["train", "RECIPE", "train.max_steps=0"],
+    "missing data": ["prepare", "RECIPE"],
+    "nothing prepared": ["train", "RECIPE"],
+    "unknown recipe to copy": ["cp", "no-such-recipe", "FOLDER/x.yaml"],
+    "no folder to copy to": ["cp", "emoji", "FOLDER/none/x.yaml"],
+    "folder that can't be written": ["prepare", "RECIPE", "run.dir=/proc/none/run"],
+    "stage that a job lacks": ["sample", "emoji-scorer", "run.dir=FOLDER/scorer"],
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_one_message_and_exit_status_2(
+    mistake: str, recipe: Path, capfd: pytest.CaptureFixture[str]
+):
+    argv = [
+        word.replace("RECIPE", str(recipe)).replace("FOLDER", str(recipe.parent))
+        for word in MISTAKES[mistake]
+    ]
+    assert cli.main(argv) == 2
+    said = capfd.readouterr().err
+    assert "Traceback" not in said
+    assert said.count("error: ") == 1
+    assert any(line.startswith("error: ") for line in said.splitlines())
+
+
+def test_mistake_from_the_shell(recipe: Path):
+    with runs.start("train", recipe, "train.max_steps=0", "loss.lambda=1") as process:
+        out, said = process.communicate()
+    assert process.returncode == 2
+    assert out == ""
+    assert said.startswith("error: ")
+    assert "Traceback" not in said
+    assert "train.max_steps" in said
+    assert "loss.lambda" in said
+
+
+def test_ctrl_c_is_exit_status_130(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mm_cca.cli.commands.run.run_job", interrupted)
+    assert cli.main(["run", str(recipe)]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["prepare", "train", "sample", "eval", "report"])
+def test_verb_runs_its_stage_alone(verb: str, recipe: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[list[str]] = []
+    monkeypatch.setattr(
+        "mm_cca.cli.commands.run.run_job", lambda _, stages: asked.append(list(stages))
+    )
+    assert cli.main([verb, str(recipe)]) == 0
+    assert cli.main(["run", str(recipe), "run.stages=[train, sample]"]) == 0
+    assert asked == [[verb], ["train", "sample"]]

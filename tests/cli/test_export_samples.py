@@ -1,0 +1,194 @@
+"""Pictures in the folders of other evaluators: names, contents, and what is refused."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mm_cca import cli
+from mm_cca.cli.commands.export_samples import export_samples
+from mm_cca.errors import UserError
+from tests.support import runs
+
+PROMPTS = ["red owl", "green cat", "blue house"]
+
+
+def write_arm(run: Path, per_prompt: int = 1, prompts: list[str] = PROMPTS) -> Path:
+    """A drawn arm ``cca`` as ``mm-cca sample`` leaves it."""
+    folder = run / "samples" / "cca"
+    folder.mkdir(parents=True)
+    lines = []
+    for index in range(len(prompts) * per_prompt):
+        row = index // per_prompt
+        data = runs.png(runs.picture(index, 16))
+        (folder / f"{index:06d}.png").write_bytes(data)
+        line = {"index": index, "split": "prompts", "row": row, "prompt": prompts[row]}
+        lines.append(json.dumps(line | {"sha256": hashlib.sha256(data).hexdigest()}))
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "stage.json").write_text('{"done": true, "settings": {}}')
+    return run
+
+
+def pixels(image: Image.Image | Path) -> np.ndarray:
+    if isinstance(image, Path):
+        with Image.open(image) as opened:
+            return np.array(opened.convert("RGB"))
+    return np.array(image)
+
+
+def test_adm_array_holds_the_pictures_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = write_arm(tmp_path / "run", 2)
+    words = ["export-samples", str(run), "cca", str(tmp_path / "out"), "--format", "adm-npz"]
+    assert cli.main(words) == 0
+    assert "6 pictures of cca are in" in capsys.readouterr().out
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["samples.npz"]
+    with np.load(tmp_path / "out" / "samples.npz", allow_pickle=False) as file:
+        found = file["arr_0"]
+    assert found.dtype == np.uint8
+    assert found.shape == (6, 16, 16, 3)
+    assert (found == np.stack([pixels(runs.picture(i, 16)) for i in range(6)])).all()
+    export_samples(run, "cca", tmp_path / "small", form="adm-npz", size=8)
+    with np.load(tmp_path / "small" / "samples.npz") as file:
+        small = runs.picture(0, 16).resize((8, 8), Image.Resampling.BICUBIC)
+        assert (file["arr_0"][0] == pixels(small)).all()
+
+
+def test_geneval_folders_follow_its_own_lines(tmp_path: Path):
+    run = write_arm(tmp_path / "run", 4)
+    # Another order than they were drawn in, and keys that must survive.
+    lines = [{"tag": "colors", "include": [{"class": t}], "prompt": t} for t in PROMPTS[::-1]]
+    metadata = tmp_path / "evaluation_metadata.jsonl"
+    metadata.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    export_samples(run, "cca", tmp_path / "out", form="geneval", prompts=metadata)
+    assert sorted(runs.files_of(tmp_path / "out")) == sorted(
+        name
+        for i in range(3)
+        for name in (
+            f"{i:05d}/metadata.jsonl",
+            *(f"{i:05d}/samples/{k:04d}.png" for k in range(4)),
+        )
+    )
+    for i, line in enumerate(lines):
+        # As evaluate_images.py reads it.
+        assert json.loads((tmp_path / f"out/{i:05d}/metadata.jsonl").read_text()) == line
+        first = 4 * (2 - i)
+        for k in range(4):
+            found = pixels(tmp_path / f"out/{i:05d}/samples/{k:04d}.png")
+            assert (found == pixels(runs.picture(first + k, 16))).all()
+
+
+def items(folder: Path) -> Path:
+    folder.mkdir()
+    for i, text in enumerate(PROMPTS):
+        (folder / f"item{i}.txt").write_text(f"{text}\n")
+    return folder
+
+
+def test_dpg_grids_are_cropped_back(tmp_path: Path):
+    run = write_arm(tmp_path / "run", 4)
+    export_samples(run, "cca", tmp_path / "out", form="dpg", prompts=items(tmp_path / "prompts"))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "item0.png",
+        "item1.png",
+        "item2.png",
+    ]
+    # The boxes of compute_dpg_bench.py with --resolution 16.
+    boxes = [(0, 0, 16, 16), (16, 0, 32, 16), (0, 16, 16, 32), (16, 16, 32, 32)]
+    for i in range(3):
+        with Image.open(tmp_path / "out" / f"item{i}.png") as grid:
+            for k, box in enumerate(boxes):
+                assert (pixels(grid.crop(box)) == pixels(runs.picture(4 * i + k, 16))).all()
+
+
+def test_compbench_names_carry_the_prompt(tmp_path: Path):
+    run = write_arm(tmp_path / "run", 2)
+    export_samples(run, "cca", tmp_path / "out", form="t2i-compbench")
+    names = sorted(p.name for p in (tmp_path / "out" / "samples").iterdir())
+    # As BLIP_vqa.py sorts and reads them.
+    names.sort(key=lambda name: int(name.split("_")[-1].split(".")[0]))
+    assert [name.split("_")[0] for name in names] == [p for p in PROMPTS for _ in range(2)]
+    found = pixels(tmp_path / "out" / "samples" / names[3])
+    assert (found == pixels(runs.picture(3, 16))).all()
+
+
+@pytest.mark.parametrize("prompt", ["a/b", "red_owl", "owl " * 80])
+def test_compbench_refuses_what_is_no_name(tmp_path: Path, prompt: str):
+    run = write_arm(tmp_path / "run", prompts=[prompt])
+    with pytest.raises(UserError, match="can't be part of it"):
+        export_samples(run, "cca", tmp_path / "out", form="t2i-compbench")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_hps_folders_are_numbered_within_a_style(tmp_path: Path):
+    run = write_arm(tmp_path / "run", prompts=[*PROMPTS, "red owl"])
+    folder = tmp_path / "benchmark"
+    folder.mkdir()
+    styles = {
+        "anime": ["blue house", "red owl"],
+        "concept-art": ["green cat"],
+        "paintings": ["red owl"],  # the same text once more: its own picture
+        "photo": [],
+    }
+    for style, texts in styles.items():
+        (folder / f"{style}.json").write_text(json.dumps(texts))
+    export_samples(run, "cca", tmp_path / "out", form="hpsv2", prompts=folder)
+    expected = {
+        "anime/00000.jpg": 2,
+        "anime/00001.jpg": 0,
+        "concept-art/00000.jpg": 1,
+        "paintings/00000.jpg": 3,
+    }
+    assert set(runs.files_of(tmp_path / "out")) == set(expected)
+    for name, number in expected.items():
+        with Image.open(tmp_path / "out" / name) as image:
+            assert image.format == "JPEG"
+            apart = np.abs(pixels(image).astype(int) - pixels(runs.picture(number, 16)))
+            others = np.abs(pixels(image).astype(int) - pixels(runs.picture(number + 1, 16)))
+        assert apart.mean() < others.mean() / 2
+
+
+def test_prompts_that_were_not_drawn(tmp_path: Path):
+    run = write_arm(tmp_path / "run")
+    metadata = tmp_path / "m.jsonl"
+    metadata.write_text("".join(json.dumps({"prompt": t}) + "\n" for t in [*PROMPTS, "a zebra"]))
+    with pytest.raises(UserError, match=r"1 of 4 prompts of .* the first: 'a zebra'"):
+        export_samples(run, "cca", tmp_path / "out", form="geneval", prompts=metadata)
+    with pytest.raises(UserError, match="--format geneval needs --prompts"):
+        export_samples(run, "cca", tmp_path / "out", form="geneval")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_pictures_are_named_and_refused(tmp_path: Path):
+    run = write_arm(tmp_path / "run", 2)
+    (run / "samples" / "cca" / "000001.png").unlink()
+    (run / "samples" / "cca" / "000004.png").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"2 of 6 .*000001\.png is missing; 000004\.png is not"):
+        export_samples(run, "cca", tmp_path / "out", form="adm-npz")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_else_is_refused(tmp_path: Path):
+    run = write_arm(tmp_path / "run", 5)
+    with pytest.raises(UserError, match="has no arm 'base'; it has cca"):
+        export_samples(run, "base", tmp_path / "out", form="adm-npz")
+    with pytest.raises(UserError, match="--split is 'x'; arm cca has prompts"):
+        export_samples(run, "cca", tmp_path / "out", form="adm-npz", split="x")
+    with pytest.raises(UserError, match="goes with --format adm-npz"):
+        export_samples(run, "cca", tmp_path / "out", form="t2i-compbench", size=8)
+    folder = items(tmp_path / "prompts")
+    with pytest.raises(UserError, match="DPG-Bench takes up to 4"):
+        export_samples(run, "cca", tmp_path / "out", form="dpg", prompts=folder)
+    with pytest.raises(UserError, match=r"must be the folder dpg_bench/prompts"):
+        export_samples(run, "cca", tmp_path / "out", form="dpg", prompts=tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(UserError, match="exists already"):
+        export_samples(run, "cca", tmp_path / "full", form="adm-npz")
+    stage = run / "samples" / "cca" / "stage.json"
+    stage.write_text('{"done": false, "settings": {}}')
+    with pytest.raises(UserError, match="not drawn to the end"):
+        export_samples(run, "cca", tmp_path / "out", form="adm-npz")

@@ -1,0 +1,102 @@
+"""A starting beta and lambda: the formula by hand, the measurement against naive scoring."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mm_cca import cli, load_adapter
+from mm_cca.cli.commands.suggest import BaseMeasurement, Spread, measure, suggestion_of
+from mm_cca.config.mixtures import LossTerms
+from mm_cca.data.token_cache import open_cache
+from mm_cca.modeling.inputs import left_pad
+from mm_cca.modeling.logprobs import CodeLogProbs
+from mm_cca.runs.folder import RunFolder
+from mm_cca.training.schedule import training_schedule
+from tests.support import runs
+
+
+def _measured(blank: float, wrong: float, low: float) -> BaseMeasurement:
+    return BaseMeasurement(
+        Spread(blank, 1.0, low, 2 * blank), Spread(wrong, 1.0, 0.0, 0.0), 8, 64, 3.0
+    )
+
+
+def test_beta_is_the_inverse_of_what_guidance_takes_from_wrong_prompts():
+    """(3 - 1) * (150 - 40) = 220; lambda as usual, since exp(16) is far above it."""
+    found = suggestion_of(_measured(40.0, 150.0, 16.0), 3.0)
+    assert found.beta == pytest.approx(1 / 220)
+    assert found.lambda_ == 10.0
+    assert suggestion_of(_measured(40.0, 150.0, 16.0), 2.0).beta == pytest.approx(1 / 110)
+
+
+def test_lambda_stays_where_the_optimum_raises_own_pairs():
+    assert suggestion_of(_measured(3.0, 9.0, np.log(4.0)), 3.0).lambda_ == pytest.approx(4.0)
+    assert suggestion_of(_measured(3.0, 9.0, -5.0), 3.0).lambda_ == 1.0
+
+
+def test_a_base_that_cannot_tell_prompts_apart():
+    """Wrong prompts fit as well as right ones: beta is kept at most 1."""
+    assert suggestion_of(_measured(0.0, -3.0, 0.0), 3.0).beta == 1.0
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_folder: Path) -> Path:
+    values = runs.tiny_recipe(tmp_path, tiny_folder, runs.two_splits(tmp_path / "data.parquet"))
+    return runs.write_recipe(tmp_path / "recipe.yaml", values)
+
+
+def test_the_measurement_equals_scoring_one_by_one(recipe: Path, tiny_folder: Path):
+    loaded = runs.do(recipe, stages=["prepare"])
+    run = RunFolder.of(loaded)
+    found = measure(loaded, run, 8)
+    cache = open_cache(run.tokens / "train", 1)
+    schedule = training_schedule(loaded, cache, LossTerms.of(loaded.loss))
+    model = load_adapter("emu3", str(tiny_folder))
+    policy = CodeLogProbs(model, model.layout((4, 4)), whole_vocabulary=False).eval()
+    blank, wrong = [], []
+    for step in range(2):
+        pairs = schedule.step(step)
+        for row, (other,) in zip(pairs.rows.tolist(), pairs.negatives, strict=True):
+            codes = cache.codes(torch.tensor([row]), torch.tensor([0]))
+            own, bad = model.prompt_ids([cache.captions[row], other], (4, 4))
+            nothing = model.unconditional_ids(own, (4, 4))
+            with torch.no_grad():
+                scores = [
+                    float(policy(*left_pad([ids], model.pad_id), codes).logps)
+                    for ids in (own, bad, nothing)
+                ]
+            wrong.append(scores[0] - scores[1])
+            blank.append(scores[0] - scores[2])
+    assert found.num_pairs == 8
+    assert found.wrong.mean == pytest.approx(np.mean(wrong), abs=1e-3)
+    assert found.blank.mean == pytest.approx(np.mean(blank), abs=1e-3)
+    assert found.wrong.high == pytest.approx(np.quantile(wrong, 0.9), abs=1e-3)
+
+
+def test_the_command_says_what_to_start_with_and_why(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main(["suggest", str(recipe), "--pairs", "6", "--scale", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "loss.beta=" in told
+    assert "loss.beta_codes=16" in told
+    assert "guidance of scale 2" in told.lower()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--pairs", "1"], "--pairs is 1; allowed: 2 or more"),
+        (["--scale", "1"], "--scale is 1; allowed: more than 1"),
+    ],
+)
+def test_bad_options(recipe: Path, capsys, words: list[str], problem: str):
+    assert cli.main(["suggest", str(recipe), *words]) == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_another_jobs_recipe(capsys):
+    assert cli.main(["suggest", "emoji-tokenizer"]) == 2
+    assert "has no beta" in capsys.readouterr().err

@@ -1,0 +1,161 @@
+"""What makes a value wrong, and what is just right: every key at its edge."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import runs
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return runs.unread_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "allowed"),
+    [
+        ("run.stages=[prepare, dance]", "prepare, train, sample, eval, report"),
+        ("data.image_size=[16, 0]", "[height, width]"),
+        ("data.image_size=[]", "[height, width]"),
+        ("data.variants=0", "1 or more"),
+        ("data.max_zoom=0.5", "1 or more"),
+        ("data.max_shift=1", "0 up to, but not, 1"),
+        ("data.max_shift=-0.1", "0 up to, but not, 1"),
+        ("data.max_bad=-1", "0 or more"),
+        ("data.encode_batch_size=0", "1 or more"),
+        ("data.rows_per_shard=0", "1 or more"),
+        ("model.adapter=show-o", "emu3, chameleon, janus, lumina-mgpt, or package.module:Class"),
+        ("model.dtype=float8", "float32, bfloat16, float16"),
+        ("train.compile=true", "false with loss.objective=cca"),
+        ("loss.objective=dpoo", "cca, nll, dpo"),
+        ("loss.objective=cca + -1 nll", "cca, nll, dpo"),
+        ("loss.negatives=0.5 shuffle + 0.4 hard", "weights that sum to 1; these sum to 0.9"),
+        ("loss.negatives=swap", "shuffle, hard, edit"),
+        ("loss.num_negatives=0", "1 or more"),
+        ("loss.max_similarity=1.5", "null, or more than 0"),
+        ("loss.negatives_embedding=bert", "tfidf, sentence-transformers:NAME_OR_FOLDER"),
+        ("loss.distill_scale=1", "more than 1"),
+        ("loss.text_weight=-1", "0 or more"),
+        ("loss.lambda_=.inf", "0 or more"),
+        ("sample.dial=.inf", "0 or more, but not 1"),
+        ("eval.text_nll=no.txt", "null, or a file that ends in"),
+        ("data.text_path=no.txt", "null, or a file that ends in"),
+        ("eval.attributes=flavour", "colour, hair"),
+        ("data.attribute_words=no.yaml", "a YAML file of word lists"),
+        ("run.sources=ours", "base, cca, control"),
+        ("loss.beta=0", "more than 0"),
+        ("loss.beta_codes=0", "1 or more"),
+        ("loss.lambda_=-1", "0 or more"),
+        ("loss.uncond_ratio=1", "0 up to, but not, 1"),
+        ("loss.negatives=hardest", "shuffle"),
+        ("train.seed=-1", "0 or more"),
+        ("train.max_steps=0", "1 or more"),
+        ("train.micro_batch_size=0", "1 or more"),
+        ("train.batch_size=6", "a multiple of train.micro_batch_size (4)"),
+        ("train.batch_size=0", "a multiple of train.micro_batch_size (4)"),
+        ("train.learning_rate=0", "more than 0"),
+        ("train.schedule=linear", "cosine, constant"),
+        ("train.warmup_steps=-1", "0 or more"),
+        ("train.weight_decay=-0.1", "0 or more"),
+        ("train.max_grad_norm=0", "more than 0"),
+        ("train.mixed_precision=fp8", "no, bf16, fp16"),
+        ("train.tuning=prefix", "full, lora"),
+        (
+            "train.reference=lora",
+            "copy, cached (computed once by prepare), or lora when train.tuning is lora",
+        ),
+        ("train.reference=ema", "copy, cached"),
+        ("train.lora_rank=0", "1 or more"),
+        ("train.save_every=0", "1 or more"),
+        ("train.keep_checkpoints=0", "1 or more"),
+        ("train.eval_every=-1", "0 or more"),
+        ("train.keep=first", "last, best"),
+        ("train.keep=best", "last, or best with train.eval_every > 0 and a data.heldout_split"),
+        ("train.trackers=[mlflow]", "tensorboard, wandb, trackio"),
+        ("sample.num_images=3", "4 or more"),
+        ("sample.guidance_scales=[1.0]", "more than 1"),
+        ("sample.control_scales=[0.5]", "more than 1"),
+        ("sample.cca_scales=[2, 1]", "more than 1"),
+        ("sample.dial=[0.5, 1]", "0 or more, but not 1, which is the arm cca"),
+        ("sample.dial=[-0.5]", "0 or more, but not 1"),
+        ("sample.dial=[0.5, 0.50000001]", "no two alike"),
+        ("sample.guidance_scales=[2, 3, 2.0]", "no two alike"),
+        ("sample.control_scales=[2, 2]", "no two alike"),
+        ("sample.cca_scales=[2, 2]", "no two alike"),
+        ("sample.negative_prompts=[blurry, blurry]", "no two alike"),
+        ("sample.negative_prompts=[]", "one or more texts"),
+        ("sample.temperature=0", "more than 0"),
+        ("sample.top_k=0", "1 or more"),
+        ("sample.top_p=0", "null, or more than 0 and at most 1"),
+        ("sample.top_p=1.1", "null, or more than 0 and at most 1"),
+        ("sample.batch_size=0", "1 or more"),
+        ("eval.bootstrap_samples=99", "100 or more"),
+        ("eval.grid_prompts=0", "1 or more"),
+    ],
+)
+def test_value_out_of_range(path: Path, override: str, allowed: str):
+    key = override.split("=", maxsplit=1)[0]
+    message = runs.message_of(path, override)
+    assert f"  - {key} is " in message
+    assert f"allowed: {allowed}" in message
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.max_shift=0.99",
+        "loss.uncond_ratio=0",
+        "loss.lambda_=0",
+        "loss.beta_codes=null",
+        "sample.top_p=1",
+        "sample.top_k=1",
+        "model.adapter=some.module:Class",
+        "sample.guidance_scales=[]",
+        "sample.dial=[0, 1.5]",
+        "sample.negative_prompts=['', blurry]",
+        "train.batch_size=8",
+        "data.max_zoom=1",
+    ],
+)
+def test_value_at_the_edge_is_accepted(path: Path, override: str):
+    runs.load_recipe(path, override)
+
+
+def test_a_bare_value_of_a_list_is_still_checked(path: Path):
+    assert "data.image_size is [16]; allowed: [height, width]" in runs.message_of(
+        path, "data.image_size=16"
+    )
+    assert "sample.dial is 'much': " in runs.message_of(path, "sample.dial=much")
+    assert "sample.dial is None: " in runs.message_of(path, "sample.dial=null")
+
+
+def test_keys_that_allow_each_other(path: Path):
+    runs.load_recipe(path, "train.tuning=lora", "train.reference=lora")
+    runs.load_recipe(path, "train.keep=best", "train.eval_every=2")
+    message = runs.message_of(
+        path, "train.keep=best", "train.eval_every=2", "data.heldout_split=null"
+    )
+    assert "data.heldout_split" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "override"),
+    [
+        ("emoji-tokenizer", "tokenizer.num_codes=1"),
+        ("emoji-tokenizer", "tokenizer.steps=0"),
+        ("emoji-tokenizer", "data.image_size=[30, 32]"),
+        ("emoji-tokenizer", "tokenizer.mixed_precision=fp8"),
+        ("emoji-scorer", "scorer.steps=0"),
+        ("emoji-scorer", "scorer.batch_size=1"),
+        ("emoji-scorer", "scorer.mixed_precision=fp8"),
+        ("emoji-scorer", "train.seed=1"),
+    ],
+)
+def test_mistake_in_a_demo_job(name: str, override: str):
+    assert f"  - {override.split('=', maxsplit=1)[0]} is " in runs.message_of(name, override)
+
+
+def test_held_out_captions_need_a_held_out_split(path: Path):
+    told = runs.message_of(path, "eval.text_nll=captions", "data.heldout_split=null")
+    assert "captions are those of data.heldout_split, which is null" in told

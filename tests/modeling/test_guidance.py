@@ -1,0 +1,64 @@
+"""Guidance distillation: values, gradients and memory against all logits at once."""
+
+import pytest
+import torch
+
+from mm_cca.modeling.guidance import Teacher, guided_kl
+from tests.support import naive
+from tests.support.closeness import assert_close
+from tests.support.largest_tensor import LargestTensor
+
+B, N, D, K = 3, 5, 4, 11
+
+
+def _parts(with_bias: bool) -> tuple[list[torch.Tensor], torch.Tensor | None, torch.Tensor | None]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    tensors = [normal(B, N, D), normal(K, D), normal(B, N, D), normal(B, N, D), normal(K, D)]
+    biases = (normal(K), normal(K)) if with_bias else (None, None)
+    return tensors, *biases
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("budget", [1, 3 * K, 10_000])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_value_and_gradient_equal_the_naive_ones(with_bias: bool, budget: int, scale: float):
+    (states, weight, cond, uncond, ref_weight), bias, ref_bias = _parts(with_bias)
+    learned = [t.requires_grad_() for t in (states, weight, bias) if t is not None]
+    teacher = Teacher(cond, uncond, scale, ref_weight, ref_bias)
+    ours = guided_kl(states, weight, bias, teacher, budget=budget)
+    expected = naive.guided_kl(states, weight, bias, cond, uncond, ref_weight, ref_bias, scale)
+    assert_close(ours, expected, 1e-4)
+    upstream = torch.tensor([1.0, -2.0, 0.5])
+    ours_grads = torch.autograd.grad(ours, learned, upstream)
+    expected_grads = torch.autograd.grad(expected, learned, upstream)
+    for mine, theirs in zip(ours_grads, expected_grads, strict=True):
+        assert_close(mine, theirs, 1e-4)
+
+
+def test_a_model_that_is_the_teacher_has_no_divergence():
+    """Scale 1 is the base itself; the head is shared, as with a LoRA."""
+    (states, weight, _, uncond, _), _, _ = _parts(False)
+    found = guided_kl(states, weight, None, Teacher(states, uncond, 1.0))
+    assert_close(found, torch.zeros(B), 1e-5)
+
+
+def test_a_dropped_condition_is_not_guided():
+    """Where the prompt says nothing both states are one, so any scale gives the base."""
+    (states, weight, cond, _, _), _, _ = _parts(False)
+    found = [guided_kl(states, weight, None, Teacher(cond, cond, s)) for s in (1.0, 5.0)]
+    assert_close(found[0], found[1], 1e-4)
+
+
+def test_no_tensor_is_larger_than_the_budget():
+    """200 positions of 500 codes would be 100,000 logits; 5,000 are allowed."""
+    hidden = torch.randn(10, 20, 4, requires_grad=True)
+    weight = torch.randn(500, 4)
+    teacher = Teacher(torch.randn(10, 20, 4), torch.randn(10, 20, 4), 3.0, weight)
+    with LargestTensor() as seen:
+        found = guided_kl(hidden, weight, None, teacher, budget=5_000)
+        found.sum().backward()
+    assert seen.largest <= 5_000

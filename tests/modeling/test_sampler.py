@@ -1,0 +1,251 @@
+"""One sampling path: guidance on or off, any batch, cache or none; and it draws what it should."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import Emu3ForConditionalGeneration, Emu3Processor
+from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
+
+from mm_cca.adapters.base import UnifiedModel
+from mm_cca.modeling.guidance import guide
+from mm_cca.modeling.sampler import SamplingSettings, draw, image_stream, sample_codes, truncate
+from tests.support import naive
+from tests.support.closeness import assert_close
+
+GRID = (4, 4)
+PROMPTS = [
+    "red owl, noto style",
+    "grinning face with big eyes, twemoji style",
+    "a",
+    "small waving hand",
+    "green owl",
+    "smiling owl, noto style",
+    "",
+    "red red red red red owl",
+]
+
+
+def _streams(count: int, num_codes: int = 16) -> np.ndarray:
+    return np.stack([image_stream(0, index, num_codes) for index in range(count)])
+
+
+def _argmax(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(dim=-1)
+
+
+@torch.no_grad()
+def _sample(model: UnifiedModel, prompts: list[str], streams: np.ndarray, **options: object):
+    settings = SamplingSettings(**{k: v for k, v in options.items() if k not in ("use_cache",)})
+    use_cache = bool(options.get("use_cache", True))
+    return sample_codes(model, prompts, GRID, streams, settings, use_cache=use_cache)
+
+
+def test_scale_one_is_guidance_free_bit_for_bit(
+    tiny_model: UnifiedModel, monkeypatch: pytest.MonkeyPatch
+):
+    """And it never even asks for the unconditional prompt."""
+    plain, forwards = _sample(tiny_model, PROMPTS, _streams(8))
+
+    def forbidden(*args: object) -> list[int]:
+        raise AssertionError("the unconditional prompt was asked for")
+
+    monkeypatch.setattr(tiny_model, "unconditional_ids", forbidden)
+    scale_one, _ = _sample(tiny_model, PROMPTS, _streams(8), guidance_scale=1.0)
+    assert torch.equal(plain, scale_one)
+    assert forwards == 16
+    with pytest.raises(AssertionError, match="was asked for"):
+        _sample(tiny_model, PROMPTS, _streams(8), guidance_scale=1.5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_batch_of_one_equals_batch_of_eight(tiny_model: UnifiedModel, scale: float):
+    together, _ = _sample(tiny_model, PROMPTS, _streams(8), guidance_scale=scale)
+    for index, prompt in enumerate(PROMPTS):
+        alone, _ = _sample(
+            tiny_model, [prompt], _streams(8)[index : index + 1], guidance_scale=scale
+        )
+        assert torch.equal(alone[0], together[index]), prompt
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_cached_equals_uncached(tiny_model: UnifiedModel, scale: float):
+    cached, forwards = _sample(tiny_model, PROMPTS, _streams(8), guidance_scale=scale)
+    uncached, same = _sample(
+        tiny_model, PROMPTS, _streams(8), guidance_scale=scale, use_cache=False
+    )
+    assert torch.equal(cached, uncached)
+    assert forwards == same == (16 if scale == 1.0 else 32)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_greedy_tokens_are_those_of_stock_generate(
+    tiny8_folder, tiny8_model: UnifiedModel, scale: float
+):
+    """Stock guidance processor and prefix constraint, as in the documentation of Emu3.
+
+    Its two passes see the same prompts as ours: the negative one with ``boi H*W img`` too.
+    """
+    stock = Emu3ForConditionalGeneration.from_pretrained(tiny8_folder).eval()
+    processor = Emu3Processor.from_pretrained(tiny8_folder)
+    height, width = 3, 3
+    options = {"return_for_image_generation": True, "ratio": "1:1", "image_area": 24 * 24}
+    mapping = stock.vocabulary_mapping
+    for prompt in PROMPTS[:3]:
+        inputs = processor(text=prompt, return_tensors="pt", **options)
+        negative = processor(text="", return_tensors="pt", **options)
+        start = inputs["input_ids"].shape[1]
+
+        def allowed(row: int, ids: torch.Tensor, start: int = start) -> list[int]:
+            place = len(ids) - start
+            end = (place + 1) % (width + 1) == 0
+            return [mapping.eol_token_id] if end else mapping.image_tokens
+
+        generated = stock.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=height * (width + 1),
+            min_new_tokens=height * (width + 1),
+            do_sample=False,
+            guidance_scale=scale,
+            negative_prompt_ids=negative["input_ids"],
+            negative_prompt_attention_mask=negative["attention_mask"],
+            prefix_allowed_tokens_fn=allowed,
+        )
+        tokens = generated[0, start:].view(height, width + 1)[:, :-1].flatten()
+        expected = [mapping.bpe2img[token] for token in tokens.tolist()]
+        with torch.no_grad():
+            ours, _ = sample_codes(
+                tiny8_model,
+                [prompt],
+                (height, width),
+                _streams(1, 9),
+                SamplingSettings(guidance_scale=scale),
+                pick=_argmax,
+            )
+        assert ours[0].tolist() == expected, prompt
+
+
+def test_guidance_formula():
+    """log-softmax of both, then uncond + scale * (cond - uncond)."""
+    cond, uncond = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+    log_cond = [-np.log1p(np.exp(-2)), -2 - np.log1p(np.exp(-2))]
+    log_uncond = -np.log(2)
+    expected = [[log_uncond + 3 * (value - log_uncond) for value in log_cond]]
+    assert_close(guide(cond, uncond, 3.0), torch.tensor(expected), 1e-5)
+    assert_close(guide(cond, uncond, 1.0), cond.log_softmax(-1), 1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.5, 7.5])
+def test_guidance_equals_the_naive_formula(scale: float):
+    cond, uncond = torch.randn(2, 5, 20, generator=torch.Generator().manual_seed(0))
+    rows = zip(cond.tolist(), uncond.tolist(), strict=True)
+    expected = torch.tensor([naive.guided(c, u, scale) for c, u in rows])
+    assert_close(guide(cond, uncond, scale), expected, 1e-4)
+
+
+def test_draws_follow_the_softmax():
+    """Chi-square of 200,000 draws from one stream against the probabilities."""
+    logits = torch.tensor([1.5, 0.0, -1.0, 0.7, -torch.inf, 2.0])
+    uniforms = torch.from_numpy(image_stream(3, 4, 200_000))
+    drawn = draw(logits.expand(len(uniforms), -1), uniforms)
+    counts = torch.bincount(drawn, minlength=6).numpy()
+    expected = logits.double().softmax(0).numpy() * len(uniforms)
+    assert counts[4] == 0
+    possible = expected > 0
+    assert chisquare(counts[possible], expected[possible]).pvalue > 1e-3
+
+
+def test_draw_at_the_edges():
+    logits = torch.log(torch.tensor([[0.25, 0.25, 0.5]])).expand(4, -1)
+    uniforms = torch.tensor([0.0, 0.2499, 0.2501, np.nextafter(1.0, 0.0)], dtype=torch.float64)
+    assert draw(logits, uniforms).tolist() == [0, 0, 1, 2]
+
+
+def test_an_impossible_code_is_never_drawn():
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(3, -1)
+    uniforms = torch.tensor([0.0, 0.5, np.nextafter(1.0, 0.0)], dtype=torch.float64)
+    assert draw(logits, uniforms).tolist() == [1, 1, 1]
+
+
+def test_sampled_first_codes_follow_the_model(tiny_model: UnifiedModel):
+    """The whole path: 2,000 images of one prompt, first code, against the model's softmax."""
+    model = tiny_model
+    count, temperature = 2000, 1.3
+    settings = SamplingSettings(temperature=temperature)
+    seen: list[torch.Tensor] = []
+
+    def note(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        seen.append(logits)
+        return draw(logits, uniforms)
+
+    with torch.no_grad():
+        codes, _ = sample_codes(
+            model, ["red owl"] * count, (1, 1), _streams(count, 1), settings, pick=note
+        )
+        ids = torch.tensor(model.prompt_ids(["red owl"], (1, 1)))
+        logits = model.module(input_ids=ids).logits[0, -1]
+    mapping = model.module.vocabulary_mapping
+    image_ids = torch.tensor([mapping.img2bpe[c] for c in range(32)])
+    probabilities = (logits[image_ids] / temperature).double().softmax(0)
+    assert_close(seen[0][0].double().softmax(0), probabilities, 1e-5)
+    counts = torch.bincount(codes[:, 0], minlength=32).numpy()
+    common = probabilities.numpy() * count >= 5
+    observed = np.append(counts[common], counts[~common].sum())
+    expected = np.append(probabilities.numpy()[common], probabilities.numpy()[~common].sum())
+    keep = expected > 0
+    assert chisquare(observed[keep], expected[keep] * count).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 40])
+def test_top_k_is_transformers(top_k: int):
+    logits = torch.randn(4, 20, generator=torch.Generator().manual_seed(0))
+    expected = TopKLogitsWarper(min(top_k, 20))(None, logits.clone())
+    assert torch.equal(truncate(logits, top_k, None), expected)
+
+
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 1.0])
+def test_top_p_is_transformers(top_p: float):
+    logits = torch.randn(4, 20, generator=torch.Generator().manual_seed(0))
+    expected = logits if top_p == 1.0 else TopPLogitsWarper(top_p)(None, logits.clone())
+    assert torch.equal(truncate(logits, None, top_p), expected)
+
+
+def test_truncation_is_of_the_tempered_logits_first_k_then_p():
+    """The order in which transformers' ``generate`` warps."""
+    logits = torch.randn(6, 20, generator=torch.Generator().manual_seed(0)) / 0.5
+    expected = TopPLogitsWarper(0.8)(None, TopKLogitsWarper(4)(None, logits.clone()))
+    alone = truncate(logits, None, 0.8)
+    assert not torch.equal(expected, alone), "k must matter for this to be a test of the order"
+    assert torch.equal(truncate(logits, 4, 0.8), expected)
+
+
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}])
+def test_settings_reach_the_draw(tiny_model: UnifiedModel, narrow: dict[str, float]):
+    """Each of these leaves the likeliest code only, whatever is drawn."""
+    with torch.no_grad():
+        greedy, _ = sample_codes(
+            tiny_model, PROMPTS, GRID, _streams(8), SamplingSettings(), pick=_argmax
+        )
+    free, _ = _sample(tiny_model, PROMPTS, _streams(8))
+    drawn, _ = _sample(tiny_model, PROMPTS, _streams(8), **narrow)
+    assert not torch.equal(free, greedy)
+    assert torch.equal(drawn, greedy)
+
+
+def test_guidance_is_away_from_the_negative_prompt(tiny_model: UnifiedModel):
+    """Guided away from the prompt itself, both passes agree: guidance must cancel out."""
+    prompt = PROMPTS[:1]
+    plain, _ = _sample(tiny_model, prompt, _streams(1))
+    itself, _ = _sample(
+        tiny_model, prompt, _streams(1), guidance_scale=3.0, negative_prompt=prompt[0]
+    )
+    empty, _ = _sample(tiny_model, prompt, _streams(1), guidance_scale=3.0)
+    assert torch.equal(itself, plain)
+    assert not torch.equal(empty, plain)
+
+
+def test_a_stream_belongs_to_its_image():
+    assert (image_stream(0, 5, 64) == _streams(8, 64)[5]).all()
+    assert (image_stream(0, 5, 64) != image_stream(1, 5, 64)).any()
+    assert (image_stream(0, 5, 64) != image_stream(0, 6, 64)).any()

@@ -1,0 +1,84 @@
+"""The arms of a recipe, the prompts they all draw, and the rows that are left to compare with."""
+
+from pathlib import Path
+
+from mm_cca.runs.folder import RunFolder
+from mm_cca.sampling.arms import Arm, arms_of
+from mm_cca.sampling.prompts import prompts_of, reference_rows
+from tests.support import runs
+
+
+def test_arms_of_a_recipe(prepared: Path):
+    recipe = runs.load_recipe(
+        prepared,
+        "train.control=true",
+        "sample.control_scales=[1.5]",
+        "sample.guidance_scales=[2,7.5]",
+    )
+    assert [arm.name for arm in arms_of(recipe)] == [
+        "base",
+        "base+cfg2",
+        "base+cfg7.5",
+        "cca",
+        "control",
+        "control+cfg1.5",
+    ]
+    assert arms_of(recipe)[1] == Arm("base", 2.0)
+
+
+def test_scales_and_dials_of_the_trained_model(prepared: Path):
+    recipe = runs.load_recipe(prepared, "sample.cca_scales=1.5", "sample.dial=[0.5, 1.25]")
+    assert [arm.name for arm in arms_of(recipe)][2:] == [
+        "cca",
+        "cca+cfg1.5",
+        "cca+dial0.5",
+        "cca+dial1.25",
+    ]
+    assert arms_of(recipe)[4] == Arm("cca", 1.0, dial=0.5)
+
+
+def test_every_guided_arm_once_per_negative_prompt(prepared: Path):
+    words = "sample.negative_prompts=['', blurry, text]"
+    recipe = runs.load_recipe(
+        prepared, words, "sample.guidance_scales=[2, 3]", "sample.cca_scales=2"
+    )
+    assert {arm.name: arm.negative_prompt for arm in arms_of(recipe)} == {
+        "base": "",
+        "base+cfg2": "",
+        "base+cfg3": "",
+        "base+cfg2+neg1": "blurry",
+        "base+cfg3+neg1": "blurry",
+        "base+cfg2+neg2": "text",
+        "base+cfg3+neg2": "text",
+        "cca": "",
+        "cca+cfg2": "",
+        "cca+cfg2+neg1": "blurry",
+        "cca+cfg2+neg2": "text",
+    }
+    only = runs.load_recipe(prepared, "sample.negative_prompts=blurry")
+    assert arms_of(only)[1].name == "base+cfg2+neg1"
+
+
+def test_prompts_are_half_of_a_split_at_most_and_the_rest_is_reference(prepared: Path):
+    for wanted, counts in ((100, (8, 6)), (5, (5, 5)), (4, (4, 4))):
+        recipe = runs.load_recipe(prepared, f"sample.num_images={wanted}")
+        run = RunFolder.of(recipe)
+        prompts = prompts_of(recipe, run)
+        assert [p.index for p in prompts] == list(range(sum(counts)))
+        for split, count, total, first in (
+            ("train", counts[0], 16, 0),
+            ("heldout", counts[1], 12, 16),
+        ):
+            mine = [p for p in prompts if p.split == split]
+            assert len(mine) == count
+            assert [p.caption for p in mine] == [runs.CAPTIONS[first + p.row] for p in mine]
+            others = reference_rows(recipe, run, split).tolist()
+            assert sorted([p.row for p in mine] + others) == list(range(total))
+
+
+def test_prompts_depend_on_the_sampling_seed(prepared: Path):
+    chosen = {}
+    for seed in (0, 1):
+        recipe = runs.load_recipe(prepared, f"sample.seed={seed}")
+        chosen[seed] = [p.row for p in prompts_of(recipe, RunFolder.of(recipe))]
+    assert chosen[0] != chosen[1]

@@ -1,0 +1,1 @@
+"""What several test files share: small runs, slow references, tiny networks."""

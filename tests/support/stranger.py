@@ -1,0 +1,55 @@
+"""A tiny checkpoint of a model that mm_cca does not know, and where each family's lies."""
+
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from mm_cca.demo.small_emu3 import bpe
+from mm_cca.testing.tiny_tokenizers import CAPTIONS
+
+STRANGER = "tests.example_adapter:AppendedCodes"
+
+
+def write_stranger(folder: Path, vqgan: Path) -> None:
+    """A Llama with 64 codes behind its text vocabulary, as Liquid's folders are."""
+    special = ["<pad>", "<s>", "<boi>", "<unconditional>"]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe(CAPTIONS, 300, special), pad_token="<pad>", bos_token="<s>"
+    )
+    stored = torch.load(vqgan)["state_dict"]
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + 64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+    )
+    config.vq_config = {
+        "embed_dim": 16,
+        "num_embeddings": 64,
+        "latent_channels": 16,
+        "resolution": 64,
+        "base_channels": 32,
+        "channel_multiplier": [1, 1, 1, 1, 1],
+        "num_res_blocks": 1,
+    }
+    assert stored["quantize.embedding.weight"].shape == (64, 16)
+    torch.manual_seed(0)
+    language = LlamaForCausalLM(config)
+    for parameter in language.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.3)
+    language.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def where_of(folders: Path, name: str) -> dict[str, object]:
+    vqgan = str(folders / "lumina-mgpt" / "vqgan.ckpt")
+    folder = "stranger" if name == STRANGER else name
+    return {
+        "path": str(folders / folder),
+        "image_tokenizer": vqgan if name in ("lumina-mgpt", STRANGER) else None,
+    }

@@ -1,0 +1,53 @@
+"""Training runs on the tiny checkpoint that several test files look at."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from mm_cca.config.mixtures import LossTerms
+from mm_cca.data.token_cache import open_cache
+from mm_cca.runs.folder import RunFolder
+from mm_cca.training import checkpoint
+from mm_cca.training.schedule import Schedule, training_schedule
+from tests.support import runs
+
+LONG = 120
+
+
+def at(prepared: Path, folder: Path) -> Path:
+    text = prepared.read_text()
+    assert f"dir: {prepared.parent / 'run'}\n" in text
+    path = folder / "recipe.yaml"
+    path.write_text(text.replace(f"dir: {prepared.parent / 'run'}\n", f"dir: {folder / 'run'}\n"))
+    return path
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def head_of(names: Iterable[str]) -> str:
+    """The name of the output head, whatever stands before it on disk."""
+    (name,) = [name for name in names if name.endswith("lm_head.weight")]
+    return name
+
+
+def assert_same_training(one: Path, other: Path) -> None:
+    """Final weights and every metric are equal bit for bit."""
+    assert runs.metrics(one) == runs.metrics(other)
+    ours, theirs = weights(one / "model"), weights(other / "model")
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert different == []
+
+
+def newest(folder: Path) -> Path:
+    return checkpoint.checkpoints(folder / "checkpoints")[-1]
+
+
+def schedule_of(path: Path, *overrides: str) -> Schedule:
+    recipe = runs.load_recipe(path, *overrides)
+    cache = open_cache(RunFolder.of(recipe).tokens / "train", 1)
+    return training_schedule(recipe, cache, LossTerms.of(recipe.loss))

@@ -1,0 +1,95 @@
+"""From rows of a step to prompts: which prompt each half sees, and which rows count as positive."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from mm_cca.adapters.base import UnifiedModel
+from mm_cca.data.texts import TextStream
+from mm_cca.training.collate import Collator, MicroBatch
+from mm_cca.training.schedule import Pairs
+
+CAPTIONS = ["red owl", "small waving hand", "Red  OWL"]
+GRID = (4, 4)
+# One pair of each sort: another caption, an equal one (but for case and space), a dropped one.
+PAIRS = Pairs(
+    start=6,
+    rows=np.array([0, 0, 1]),
+    negatives=np.array([[CAPTIONS[1]], [CAPTIONS[2]], [CAPTIONS[0]]], dtype=object),
+    variants=np.array([1, 0, 1]),
+    dropped=np.array([False, False, True]),
+)
+
+
+def _codes(rows: torch.Tensor, variants: torch.Tensor) -> torch.Tensor:
+    """Every code of an image tells its row and variant."""
+    return (10 * rows + variants)[:, None].expand(-1, 16)
+
+
+@pytest.fixture
+def collate(tiny_model: UnifiedModel) -> Collator:
+    cache = SimpleNamespace(captions=CAPTIONS, codes=_codes)
+    return Collator(tiny_model, cache, (16, 16), torch.device("cpu"))
+
+
+def _prompts(batch: MicroBatch) -> list[list[int]]:
+    rows = zip(*batch.prompts, strict=True)
+    return [ids[mask].tolist() for ids, mask in rows]
+
+
+def test_own_prompts_come_first_then_the_others(collate: Collator, tiny_model: UnifiedModel):
+    """A dropped condition is the unconditional form in both halves."""
+    empty = tiny_model.unconditional_ids([], GRID)
+    owl, hand, same = tiny_model.prompt_ids(CAPTIONS, GRID)
+    assert _prompts(collate(PAIRS)) == [owl, owl, empty, hand, same, empty]
+
+
+def test_equal_captions_and_dropped_conditions_count_as_positive(collate: Collator):
+    batch = collate(PAIRS)
+    assert batch.counts_as_positive.tolist() == [False, True, True]
+    assert batch.dropped.tolist() == [False, False, True]
+
+
+def test_both_halves_hold_the_same_images(collate: Collator):
+    assert collate(PAIRS).codes[:, 0].tolist() == [1, 0, 11] * 2
+
+
+def test_nll_needs_the_own_prompts_only(collate: Collator, tiny_model: UnifiedModel):
+    batch = collate(replace(PAIRS, negatives=np.empty((3, 0), dtype=object)))
+    owl, _, _ = tiny_model.prompt_ids(CAPTIONS, GRID)
+    assert _prompts(batch) == [owl, owl, tiny_model.unconditional_ids([], GRID)]
+    assert batch.codes[:, 0].tolist() == [1, 0, 11]
+    assert batch.counts_as_positive.tolist() == []
+
+
+def test_several_others_come_in_blocks(collate: Collator, tiny_model: UnifiedModel):
+    """Rows 0..2 own prompts, 3..5 the first other prompt of each image, 6..8 the second."""
+    two = [["a", "b"], ["c", CAPTIONS[2]], ["e", "f"]]
+    batch = collate(replace(PAIRS, negatives=np.array(two, dtype=object)))
+    a, b, c, same = tiny_model.prompt_ids(["a", "b", "c", CAPTIONS[2]], GRID)
+    empty = tiny_model.unconditional_ids([], GRID)
+    assert _prompts(batch)[3:] == [a, c, empty, b, same, empty]
+    assert batch.counts_as_positive.tolist() == [False, False, True, False, True, True]
+    assert batch.codes[:, 0].tolist() == [1, 0, 11] * 3
+    assert (batch.start, batch.num_pairs) == (6, 3)
+
+
+def test_unconditional_and_texts_only_where_they_are_needed(
+    tiny_model: UnifiedModel, collate: Collator
+):
+    assert collate(PAIRS).unconditional is None
+    assert collate(PAIRS).texts is None
+    cache = SimpleNamespace(captions=CAPTIONS, codes=_codes)
+    device = torch.device("cpu")
+    texts = TextStream(["x y z", "owl"], seed=0)
+    full = Collator(tiny_model, cache, (16, 16), device, with_unconditional=True, texts=texts)
+    batch = full(PAIRS)
+    assert [
+        ids[mask].tolist()
+        for ids, mask in zip(batch.unconditional.ids, batch.unconditional.mask, strict=True)
+    ] == [tiny_model.unconditional_ids([], GRID)] * 3
+    expected = tiny_model.text_ids(list(texts.at(range(6, 9))))
+    assert [ids[mask].tolist() for ids, mask in zip(*batch.texts, strict=True)] == expected

@@ -1,0 +1,197 @@
+"""Two real processes do what one does: same training, same pictures, same scores."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support import runs
+from tests.support.closeness import assert_close
+
+
+def _recipe(tmp_path: Path, tiny_folder: Path) -> Path:
+    data = runs.two_splits(tmp_path / "data.parquet")
+    values = runs.tiny_recipe(tmp_path, tiny_folder, data)
+    values["data"]["heldout_split"] = "heldout"
+    values["train"].update(micro_batch_size=2, control=True, eval_every=2)
+    return runs.write_recipe(tmp_path / "recipe.yaml", values)
+
+
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "Emu3DecoderLayer",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+}
+"""What the launch line of emu3-gen-full sets."""
+
+
+def _launch(*words: str, processes: int = 2, program: str = "mm_cca.cli", **environment: str):
+    """``mm-cca WORDS`` under PyTorch's launcher, as ``accelerate launch`` does; one thread each."""
+    launcher = [sys.executable, "-m", "torch.distributed.run"]
+    launcher += ["--nproc_per_node", str(processes), "-m"]
+    return subprocess.run(
+        [*launcher, program, *words],
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def _scores(folder: Path) -> dict[str, Any]:
+    arms = json.loads((folder / "eval" / "summary.json").read_text())["arms"]
+    return {arm["name"]: arm["scores"] for arm in arms}
+
+
+def test_two_ranks_give_the_run_of_one(tmp_path: Path, tiny_folder: Path):
+    recipe = _recipe(tmp_path, tiny_folder)
+    for processes, name in ((1, "one"), (2, "two")):
+        done = _launch("run", str(recipe), f"run.dir={tmp_path / name}", processes=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for part in ("train", "control"):
+        for mine, theirs in zip(runs.metrics(one / part), runs.metrics(two / part), strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-6)
+    pictures = {n: x for n, x in runs.files_of(one / "samples").items() if n.endswith(".png")}
+    others = runs.files_of(two / "samples")
+    differing = [name for name, content in pictures.items() if others[name] != content]
+    assert pictures
+    assert not differing
+    assert _scores(one) == _scores(two)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ["loss.objective=cca + distill", "train.tuning=lora", "train.reference=lora"],
+        ["loss.num_negatives=2", "train.reference=cached"],
+    ],
+)
+def test_two_ranks_train_the_same_with_every_part_of_the_loss(
+    tmp_path: Path, tiny_folder: Path, keys: list[str]
+):
+    """Text rows, a teacher, several negatives; each rank fills its block of a reference cache."""
+    recipe = _recipe(tmp_path, tiny_folder)
+    keys = [*keys, "loss.text_weight=0.1", "run.stages=[prepare,train]", "train.control=false"]
+    for processes, name in ((1, "one"), (2, "two")):
+        words = ["run", str(recipe), *keys, f"run.dir={tmp_path / name}"]
+        done = _launch(*words, processes=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+    lines = [runs.metrics(tmp_path / name / "train") for name in ("one", "two")]
+    for mine, theirs in zip(*lines, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+    assert lines[0][-1]["text_nll"] > 0
+
+
+def test_scoring_on_two_ranks_gives_the_bits_of_one(tmp_path: Path, tiny_folder: Path):
+    """Features are extracted in batches of 3, so both ranks have some; a torn picture ends both."""
+    recipe = _recipe(tmp_path, tiny_folder)
+    keys = ["run.sources=[base]", "run.stages=[prepare,sample,eval]", "eval.batch_size=3"]
+    metrics = "alignment,r_at_1,r_at_5,frechet_distance,kernel_distance,precision,recall,cmmd"
+    keys.append(f"eval.metrics=[{metrics}]")
+    one, two = tmp_path / "one", tmp_path / "two"
+    runs.do(recipe, f"run.dir={one}", *keys, stages=["prepare", "sample"])
+    shutil.copytree(one, two)
+    for processes, folder in ((1, one), (2, two)):
+        done = _launch("eval", str(recipe), f"run.dir={folder}", *keys, processes=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads((folder / "eval" / "summary.json").read_text()) for folder in (one, two)]
+    scores = _scores(one)
+    assert set(scores["base"]["train"]) == set(metrics.split(","))
+    values = [
+        abs(a["value"] - _scores(two)[arm][split][name]["value"])
+        for arm, splits in scores.items()
+        for split, by_name in splits.items()
+        for name, a in by_name.items()
+    ]
+    print(f"1 and 2 ranks: max difference {max(values):.3g}, mean {sum(values) / len(values):.3g}")
+    assert found[0] == found[1]
+    shutil.rmtree(two / "eval")
+    (two / "samples" / "base" / "000001.png").write_bytes(b"torn")
+    done = _launch("eval", str(recipe), f"run.dir={two}", *keys)
+    assert done.returncode != 0
+    assert done.stderr.count("base: 1 of 12 pictures can't be used: 000001.png is not") == 2
+
+
+def test_a_users_mistake_ends_all_ranks(tmp_path: Path, tiny_folder: Path):
+    recipe = _recipe(tmp_path, tiny_folder)
+    done = _launch("run", str(recipe), "train.batch_size=6")
+    assert done.returncode != 0
+    assert "train.batch_size is 6; with 2 process(es)" in done.stderr
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "no"), ("bfloat16", "bf16")])
+def test_weights_spread_by_fsdp2_train_the_same(
+    tmp_path: Path, tiny_folder: Path, dtype: str, precision: str
+):
+    """A full fine-tune whose model is written whole, and that resumes from sharded checkpoints.
+
+    In bfloat16 the log-probabilities must still leave the model in float32, and the gaps start at
+    exactly 0. FSDP trains float32 copies of the weights.
+    """
+    recipe = _recipe(tmp_path, tiny_folder)
+    keys = [
+        "run.stages=[prepare,train]",
+        "train.control=false",
+        "train.gradient_checkpointing=true",
+        f"model.dtype={dtype}",
+        f"train.mixed_precision={precision}",
+    ]
+    words = ["run", str(recipe), *keys, f"run.dir={tmp_path / 'two'}"]
+    done = _launch(*words, program="tests.support.fsdp_on_cpu", **FSDP2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = tmp_path / "one" / "train", tmp_path / "two" / "train"
+    first = runs.metrics(two)
+    assert first[0]["positive_gap"] == first[0]["negative_gap"] == 0
+    assert first[1]["positive_gap"] != 0
+    if dtype == "float32":  # one process refuses to train weights in bfloat16
+        runs.do(recipe, *keys, f"run.dir={tmp_path / 'one'}")
+        for mine, theirs in zip(runs.metrics(one), first, strict=True):
+            numbers = [key for key, value in mine.items() if value is not None]
+            found = pytest.approx([theirs[key] for key in numbers], abs=1e-3)
+            assert [mine[key] for key in numbers] == found
+        _assert_same_weights(one / "model", two / "model")
+    written = load_file(two / "model" / "model.safetensors")
+
+    (newest,) = two.glob("checkpoints/step-00000004")
+    assert list(newest.glob("pytorch_model_fsdp_0/*.distcp"))
+    shutil.rmtree(newest)
+    shutil.rmtree(two / "model")
+    stage = json.loads((two / "stage.json").read_text())
+    (two / "stage.json").write_text(json.dumps(stage | {"done": False}))
+    done = _launch(*words, program="tests.support.fsdp_on_cpu", **FSDP2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert runs.metrics(two) == first
+    again = load_file(two / "model" / "model.safetensors")
+    assert all(torch.equal(value, again[name]) for name, value in written.items())
+
+
+def test_a_lora_in_float32_is_not_sharded_with_a_base_in_half_precision(
+    tmp_path: Path, tiny_folder: Path
+):
+    recipe = _recipe(tmp_path, tiny_folder)
+    lora = ["train.tuning=lora", "train.reference=lora", "train.control=false"]
+    words = ["run", str(recipe), *lora, "model.dtype=bfloat16", "train.mixed_precision=bf16"]
+    done = _launch(*words, program="tests.support.fsdp_on_cpu", **FSDP2)
+    assert done.returncode != 0
+    assert "FSDP can't shard a LoRA in float32" in done.stderr
+
+
+def _assert_same_weights(one: Path, two: Path) -> None:
+    mine, theirs = (load_file(folder / "model.safetensors") for folder in (one, two))
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert value.dtype == theirs[name].dtype
+        assert_close(value.float(), theirs[name].float(), 1e-5)
