@@ -106,7 +106,7 @@ def test_an_exported_run_is_read_by_stock_classes(
     again = load_adapter(family, str(whole), image_tokenizer=tokenizer)
     first = load_adapter(family, str(folder), image_tokenizer=tokenizer)
     grid = grid_of(again, recipe.data.image_size)
-    codes = torch.arange(grid[0] * grid[1])[None] % again.num_codes
+    codes = torch.arange(grid[0] * grid[1])[None] % again.codebook_size
     assert torch.equal(again.decode(codes, grid), first.decode(codes, grid))
 
 

@@ -57,7 +57,7 @@ def test_full_fine_tune_is_a_plain_folder_with_guidance_off(full: Path, base: Pa
     assert state.keys() == trained.keys()
     assert all(torch.equal(state[name], value) for name, value in trained.items())
     assert model.generation_config.guidance_scale == 1.0
-    assert load_adapter("emu3", str(tmp_path / "out")).num_codes == 64
+    assert load_adapter("emu3", str(tmp_path / "out")).codebook_size == 64
 
 
 def test_lora_stays_an_adapter(lora: Path, base: Path, tmp_path: Path):
