@@ -30,14 +30,17 @@ def texts_digest(texts: Iterable[str]) -> str:
 
 
 def code_digest(instance: object) -> str:
-    """The class of an adapter, the sha256 of the file it is written in, and transformers' version.
+    """The class of an adapter, the sha256 of the files it is written in, and transformers' version.
 
-    Prompt templates that lie elsewhere show in ``row_keys``.
+    Base classes count too. Prompt templates that lie elsewhere show in ``row_keys``.
     """
     cls = type(instance)
-    source = hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()[:16]
+    bases = (base for base in cls.__mro__ if base.__module__ not in ("builtins", "typing", "abc"))
+    digest = hashlib.sha256()
+    for file in dict.fromkeys(inspect.getfile(base) for base in bases):
+        digest.update(Path(file).read_bytes())
     version = metadata.version("transformers")
-    return f"{cls.__module__}:{cls.__qualname__} {source}, transformers {version}"
+    return f"{cls.__module__}:{cls.__qualname__} {digest.hexdigest()[:16]}, transformers {version}"
 
 
 def row_keys(ids: torch.Tensor, mask: torch.Tensor, codes: torch.Tensor) -> np.ndarray:

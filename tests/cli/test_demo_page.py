@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
-from mm_cca.cli.commands.demo import DemoSession
+from mm_cca.cli.commands.demo_session import DemoSession
 from tests.support import runs
 from tests.support.training import at
 

@@ -14,7 +14,7 @@ import pytest
 from mm_cca import cli
 from mm_cca.adapters.base import grid_of
 from mm_cca.cli.commands import demo
-from mm_cca.cli.commands.demo import DemoSession
+from mm_cca.cli.commands.demo_session import DemoSession
 from mm_cca.errors import UserError
 from mm_cca.modeling.sampler import image_stream, sample_codes
 from mm_cca.runs.folder import RunFolder
@@ -91,7 +91,7 @@ def test_a_folder_that_is_no_run_or_not_trained(reported: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"is no run folder: it has no recipe\.yaml"):
         DemoSession(tmp_path)
     shutil.copy(reported.parent / "run" / "recipe.yaml", tmp_path)
-    with pytest.raises(UserError, match=r"train/model does not exist: train the cca model"):
+    with pytest.raises(UserError, match=r"train/model does not exist or is not complete: train the cca model"):
         DemoSession(tmp_path)
 
 

@@ -67,7 +67,7 @@ def test_sigterm_saves_exits_130_and_continues(recipe: Path, tmp_path: Path, who
         process.terminate()
         rest = process.stderr.read()
         assert process.wait(PATIENCE) == 130, rest
-    assert "the same command goes on from here" in rest
+    assert "run the same command again to resume" in rest
     assert "Traceback" not in rest
     done = int(newest(folder).name.removeprefix("step-"))
     assert 0 < done < LONG
