@@ -91,7 +91,8 @@ def test_a_folder_that_is_no_run_or_not_trained(reported: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"is no run folder: it has no recipe\.yaml"):
         DemoSession(tmp_path)
     shutil.copy(reported.parent / "run" / "recipe.yaml", tmp_path)
-    with pytest.raises(UserError, match=r"train/model does not exist or is not complete: train the cca model"):
+    incomplete = "train/model does not exist or is not complete: train the cca model"
+    with pytest.raises(UserError, match=incomplete):
         DemoSession(tmp_path)
 
 
