@@ -2,24 +2,26 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from mm_cca.config.keys import COMPARISON
+from mm_cca.config.schema import SampleConfig
+from mm_cca.config.stage_keys import keys_of
 from mm_cca.errors import UserError
-from mm_cca.eval.summary_types import Protocol, Score, Summary
+from mm_cca.eval.summary_types import Score, ScoringProtocol, Summary
 
 FREE_FIELDS = (
     "scorer",  # scorer_sha256 decides; the same weights may be in two folders
-    "sampling.guidance_scales",
-    "sampling.control_scales",
-    "sampling.cca_scales",
-    "sampling.dial",
-    "sampling.negative_prompts",
-    "sampling.batch_size",
-    "sampling.num_images",  # num_prompts and prompts_sha256 decide
-    "sampling.prompts",
+    # Of the sampling's keys, prompts and their number are covered by num_prompts, prompts_sha256.
+    *(
+        f"sampling.{entry.name}"
+        for entry in fields(SampleConfig)
+        if f"sample.{entry.name}" not in keys_of(COMPARISON)
+    ),
     "versions.mm-cca",
 )
 """Fields that may differ between runs, or that another field decides."""
@@ -61,7 +63,7 @@ def compare(first: Path, second: Path, *, allowed: Sequence[str] = ()) -> None:
     _print(first, second, results, differing)
 
 
-def differences(first: Protocol, second: Protocol) -> Differences:
+def differences(first: ScoringProtocol, second: ScoringProtocol) -> Differences:
     """The fields that must agree and don't."""
     ours, theirs = dict(_leaves(first)), dict(_leaves(second))
     return {

@@ -6,9 +6,8 @@ from importlib import metadata
 import numpy as np
 import torch
 
-from mm_cca.config.metrics import METRICS, Reference
-from mm_cca.config.schema import Recipe
-from mm_cca.config.validate import MIN_IMAGES
+from mm_cca.config.metrics import METRICS, ReferenceNeed
+from mm_cca.config.schema import MIN_IMAGES, Recipe
 from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError
 from mm_cca.eval.features.cache import extract_once
@@ -80,7 +79,7 @@ def truths_of(
     row_of = {caption: row for row, caption in enumerate(captions)}
     texts = extractors.scorer.text_features(captions)
     needs_reference = any(
-        METRICS[name].reference is not Reference.NONE for name in recipe.eval.metrics
+        METRICS[name].needs is not ReferenceNeed.NONE for name in recipe.eval.metrics
     )
     shared = external_reference(recipe, extractors) if recipe.eval.reference else None
     truths = {}

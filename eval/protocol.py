@@ -14,7 +14,7 @@ from mm_cca.eval.features.extract import Extractors
 from mm_cca.eval.features.image_sets import RESIZE, size_of
 from mm_cca.eval.features.inception import RESIZE as INCEPTION_RESIZE
 from mm_cca.eval.ground_truth import SplitTruth
-from mm_cca.eval.summary_types import Protocol
+from mm_cca.eval.summary_types import ScoringProtocol
 from mm_cca.runs.digests import texts_digest
 
 PACKAGES = (
@@ -37,7 +37,7 @@ def protocol_of(
     truths: Mapping[str, SplitTruth],
     captions: list[str],
     sampled_with: Mapping[str, Any],
-) -> Protocol:
+) -> ScoringProtocol:
     """The protocol block of a summary.
 
     Args:

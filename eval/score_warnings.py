@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from mm_cca.config.metrics import METRICS, FeatureSource, Reference
+from mm_cca.config.metrics import METRICS, FeatureSource, ReferenceNeed
 from mm_cca.config.schema import Recipe
 from mm_cca.eval.features.extract import Extractors, Features
 from mm_cca.eval.features.references import NOT_RECORDED
@@ -53,7 +53,7 @@ def _about_numbers(recipe: Recipe, split: str, truth: SplitTruth, ours: Features
     n = len(ours)
     m = n if reference is None else reference.n
     for name, metric in METRICS.items():
-        if name not in chosen or metric.reference is not Reference.STATISTICS:
+        if name not in chosen or metric.needs is not ReferenceNeed.STATISTICS:
             continue
         size = ours.of(metric.source).shape[1]
         if 0 < min(n, m) <= size:

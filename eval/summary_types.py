@@ -75,7 +75,7 @@ class ReferenceEntry(TypedDict):
     sha256: str
 
 
-class Protocol(TypedDict):
+class ScoringProtocol(TypedDict):
     """Everything that another run must share to be comparable; dictionaries are by split."""
 
     scorer: str
@@ -118,7 +118,7 @@ class Summary(TypedDict):
     floors: dict[str, dict[str, Scores]]
     verdicts: list[VerdictEntry]
     warnings: list[str]
-    protocol: Protocol
+    protocol: ScoringProtocol
     text_nll: NotRequired[TextNll]
 
 
@@ -147,7 +147,7 @@ class SweepSummary(TypedDict):
     over_seeds: list[SeedsEntry]
     diverged: dict[str, str]
     floors: dict[str, dict[str, Scores]]
-    protocol: Protocol
+    protocol: ScoringProtocol
     best: dict[str, BestArms]
 
 

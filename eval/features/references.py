@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mm_cca.config.metrics import METRICS, FeatureSource, Reference
+from mm_cca.config.metrics import METRICS, FeatureSource, ReferenceNeed
 from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
 from mm_cca.eval.features.extract import Extractors, Features, extract
@@ -162,7 +162,7 @@ def read_statistics(path: Path) -> Statistics:
 
 def _from_file(recipe: Recipe, path: Path, extractors: Extractors) -> ReferenceSet:
     statistics = read_statistics(path)
-    frechet = {n: m for n, m in METRICS.items() if m.reference is Reference.STATISTICS}
+    frechet = {n: m for n, m in METRICS.items() if m.needs is ReferenceNeed.STATISTICS}
     chosen = [name for name in recipe.eval.metrics if name in frechet]
     if len(chosen) != 1:
         raise UserError(

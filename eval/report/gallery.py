@@ -36,7 +36,7 @@ class Problem:
 
 
 @dataclass
-class Column:
+class GridColumn:
     """One arm, or the real images, over all rows.
 
     Attributes:
@@ -103,7 +103,7 @@ def grid_of_split(
     if has_real_images(recipe):
         try:
             real = RealImages(recipe, run, split)
-            columns.insert(0, Column(REAL, shown=True))
+            columns.insert(0, GridColumn(REAL, shown=True))
         except UserError as error:
             problems.append(Problem(f"the real images of {split}", str(error)))
     baseline = baseline_of(arms, split)
@@ -124,7 +124,7 @@ def grid_of_split(
 
 def _fill(
     run: RunFolder,
-    columns: list[Column],
+    columns: list[GridColumn],
     real: RealImages | None,
     prompts: list[Prompt],
     order: Sequence[int],
@@ -145,11 +145,11 @@ def _fill(
     return problems
 
 
-def columns_of(arms: Sequence[ArmEntry], split: str) -> list[Column]:
+def columns_of(arms: Sequence[ArmEntry], split: str) -> list[GridColumn]:
     """Every arm; visible at first are those without guidance and the best guided ones."""
     best = {best_guided(arms, split, source) for source in ("base", "control")}
     return [
-        Column(arm["name"], shown=arm["guidance_scale"] == 1.0 or arm["name"] in best)
+        GridColumn(arm["name"], shown=arm["guidance_scale"] == 1.0 or arm["name"] in best)
         for arm in arms
     ]
 
@@ -186,7 +186,7 @@ def image_path(run: RunFolder, column: str, index: int) -> Path:
     return picture_file(run.samples / column, index)
 
 
-def _in_order(order: Sequence[int], columns: list[Column]) -> Iterator[tuple[int, Column]]:
+def _in_order(order: Sequence[int], columns: list[GridColumn]) -> Iterator[tuple[int, GridColumn]]:
     for shown in (True, False):
         for row in order:
             for column in columns:
@@ -194,7 +194,7 @@ def _in_order(order: Sequence[int], columns: list[Column]) -> Iterator[tuple[int
                     yield row, column
 
 
-def _add(path: Path, column: Column, row: int, budget: Budget) -> None:
+def _add(path: Path, column: GridColumn, row: int, budget: Budget) -> None:
     if budget.is_spent:
         check_image(path)
         return
@@ -203,7 +203,7 @@ def _add(path: Path, column: Column, row: int, budget: Budget) -> None:
         column.thumbs[row] = text
 
 
-def _add_real(image: Image.Image, path: Path, column: Column, row: int, budget: Budget) -> None:
+def _add_real(image: Image.Image, path: Path, column: GridColumn, row: int, budget: Budget) -> None:
     """Real images are in the data set, so those that don't fit into the report become files."""
     if not budget.is_spent:
         text = thumbnail(image)

@@ -23,7 +23,7 @@ TERMINAL_COLUMNS = 5
 ATTRIBUTE = "attribute_"
 
 
-class Column(NamedTuple):
+class ScoreColumn(NamedTuple):
     """How a score is shown."""
 
     heading: str
@@ -34,7 +34,7 @@ class Column(NamedTuple):
         return f"{value:.{self.digits}f}"
 
 
-def score_columns(arms: Iterable[ArmEntry]) -> dict[str, Column]:
+def score_columns(arms: Iterable[ArmEntry]) -> dict[str, ScoreColumn]:
     """A column for every score that some arm has, in the order of the registry.
 
     Attributes follow, and scores that the registry lacks (of another version of mm_cca).
@@ -44,7 +44,7 @@ def score_columns(arms: Iterable[ArmEntry]) -> dict[str, Column]:
         for scores in arm["scores"].values():
             present |= scores
     columns = {
-        name: Column(metric.heading, metric.direction, metric.digits)
+        name: ScoreColumn(metric.heading, metric.direction, metric.digits)
         for name, metric in METRICS.items()
         if name in present
     }
@@ -55,9 +55,9 @@ def score_columns(arms: Iterable[ArmEntry]) -> dict[str, Column]:
                 f"the own caption fits better than with another {kind}; "
                 f"chance {score['chance']:.2f}"
             )
-            columns[name] = Column(f"{kind.replace('_', ' ')} right", hint, 3)
+            columns[name] = ScoreColumn(f"{kind.replace('_', ' ')} right", hint, 3)
         elif name not in METRICS:
-            columns[name] = Column(name.replace("_", " "), "", 3)
+            columns[name] = ScoreColumn(name.replace("_", " "), "", 3)
     return columns
 
 
@@ -109,7 +109,7 @@ def score_table(
     return table
 
 
-def _terminal_columns(columns: Mapping[str, Column]) -> dict[str, Column]:
+def _terminal_columns(columns: Mapping[str, ScoreColumn]) -> dict[str, ScoreColumn]:
     by_priority = sorted(
         (metric.terminal_priority, name)
         for name, metric in METRICS.items()
@@ -119,7 +119,7 @@ def _terminal_columns(columns: Mapping[str, Column]) -> dict[str, Column]:
     return {name: column for name, column in columns.items() if name in chosen}
 
 
-def _cells(scores: Scores, columns: Mapping[str, Column]) -> list[str]:
+def _cells(scores: Scores, columns: Mapping[str, ScoreColumn]) -> list[str]:
     return [column.text(scores[name]["value"]) for name, column in columns.items()]
 
 
@@ -135,13 +135,13 @@ def seed_table(summary: SweepSummary, split: str) -> Table:
     return table
 
 
-def _spreads(point: SeedsEntry, split: str, columns: Mapping[str, Column]) -> list[str]:
+def _spreads(point: SeedsEntry, split: str, columns: Mapping[str, ScoreColumn]) -> list[str]:
     scores = point["scores"][split]
     return [
         _spread(scores[name], column) if name in scores else "-" for name, column in columns.items()
     ]
 
 
-def _spread(score: Interval, column: Column) -> str:
+def _spread(score: Interval, column: ScoreColumn) -> str:
     value, low, high = map(column.text, (score["value"], score["low"], score["high"]))
     return f"{value} ({low} to {high})"

@@ -19,7 +19,7 @@ class FeatureSource(Enum):
     INCEPTION = "Inception features"
 
 
-class Reference(Enum):
+class ReferenceNeed(Enum):
     """What a metric needs of the real images."""
 
     NONE = "nothing"
@@ -44,7 +44,7 @@ class Metric:
         definition: in words, for the protocol; runs compare only if it is the same.
         digits: shown after the decimal point.
         source: of the features it is computed from.
-        reference: what it needs of real images.
+        needs: what it needs of real images.
         higher_is_better: its direction.
         unit: added to the label in headings, such as the factor of the alignment.
         hint: what it measures, in a word or two, for the tooltip of its column.
@@ -62,7 +62,7 @@ class Metric:
     definition: str
     digits: int
     source: FeatureSource
-    reference: Reference = Reference.NONE
+    needs: ReferenceNeed = ReferenceNeed.NONE
     higher_is_better: bool = True
     unit: str = ""
     hint: str = ""
@@ -124,7 +124,7 @@ METRICS = {
         definition="Frechet distance (torchmetrics)",
         digits=2,
         source=FeatureSource.SCORER,
-        reference=Reference.STATISTICS,
+        needs=ReferenceNeed.STATISTICS,
         higher_is_better=False,
         is_default=True,
         terminal_priority=3,
@@ -138,7 +138,7 @@ METRICS = {
         definition="cubic-kernel MMD, mean of 50 subsets of at most 1,000",
         digits=3,
         source=FeatureSource.SCORER,
-        reference=Reference.IMAGES,
+        needs=ReferenceNeed.IMAGES,
         higher_is_better=False,
         is_default=True,
     ),
@@ -147,7 +147,7 @@ METRICS = {
         definition="improved precision, 3 neighbours (torch-fidelity)",
         digits=3,
         source=FeatureSource.SCORER,
-        reference=Reference.IMAGES,
+        needs=ReferenceNeed.IMAGES,
         hint="fidelity",
         is_default=True,
     ),
@@ -156,7 +156,7 @@ METRICS = {
         definition="improved recall, 3 neighbours (torch-fidelity)",
         digits=3,
         source=FeatureSource.SCORER,
-        reference=Reference.IMAGES,
+        needs=ReferenceNeed.IMAGES,
         hint="diversity",
         is_default=True,
         terminal_priority=6,
@@ -176,7 +176,7 @@ METRICS = {
         definition="density, 5 neighbours (Naeem et al., 2020)",
         digits=3,
         source=FeatureSource.SCORER,
-        reference=Reference.IMAGES,
+        needs=ReferenceNeed.IMAGES,
         hint="fidelity",
         min_reference_images=6,
     ),
@@ -185,7 +185,7 @@ METRICS = {
         definition="coverage, 5 neighbours (Naeem et al., 2020)",
         digits=3,
         source=FeatureSource.SCORER,
-        reference=Reference.IMAGES,
+        needs=ReferenceNeed.IMAGES,
         hint="diversity",
         min_reference_images=6,
         axis="diversity",
@@ -195,7 +195,7 @@ METRICS = {
         definition="1000 x MMD^2, Gaussian kernel of width 10, normalised",
         digits=3,
         source=FeatureSource.SCORER,
-        reference=Reference.IMAGES,
+        needs=ReferenceNeed.IMAGES,
         higher_is_better=False,
     ),
     "fid": Metric(
@@ -203,7 +203,7 @@ METRICS = {
         definition="Frechet Inception distance (torchmetrics)",
         digits=2,
         source=FeatureSource.INCEPTION,
-        reference=Reference.STATISTICS,
+        needs=ReferenceNeed.STATISTICS,
         higher_is_better=False,
         terminal_priority=4,
         on_model_card=True,
@@ -214,7 +214,7 @@ METRICS = {
         definition="cubic-kernel MMD, mean of 50 subsets of at most 1,000",
         digits=4,
         source=FeatureSource.INCEPTION,
-        reference=Reference.IMAGES,
+        needs=ReferenceNeed.IMAGES,
         higher_is_better=False,
     ),
     "inception_score": Metric(

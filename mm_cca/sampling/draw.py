@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from mm_cca.adapters.base import Defaults, Grid, UnifiedModel, grid_of
+from mm_cca.config.keys import SAMPLE
 from mm_cca.config.schema import Recipe
+from mm_cca.config.stage_keys import settings_of
 from mm_cca.data.prompt_files import read_prompts
 from mm_cca.errors import UserError
 from mm_cca.modeling.sampler import SamplingSettings, image_stream, sample_codes
-from mm_cca.runs.digests import texts_digest
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
 from mm_cca.sampling.arms import Arm, arms_of
@@ -81,20 +81,9 @@ def sampling_settings(recipe: Recipe, arm: Arm, defaults: Defaults) -> SamplingS
 
 
 def _settings(recipe: Recipe, run: RunFolder, arm: Arm) -> dict[str, Any]:
-    arms = ("guidance_scales", "control_scales", "cca_scales", "dial", "negative_prompts")
-    sample = {k: v for k, v in asdict(recipe.sample).items() if k not in (*arms, "batch_size")}
-    if sample["prompts"] is None:
-        del sample["prompts"]  # folders of before there were such files stay as they are
-    else:
-        sample["prompts_sha256"] = texts_digest(read_prompts(sample["prompts"]))
-    if sample["images_per_prompt"] == 1:
-        del sample["images_per_prompt"]
-    settings = {f"sample.{key}": value for key, value in sample.items()}
-    settings |= {f"model.{key}": value for key, value in asdict(recipe.model).items()}
-    data = asdict(recipe.data)
-    for key in ("path", "caption_column", "split_column", "train_split", "heldout_split"):
-        settings[f"data.{key}"] = data[key]
-    settings |= {"data.image_size": data["image_size"], "guidance_scale": arm.guidance_scale}
+    prompts = recipe.sample.prompts
+    texts = {} if prompts is None else {"sample.prompts": read_prompts(prompts)}
+    settings = settings_of(SAMPLE, recipe, texts) | {"guidance_scale": arm.guidance_scale}
     if arm.is_guided:
         settings["sample.negative_prompt"] = arm.negative_prompt
     if arm.dial != 1.0:

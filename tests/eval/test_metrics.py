@@ -17,9 +17,10 @@ from mm_cca.config.metrics import (
     NEEDED_BY_SWEEP,
     FeatureSource,
     Metric,
-    Reference,
+    ReferenceNeed,
     Verdict,
 )
+from mm_cca.config.validate_eval import eval_checks
 from mm_cca.eval.features.extract import Features
 from mm_cca.eval.ground_truth import SplitTruth
 from mm_cca.eval.metrics.prdc import NEIGHBOURS
@@ -71,7 +72,7 @@ def test_lists_of_the_registry():
     assert least == {"density": NEIGHBOURS + 1, "coverage": NEIGHBOURS + 1}
     for name, metric in METRICS.items():
         if metric.verdict is not Verdict.NONE:
-            assert name in PER_IMAGE or metric.reference is Reference.STATISTICS
+            assert name in PER_IMAGE or metric.needs is ReferenceNeed.STATISTICS
 
 
 def test_the_registry_does_not_load_torch():
@@ -102,11 +103,11 @@ def test_means_over_prompts_by_hand(tmp_path: Path):
 
 def test_a_new_metric_is_an_entry_and_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     entry = Metric("share above 0", "share with cos > 0", 1, FeatureSource.CAPTIONS)
-    path = runs.unread_recipe(tmp_path)
-    assert "allowed: " in runs.message_of(path, "eval.metrics=[alignment,positive]")
     monkeypatch.setitem(METRICS, "positive", entry)
     monkeypatch.setitem(PER_IMAGE, "positive", PerImage(1, lambda arm: arm.cosine > 0))
-    recipe = runs.load_recipe(path, "eval.metrics=[alignment,positive]")
+    recipe = runs.load_recipe(runs.unread_recipe(tmp_path), "eval.metrics=[alignment]")
+    recipe.eval.metrics.append("positive")  # the schema read its choices before
+    assert all(right for _, _, right, _ in eval_checks(recipe))
     scores = scores_of(recipe, *four_images())
     assert scores["positive"]["value"] == 0.75
     arm: Any = {"scores": {"train": scores}}

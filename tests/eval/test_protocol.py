@@ -229,7 +229,7 @@ def test_prompts_from_a_file_several_images_each(recipe: Path, tmp_path: Path):
     assert score["value"] == pytest.approx(means.mean(), abs=1e-4)
     assert means.min() - 1e-4 <= score["low"] <= score["high"] <= means.max() + 1e-4
     file.write_text(file.read_text().replace("tag", "label").replace(texts[0], "another owl"))
-    with pytest.raises(UserError, match="prompts_sha256"):
+    with pytest.raises(UserError, match=r"sample\.prompts \(sha256\)"):
         _drawn_from(recipe, tmp_path, file, "sample.images_per_prompt=2")
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import JanusForConditionalGeneration
 
 import mm_cca.modeling.dial
-import mm_cca.sampling.draw
+import mm_cca.sampling.weights
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.config.schema import Recipe
@@ -71,7 +71,7 @@ def logps(recipe: Recipe, model: UnifiedModel) -> torch.Tensor:
     grid = grid_of(model, recipe.data.image_size)
     policy = CodeLogProbs(model, model.layout(grid), whole_vocabulary=False).eval()
     generator = torch.Generator().manual_seed(1)
-    codes = torch.randint(model.num_codes, (2, grid[0] * grid[1]), generator=generator)
+    codes = torch.randint(model.codebook_size, (2, grid[0] * grid[1]), generator=generator)
     return policy(*left_pad(model.prompt_ids(PROMPTS, grid), model.pad_id), codes).per_code
 
 
@@ -230,7 +230,7 @@ def test_one_model_and_one_tensor_in_memory(
             read.append(name)
             return tensor
 
-    monkeypatch.setattr(mm_cca.sampling.draw, "load_checkpoint", loaded)
+    monkeypatch.setattr(mm_cca.sampling.weights, "load_checkpoint", loaded)
     monkeypatch.setattr(mm_cca.modeling.dial, "safe_open", OneAtATime)
     dialled(janus, 0.5)
     assert paths == [None], "the base, and no second model"
