@@ -13,8 +13,9 @@ from mm_cca.config.schema import Recipe
 from mm_cca.eval.features.extract import Extractors
 from mm_cca.eval.features.image_sets import RESIZE, size_of
 from mm_cca.eval.features.inception import RESIZE as INCEPTION_RESIZE
+from mm_cca.eval.features.references import ReferenceSet
 from mm_cca.eval.ground_truth import SplitTruth
-from mm_cca.eval.summary_types import ScoringProtocol
+from mm_cca.eval.summary_types import ReferenceEntry, ScoringProtocol
 from mm_cca.runs.digests import texts_digest
 
 PACKAGES = (
@@ -49,6 +50,8 @@ def protocol_of(
     """
     scorer, inception = extractors.scorer, extractors.inception
     seed = recipe.sample.seed
+    texts = {split: [prompt.caption for prompt in t.prompts] for split, t in truths.items()}
+    references = {split: truth.reference for split, truth in truths.items()}
     return {
         "scorer": scorer.name,
         "scorer_sha256": scorer.sha256,
@@ -57,25 +60,14 @@ def protocol_of(
             name: f"{METRICS[name].definition}; on {METRICS[name].source.value}"
             for name in recipe.eval.metrics
         },
-        "num_prompts": {split: len(t.prompts) for split, t in truths.items()},
+        "num_prompts": {split: len(each) for split, each in texts.items()},
         "images_per_prompt": recipe.sample.images_per_prompt,
-        "prompts_sha256": {
-            split: texts_digest(p.caption for p in t.prompts) for split, t in truths.items()
-        },
-        "num_reference_images": {
-            split: 0 if t.reference is None else t.reference.n for split, t in truths.items()
-        },
-        "reference": {
-            split: None
-            if t.reference is None
-            else {"images": t.reference.name, "sha256": t.reference.sha256}
-            for split, t in truths.items()
-        },
+        "prompts_sha256": {split: texts_digest(each) for split, each in texts.items()},
+        "num_reference_images": {s: 0 if r is None else r.n for s, r in references.items()},
+        "reference": {split: _reference(each) for split, each in references.items()},
         "num_captions_ranked": len(captions),
         "captions_ranked_sha256": texts_digest(captions),
-        "captions_cut": {
-            split: scorer.num_cut([p.caption for p in t.prompts]) for split, t in truths.items()
-        },
+        "captions_cut": {split: scorer.num_cut(each) for split, each in texts.items()},
         "context_length": scorer.context_length,
         "image_size": size_of(recipe),
         "resize": {
@@ -91,6 +83,12 @@ def protocol_of(
         "device": _device(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
+
+
+def _reference(reference: ReferenceSet | None) -> ReferenceEntry | None:
+    if reference is None:
+        return None
+    return {"images": reference.name, "sha256": reference.sha256}
 
 
 def _device() -> str:

@@ -35,7 +35,7 @@ class PlotPoint:
         x: coordinate.
         y: coordinate.
         tooltip: text shown on hover or focus.
-        is_main: drawn large.
+        is_main: with a large mark.
     """
 
     source: str

@@ -63,7 +63,7 @@ def svg_of(figure: Figure, label: str, titles: Mapping[int, str]) -> str:
     """The figure as an SVG element.
 
     Args:
-        figure: drawn inside ``svg_style``.
+        figure: plotted inside ``svg_style``.
         label: text for screen readers.
         titles: tooltips of the groups ``POINT`` with these numbers.
     """
