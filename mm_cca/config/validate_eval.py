@@ -121,7 +121,7 @@ def _prompts(recipe: Recipe) -> list[Check]:
             or Path(prompts).suffix in ("", *PROMPT_FILES)
             or Path(prompts).is_dir(),
             f"null (captions of the data), a file {', '.join(PROMPT_FILES)}, a folder of them, or "
-            f"a set that is shipped: {', '.join(PROMPT_SETS)}",
+            f"a built-in set: {', '.join(PROMPT_SETS)}",
         ),
     ]
 
