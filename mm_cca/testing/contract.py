@@ -1,10 +1,11 @@
-"""What every adapter must do, as checks that anyone can run on theirs.
+"""The contract suite: checks that every adapter must pass, yours too.
 
     from mm_cca.adapters.contract import check_adapter
     check_adapter("my_package.liquid:Liquid", "path/to/a/small/checkpoint", image_size=[64, 64])
 
-Each check is a function with a plain assertion; ``check_adapter`` runs them all and returns what it
-measured. Use a tiny random checkpoint: the checks compute everything twice, the slow way too.
+Each check is a function with plain assertions; ``check_adapter`` runs them all and returns the
+differences it measured. Use a tiny random checkpoint: the checks compare every result with that of
+a slow, naive implementation.
 
 Shapes: see ``base.py``.
 """
@@ -26,26 +27,29 @@ from mm_cca.modeling.text_nll import text_nll
 
 PROMPTS = ("a red owl", "a small green hand that waves at three friends", "owl")
 TOLERANCE = 1e-3
-"""Nats per image between two ways to compute the same in float32."""
+"""Allowed difference in nats between two float32 computations of the same log-probability."""
 
 
 def check_adapter(
     name: str, path: str, image_size: Sequence[int], image_tokenizer: str | None = None
 ) -> dict[str, float]:
-    """Run every check; raises AssertionError with what is wrong.
+    """Run every check.
 
     Args:
-        name: an adapter as a recipe names it.
+        name: the adapter, as in a recipe's ``model.adapter``.
         path: a small checkpoint in the family's real layout.
         image_size: height and width in pixels that the checkpoint can draw.
-        image_tokenizer: as in a recipe.
+        image_tokenizer: as in a recipe's ``model.image_tokenizer``.
 
     Returns:
-        largest differences found, by check, in nats per image.
+        largest difference by check, in nats per image.
+
+    Raises:
+        AssertionError: a check failed; the message says what is wrong.
     """
 
-    def load(where: str = path) -> UnifiedModel:
-        model = load_adapter(name, where, image_tokenizer=image_tokenizer)
+    def load(folder: str = path) -> UnifiedModel:
+        model = load_adapter(name, folder, image_tokenizer=image_tokenizer)
         model.module.eval()
         return model
 
@@ -69,7 +73,7 @@ def check_adapter(
 
 
 def check_parts(model: UnifiedModel) -> None:
-    """Nothing of the protocol is missing."""
+    """The adapter has every member of the protocol."""
     assert not missing_parts(model), f"missing: {missing_parts(model)}"
 
 
@@ -79,19 +83,21 @@ def check_layout(model: UnifiedModel, grid: Grid) -> None:
     assert layout.num_codes == grid[0] * grid[1], (
         f"{layout.num_codes} free slots for {grid[0]} x {grid[1]} codes"
     )
-    assert layout.tokens[-1] == FREE, "nothing after the last code is needed"
+    assert layout.tokens[-1] == FREE, "the last slot must be a code, without tokens after it"
     longest = max(len(ids) for ids in model.prompt_ids(PROMPTS, grid))
     assert longest + len(layout.tokens) <= model.max_tokens, "the image does not fit the context"
 
 
 @torch.no_grad()
 def check_codes(model: UnifiedModel, grid: Grid) -> None:
-    """Every code has a row of the head of its own, and an input embedding of its own."""
+    """Every code has its own row of the head and its own input embedding."""
     for whole in (False, True):
         head = model.image_head(whole_vocabulary=whole)
         rows = head.row_of_code
         assert len(rows) == model.num_codes == len(rows.unique()), "codes share rows of the head"
-        assert 0 <= int(rows.min()) <= int(rows.max()) < len(head.weight), "a row beyond the head"
+        assert 0 <= int(rows.min()) <= int(rows.max()) < len(head.weight), (
+            "row_of_code has a row that the head does not have"
+        )
     assert len(model.image_head().weight) == model.num_codes, "more rows than codes"
     own = {p.untyped_storage().data_ptr() for p in model.module.parameters()}
     assert model.image_head().weight.untyped_storage().data_ptr() in own, "the head is a copy"
@@ -103,35 +109,39 @@ def check_codes(model: UnifiedModel, grid: Grid) -> None:
 def check_images(model: UnifiedModel, grid: Grid, image_size: Sequence[int]) -> None:
     """Images become codes of the codebook, and codes become images of the same size.
 
-    That both go row by row can't be seen on random weights: look at a reconstruction once.
+    Random weights can't show that codes are in row-major order: check a real reconstruction once.
     """
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (4, 3, *image_size), generator=generator).to(torch.uint8)
     codes = model.encode(pixels)
-    assert codes.shape == (4, grid[0] * grid[1]), f"{tuple(codes.shape)} codes of 4 images"
+    assert codes.shape == (4, grid[0] * grid[1]), (
+        f"4 images gave codes of shape {tuple(codes.shape)}"
+    )
     assert 0 <= int(codes.min()) <= int(codes.max()) < model.num_codes, "a code beyond the codebook"
     assert torch.equal(model.encode(pixels[1:2]), codes[1:2]), "codes depend on the batch"
-    assert len(codes.unique()) > 1, "every image is the same code"
+    assert len(codes.unique()) > 1, "all codes of all images are the same"
     images = model.decode(codes, grid)
-    assert images.shape == pixels.shape, f"decoded to {tuple(images.shape)}"
+    assert images.shape == pixels.shape, f"decoded images have shape {tuple(images.shape)}"
     assert images.dtype == torch.uint8
     assert (model.decode(codes.flip(1), grid) != images).any(), "decoding ignores the codes"
 
 
 def check_unconditional(model: UnifiedModel, grid: Grid) -> None:
-    """The form that says nothing is not the prompt, does not know it, and can name another."""
+    """The unconditional prompt does not depend on the prompt, and takes a negative prompt."""
     first, second = model.prompt_ids(["owl owl owl", "red red red"], grid)
-    says_nothing = model.unconditional_ids(first, grid)
-    assert says_nothing != first, "the unconditional form is the prompt itself"
+    unconditional = model.unconditional_ids(first, grid)
+    assert unconditional != first, "the unconditional prompt is the prompt itself"
     if len(first) == len(second):
-        assert says_nothing == model.unconditional_ids(second, grid), "it depends on the prompt"
-    other = model.unconditional_ids(first, grid, "blurry")
-    assert other not in (says_nothing, first), "a negative prompt changes nothing"
+        assert unconditional == model.unconditional_ids(second, grid), (
+            "the unconditional prompt depends on the prompt"
+        )
+    negative = model.unconditional_ids(first, grid, "blurry")
+    assert negative not in (unconditional, first), "a negative prompt changes nothing"
 
 
 @torch.no_grad()
 def check_logps(model: UnifiedModel, grid: Grid, whole: bool = False) -> float:
-    """Batched, padded and chunked log-probabilities equal one plain forward per row."""
+    """Batched, padded and chunked log-probabilities equal those of one row at a time."""
     layout = model.layout(grid)
     policy = CodeLogProbs(model, layout, whole_vocabulary=whole).eval()
     generator = torch.Generator().manual_seed(1)
@@ -142,58 +152,58 @@ def check_logps(model: UnifiedModel, grid: Grid, whole: bool = False) -> float:
     for row, ids in enumerate(rows):
         naive = _naive_logps(model, grid, ids, codes[row], whole)
         worst = max(worst, float((naive - ours[row]).sum().abs()))
-        assert worst <= TOLERANCE, f"prompt {PROMPTS[row]!r}: {worst:.3g} nats apart"
+        assert worst <= TOLERANCE, f"prompt {PROMPTS[row]!r}: the difference is {worst:.3g} nats"
     return worst
 
 
 def _naive_logps(
     model: UnifiedModel, grid: Grid, ids: list[int], codes: torch.Tensor, whole: bool
 ) -> torch.Tensor:
-    """[N] from all logits at once, one token embedded at a time, no padding, no chunks."""
+    """[N] from all logits at once: tokens embedded one by one, no padding, no chunks."""
     head = model.image_head(whole_vocabulary=whole)
     embedded = [model.embed_text(torch.tensor(token)) for token in ids]
-    wanted, number = [], 0
+    targets, number = [], 0
     for token in model.layout(grid).tokens.tolist():
         if token == FREE:
-            wanted.append((len(embedded) - 1, int(head.row_of_code[codes[number]])))
+            targets.append((len(embedded) - 1, int(head.row_of_code[codes[number]])))
             embedded.append(model.embed_codes(codes[number]))
             number += 1
         else:
             embedded.append(model.embed_text(torch.tensor(token)))
     embeds = torch.stack(embedded)[None]
-    places = torch.arange(embeds.shape[1])[None]
+    position_ids = torch.arange(embeds.shape[1])[None]
     mask = torch.ones(embeds.shape[:2], dtype=torch.bool)
-    hidden = model.hidden_states(embeds, mask, places)[0]
+    hidden = model.hidden_states(embeds, mask, position_ids)[0]
     logits = hidden @ head.weight.T
     if head.bias is not None:
         logits = logits + head.bias
     logps = logits.log_softmax(dim=-1)
-    return torch.stack([logps[place, row] for place, row in wanted])
+    return torch.stack([logps[position, row] for position, row in targets])
 
 
 @torch.no_grad()
 def check_text(model: UnifiedModel) -> float:
-    """Plain texts start like a prompt, and a padded batch scores them as one row at a time does."""
+    """A padded batch of plain texts gets the same scores as one text at a time."""
     rows = model.text_ids(PROMPTS)
-    assert len({tuple(row) for row in rows}) == len(PROMPTS), "texts share their ids"
+    assert len({tuple(row) for row in rows}) == len(PROMPTS), "different texts have the same ids"
     head = model.text_head()
     ours = text_nll(model, *left_pad(rows, model.pad_id))
     worst = 0.0
-    for row, found in zip(rows, ours, strict=True):
+    for row, batched in zip(rows, ours, strict=True):
         ids = torch.tensor([row])
         states = model.text_states(
             ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(len(row))[None]
         )
         logps = head(states[0]).log_softmax(dim=-1)
         naive = -sum(float(logps[i, token]) for i, token in enumerate(row[1:])) / (len(row) - 1)
-        worst = max(worst, abs(naive - float(found)))
-    assert worst <= TOLERANCE, f"{worst:.3g} nats per token apart"
+        worst = max(worst, abs(naive - float(batched)))
+    assert worst <= TOLERANCE, f"the difference is {worst:.3g} nats per token"
     return worst
 
 
 @torch.no_grad()
 def check_cached_sampling(model: UnifiedModel, grid: Grid) -> None:
-    """The key-value cache changes nothing, with guidance and without, in a padded batch."""
+    """Sampling with and without the key-value cache gives the same codes, guided or not."""
     num_codes = model.layout(grid).num_codes
     uniforms = np.stack([image_stream(0, index, num_codes) for index in range(len(PROMPTS))])
     for scale in (1.0, 3.0):
@@ -208,12 +218,14 @@ def check_cached_sampling(model: UnifiedModel, grid: Grid) -> None:
 def check_save_and_load(
     model: UnifiedModel, grid: Grid, load: Callable[[str], UnifiedModel]
 ) -> None:
-    """What ``save`` writes, ``load`` reads: weights bit for bit, prompts, and it still draws."""
+    """Saving and loading keeps the weights (bit for bit), the prompts and the decoded images."""
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder))
         again = load(folder)
         before, after = model.module.state_dict(), again.module.state_dict()
-        assert before.keys() == after.keys(), f"other weights: {before.keys() ^ after.keys()}"
+        assert before.keys() == after.keys(), (
+            f"these weights are saved or loaded, not both: {before.keys() ^ after.keys()}"
+        )
         changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
         assert not changed, f"weights changed: {changed[:3]}"
         assert again.prompt_ids(PROMPTS, grid) == model.prompt_ids(PROMPTS, grid)
@@ -222,7 +234,7 @@ def check_save_and_load(
 
 
 def check_training_step(model: UnifiedModel, grid: Grid, lora: bool) -> None:
-    """One optimizer step moves what should learn and nothing of what is frozen."""
+    """One optimizer step changes trainable weights and no frozen ones."""
     if lora:
         attach_lora(model, rank=2, alpha=4)
     layout = model.layout(grid)
@@ -232,21 +244,25 @@ def check_training_step(model: UnifiedModel, grid: Grid, lora: bool) -> None:
     assert not any(m.training for part in model.frozen() for m in part.modules())
     assert not any(p.requires_grad for p in policy.parameters() if id(p) in frozen)
     before = {name: value.clone() for name, value in policy.named_parameters()}
-    kept = [buffer.clone() for buffer in buffers]
-    trained = [p for p in policy.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=1e-2)
+    buffers_before = [buffer.clone() for buffer in buffers]
+    trainable = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trainable, lr=1e-2)
     generator = torch.Generator().manual_seed(2)
     codes = torch.randint(model.num_codes, (len(PROMPTS), layout.num_codes), generator=generator)
     prompts = left_pad(model.prompt_ids(PROMPTS, grid), model.pad_id)
     (-policy(*prompts, codes).logps.mean()).backward()
     optimizer.step()
-    moved = [n for n, p in policy.named_parameters() if not torch.equal(p, before[n])]
-    still = [n for n, p in policy.named_parameters() if id(p) in frozen and n in moved]
-    assert not still, f"frozen weights moved: {still[:3]}"
-    assert all(torch.equal(a, b) for a, b in zip(kept, buffers, strict=True)), "buffers moved"
-    # Without a gradient a parameter makes DistributedDataParallel stop with an error.
-    idle = [n for n, p in policy.named_parameters() if p.requires_grad and p.grad is None]
-    assert not idle, f"these would learn but get no gradient (add their part to frozen()): {idle}"
-    assert moved, "nothing learned"
+    changed = [n for n, p in policy.named_parameters() if not torch.equal(p, before[n])]
+    frozen_changed = [n for n, p in policy.named_parameters() if id(p) in frozen and n in changed]
+    assert not frozen_changed, f"frozen weights changed: {frozen_changed[:3]}"
+    assert all(torch.equal(a, b) for a, b in zip(buffers_before, buffers, strict=True)), (
+        "frozen buffers changed"
+    )
+    # DistributedDataParallel stops with an error if a trainable parameter gets no gradient.
+    unused = [n for n, p in policy.named_parameters() if p.requires_grad and p.grad is None]
+    assert not unused, (
+        f"these parameters are trainable but get no gradient (add their part to frozen()): {unused}"
+    )
+    assert changed, "no weight changed"
     if lora:
-        assert all("lora_" in name for name in moved), "a step of LoRA moved other weights"
+        assert all("lora_" in name for name in changed), "training a LoRA changed other weights"

@@ -9,7 +9,7 @@ from mm_cca import load_adapter
 from mm_cca.config.shipped import ADAPTERS
 from mm_cca.errors import UserError
 from mm_cca.testing.tiny_checkpoints import write_tiny
-from tests.support.stranger import where_of
+from tests.support.third_party import checkpoint_paths
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from tests.support.stranger import where_of
     [
         ("emu3", "janus", "set model.adapter to janus"),
         ("janus", "chameleon", "set model.adapter to chameleon or lumina-mgpt"),
-        ("chameleon", "stranger", "no adapter reads that family"),
+        ("chameleon", "third-party", "no adapter reads that family"),
     ],
 )
 def test_a_folder_of_another_family_is_refused(adapter: str, folder: str, told: str, folders: Path):
@@ -45,7 +45,7 @@ def test_the_authors_own_layout_says_how_to_convert_it(
 
 @pytest.mark.parametrize("family", ADAPTERS)
 def test_a_config_that_does_not_match_its_weights(family: str, folders: Path, tmp_path: Path):
-    where = where_of(folders, family)
+    where = checkpoint_paths(folders, family)
     for file in Path(str(where["path"])).iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     text = (tmp_path / "config.json").read_text()

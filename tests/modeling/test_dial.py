@@ -25,7 +25,7 @@ from mm_cca.sampling.weights import load_source
 from mm_cca.testing.tiny_checkpoints import FAMILIES, write_tiny
 from tests.support import runs
 from tests.support.closeness import assert_close
-from tests.support.stranger import STRANGER, write_stranger
+from tests.support.third_party import THIRD_PARTY, write_third_party
 
 PROMPTS = ["red owl", "a small waving hand"]
 
@@ -33,15 +33,15 @@ PROMPTS = ["red owl", "a small waving hand"]
 def recipe_of(root: Path, name: str, tuning: str) -> Recipe:
     """A recipe whose run in ``root`` has a "trained" model: the base with random changes."""
     folder, vqgan = (root / "base", root / "base" / "vqgan.ckpt")
-    if name == STRANGER:
+    if name == THIRD_PARTY:
         write_tiny("lumina-mgpt", root / "vq", side=4)
         vqgan = root / "vq" / "vqgan.ckpt"
-        write_stranger(folder, vqgan)
+        write_third_party(folder, vqgan)
     else:
         write_tiny(name, folder, side=2)
     values = runs.tiny_recipe(root, folder, root / "no-data")
     values["model"].update(adapter=name, image_tokenizer=str(vqgan) if vqgan.exists() else None)
-    side = {"emu3": 16, STRANGER: 64}.get(name, 32)
+    side = {"emu3": 16, THIRD_PARTY: 64}.get(name, 32)
     values["data"]["image_size"] = [side, side]
     values["train"]["tuning"] = tuning
     recipe = runs.load_recipe(runs.write_recipe(root / "recipe.yaml", values))
@@ -75,12 +75,12 @@ def logps(recipe: Recipe, model: UnifiedModel) -> torch.Tensor:
     return policy(*left_pad(model.prompt_ids(PROMPTS, grid), model.pad_id), codes).per_code
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, STRANGER])
+@pytest.fixture(scope="module", params=[*FAMILIES, THIRD_PARTY])
 def full(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return recipe_of(tmp_path_factory.mktemp("full"), request.param, "full")
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, STRANGER])
+@pytest.fixture(scope="module", params=[*FAMILIES, THIRD_PARTY])
 def lora(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return recipe_of(tmp_path_factory.mktemp("lora"), request.param, "lora")
 
@@ -191,7 +191,7 @@ def tie(folder: Path) -> None:
 def test_a_head_that_the_base_ties_and_the_trained_folder_does_not(tmp_path: Path):
     recipe = recipe_of(tmp_path, "janus", "full")
     tie(tmp_path / "base")
-    with pytest.raises(UserError, match="are tied in the base but not there"):
+    with pytest.raises(UserError, match="are tied in the base but not in the folder"):
         dialled(recipe, 0.5)
 
 
