@@ -177,8 +177,8 @@ def test_pictures_that_are_missing_or_changed_are_named_before_scoring(
     with pytest.raises(UserError) as caught:
         scored(recipe, copy)
     message = str(caught.value)
-    assert "base: 2 of 8 pictures can't be used: 000003.png is missing; 000005.png is" in message
-    assert "base+cfg2: 1 of 8 pictures can't be used: 000007.png is not in manifest" in message
+    assert "base: 2 of 8 images can't be used: 000003.png is missing; 000005.png was" in message
+    assert "base+cfg2: 1 of 8 images can't be used: 000007.png is not in manifest" in message
     assert not (tmp_path / "run" / "eval" / "summary.json").exists()
     lines[0] = lines[0].replace('"prompt": "', '"prompt": "another ')
     (samples / "base+cfg2" / "manifest.jsonl").write_text("".join(lines))

@@ -122,7 +122,7 @@ def test_scoring_on_two_ranks_gives_the_bits_of_one(tmp_path: Path, tiny_folder:
     (two / "samples" / "base" / "000001.png").write_bytes(b"torn")
     done = _launch("eval", str(recipe), f"run.dir={two}", *keys)
     assert done.returncode != 0
-    assert done.stderr.count("base: 1 of 12 pictures can't be used: 000001.png is not") == 2
+    assert done.stderr.count("base: 1 of 12 images can't be used: 000001.png was changed") == 2
 
 
 def test_a_users_mistake_ends_all_ranks(tmp_path: Path, tiny_folder: Path):
