@@ -2,24 +2,26 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from mm_cca.config.keys import COMPARISON
+from mm_cca.config.schema import SampleConfig
+from mm_cca.config.stage_keys import keys_of
 from mm_cca.errors import UserError
 
 ARMS_ALONE = (
     "scorer",  # scorer_sha256 says which; the same weights may lie in two folders
-    "sampling.guidance_scales",
-    "sampling.control_scales",
-    "sampling.cca_scales",
-    "sampling.dial",
-    "sampling.negative_prompts",
-    "sampling.batch_size",
-    "sampling.num_images",  # num_prompts and prompts_sha256 say what was drawn
-    "sampling.prompts",
+    # Of the sampling, num_prompts and prompts_sha256 say what was drawn.
+    *(
+        f"sampling.{entry.name}"
+        for entry in fields(SampleConfig)
+        if f"sample.{entry.name}" not in keys_of(COMPARISON)
+    ),
     "versions.mm-cca",
 )
 """Fields that differ between runs as they should, or that another field decides."""

@@ -5,14 +5,15 @@ Shapes: n images of a split, F feature size, c captions of the whole data set.
 """
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
 
+from mm_cca.config.keys import EVAL
 from mm_cca.config.metrics import SCORES, On
 from mm_cca.config.schema import Recipe
+from mm_cca.config.stage_keys import settings_of
 from mm_cca.errors import UserError
 from mm_cca.eval.check_samples import refuse_bad_samples
 from mm_cca.eval.features.extract import Extractors, Features, extract
@@ -33,7 +34,6 @@ from mm_cca.eval.protocol import protocol_of
 from mm_cca.eval.score_warnings import cautions_of
 from mm_cca.eval.scores import ArmScores, measure, scores_of
 from mm_cca.eval.verdicts import verdicts_of
-from mm_cca.runs.digests import words_digest
 from mm_cca.runs.files import write_json
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
@@ -118,13 +118,9 @@ def _write(
 
 
 def _settings(recipe: Recipe, run: RunFolder, arms: list[Arm]) -> dict[str, Any]:
-    settings = {f"eval.{k}": v for k, v in asdict(recipe.eval).items()}
-    for free in ("batch_size", "grid_prompts", "report_megabytes"):
-        del settings[f"eval.{free}"]
+    settings = settings_of(EVAL, recipe)
     if recipe.eval.reference is not None:
         settings["eval.reference (names and sizes)"] = files_digest(recipe.eval.reference)
-    if recipe.eval.attributes:
-        settings["attribute words (sha256)"] = words_digest(recipe.data.attribute_words)
     for arm in arms:
         path = run.samples / arm.name / "stage.json"
         if not path.exists() or not json.loads(path.read_text())["done"]:

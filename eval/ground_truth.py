@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from mm_cca.config.metrics import SCORES
-from mm_cca.config.schema import Recipe
-from mm_cca.config.validate import MIN_IMAGES
+from mm_cca.config.schema import MIN_IMAGES, Recipe
 from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError
 from mm_cca.eval.features.cache import extract_once

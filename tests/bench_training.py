@@ -24,7 +24,7 @@ OBJECTIVES = {
 
 def measured(words: list[str]) -> float:
     """Run ``mm-cca`` in a process; its largest resident memory in MB."""
-    command = [sys.executable, "-m", "mm_cca.cli.main", *words]
+    command = [sys.executable, "-m", "mm_cca.cli", *words]
     quiet = [(os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)]
     process = os.posix_spawn(sys.executable, command, dict(os.environ), file_actions=quiet)
     _, status, usage = os.wait4(process, 0)

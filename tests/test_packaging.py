@@ -57,6 +57,7 @@ def test_wheel_holds_what_is_no_code(wheel: zipfile.ZipFile):
     assert "mm_cca/recipes/emoji.yaml" in recipes
     assert recipes <= inside
     assert {
+        "mm_cca/recipes/schema.json",
         "mm_cca/eval/report/templates/report.html.j2",
         "mm_cca/eval/report/templates/style.css",
         "mm_cca/eval/report/templates/grid.js",
@@ -111,4 +112,4 @@ def test_installed_data_is_found():
     (command,) = [
         e for e in metadata.distribution("mm-cca").entry_points if e.group == "console_scripts"
     ]
-    assert command.load() is import_module("mm_cca.cli.main").main
+    assert command.load() is import_module("mm_cca.cli").main

@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mm_cca.config.schema import ModelConfig
 from mm_cca.errors import UserError
@@ -12,8 +12,8 @@ if TYPE_CHECKING:  # a recipe is checked against ADAPTERS before torch is import
     from mm_cca.adapters.base import UnifiedModel
 from mm_cca.config.shipped import ADAPTERS
 
-READ_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError)
-"""What transformers raises for files that are missing, torn, or not what they should be."""
+WHERE = "It must be installed, or be in the current folder."
+"""Where an adapter is looked for."""
 
 
 def load_adapter(
@@ -29,34 +29,20 @@ def load_adapter(
         image_tokenizer: file or folder of the image tokenizer, for checkpoints that lack it.
 
     Raises:
-        UserError: unknown adapter, one that misses a method, or a checkpoint that can't be read.
+        UserError: unknown adapter, one that lacks a method, or a checkpoint that can't be read.
+            A bug in the adapter's own code keeps its type and its traceback.
     """
     import torch
 
     from mm_cca.adapters.base import missing_parts
+    from mm_cca.adapters.loading import FILE_ERRORS, CheckpointError
     from mm_cca.config.shipped import shipped
 
-    target = ADAPTERS.get(name, name)
-    module_name, colon, class_name = target.partition(":")
-    if not colon:
-        raise UserError(
-            f"model.adapter is {name!r}; allowed: {', '.join(ADAPTERS)}, or package.module:Class."
-        )
-    if str(Path.cwd()) not in sys.path:  # a class beside the recipe; ``mm-cca`` has its own folder
-        sys.path.append(str(Path.cwd()))
-    try:
-        adapter = getattr(import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"model.adapter {name!r} can't be imported: {error}. It must be installed, or lie in "
-            "the folder that the command is given in."
-        ) from error
-    if "load" not in dir(adapter):
-        raise UserError(f"model.adapter {name!r} lacks load; see mm_cca/adapters/base.py.")
+    adapter = _adapter_class(name)
     resolved = shipped(path)
     try:
         model: UnifiedModel = adapter.load(resolved, getattr(torch, dtype), image_tokenizer)
-    except READ_ERRORS as error:
+    except (CheckpointError, *FILE_ERRORS) as error:
         raise UserError(
             f"model.path {path!r} can't be read by the adapter {name!r}: {error}\nIt must be a "
             "folder written by save_pretrained (config.json, *.safetensors, tokenizer and "
@@ -71,8 +57,29 @@ def load_adapter(
     return model
 
 
+def _adapter_class(name: str) -> Any:
+    module_name, _, class_name = ADAPTERS.get(name, name).partition(":")
+    if not module_name or not class_name:
+        raise UserError(
+            f"model.adapter is {name!r}; allowed: {', '.join(ADAPTERS)}, or package.module:Class."
+        )
+    if str(Path.cwd()) not in sys.path:  # for a class next to the recipe: ``mm-cca`` lacks the cwd
+        sys.path.append(str(Path.cwd()))
+    try:
+        found = getattr(import_module(module_name), class_name, None)
+    except ImportError as error:
+        raise UserError(f"model.adapter {name!r} can't be imported: {error}. {WHERE}") from error
+    if found is None:
+        raise UserError(
+            f"model.adapter {name!r} can't be imported: {module_name} has no {class_name}. {WHERE}"
+        )
+    if "load" not in dir(found):
+        raise UserError(f"model.adapter {name!r} lacks load; see mm_cca/adapters/base.py.")
+    return found
+
+
 def load_checkpoint(config: ModelConfig, path: str | None = None) -> "UnifiedModel":
-    """``load_adapter`` with a recipe's keys; ``path`` is another folder with the same family."""
+    """``load_adapter`` with a recipe's keys; ``path`` is another folder of the same family."""
     return load_adapter(
         config.adapter,
         config.path if path is None else path,

@@ -1,4 +1,4 @@
-"""What the rest of the code knows of a model family: one protocol and three small tables.
+"""What the rest of the code knows about a model family: one protocol and three small dataclasses.
 
 Shapes: B rows, P prompt tokens, L tokens, S slots of the image span, N free codes, h x w grid of
 codes, H x W pixels, D hidden size, R rows of the image head, K image codes, V vocabulary.
@@ -30,7 +30,7 @@ class ImageLayout:
 
     Attributes:
         tokens: [S] int64, the vocabulary id where the token is forced (row ends, size tokens) and
-            ``FREE`` where an image code stands.
+            ``FREE`` where the slot holds an image code.
     """
 
     tokens: np.ndarray
@@ -73,18 +73,20 @@ class Defaults:
 class UnifiedModel(Protocol):
     """A text-and-image decoder with its image tokenizer.
 
-    Built by ``mm_cca.load_adapter(name, path)``; a class is free to keep whatever it needs.
+    Built by ``mm_cca.load_adapter(name, path)``; a class may have more than this. Most families
+    can inherit half of it from ``adapters.common.StandardDecoder``.
     """
 
     name: str
     module: nn.Module
-    num_codes: int
+    codebook_size: int
+    """How many image codes there are; ``ImageLayout.num_codes`` is how many one image has."""
     pad_id: int
     defaults: Defaults
 
     @property
     def pixels_per_code(self) -> int:
-        """Side of the square of pixels that one code stands for."""
+        """Side in pixels of the square that one code represents."""
         ...
 
     @property
@@ -93,7 +95,7 @@ class UnifiedModel(Protocol):
         ...
 
     def layout(self, grid: Grid) -> ImageLayout:
-        """The slots of an image of that grid. Raises UserError for one the family can't draw."""
+        """The slots of an image of that grid. Raises UserError for a grid it can't generate."""
         ...
 
     def prompt_ids(self, prompts: Sequence[str], grid: Grid) -> list[list[int]]:
@@ -103,10 +105,11 @@ class UnifiedModel(Protocol):
     def unconditional_ids(
         self, conditional: list[int], grid: Grid, negative_prompt: str = ""
     ) -> list[int]:
-        """The family's exact form of a prompt that says nothing.
+        """Token ids of the unconditional prompt, exactly as the family was trained.
 
-        ``conditional`` are the ids of the prompt that it stands beside: Janus blanks them out one
-        by one, so that its form is as long as they are; the others take no notice.
+        ``conditional`` are the ids of the prompt it is paired with: Janus replaces each of them by
+        padding, so its unconditional prompt has the same length; other families ignore them. A
+        ``negative_prompt`` takes the place of the unconditional prompt.
         """
         ...
 
@@ -148,13 +151,13 @@ class UnifiedModel(Protocol):
         ...
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of plain texts, as the family begins a text: a prompt without an image."""
+        """Token ids of plain texts with the family's start of a text, without an image."""
         ...
 
     def text_states(
         self, ids: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor
     ) -> torch.Tensor:
-        """[B, L] ids -> [B, L, D] hidden states that ``text_head`` scores the next token with."""
+        """[B, L] ids -> [B, L, D] hidden states, the input of ``text_head``."""
         ...
 
     def text_head(self) -> nn.Linear:
@@ -162,15 +165,15 @@ class UnifiedModel(Protocol):
         ...
 
     def frozen(self) -> list[nn.Module]:
-        """Parts that never train and always stay in eval mode (image tokenizer, vision tower)."""
+        """Parts that are never trained and stay in eval mode (image tokenizer, vision tower)."""
         ...
 
     def lora_targets(self) -> list[str]:
-        """Names of the linear layers a LoRA attaches to."""
+        """Names of the linear layers that get a LoRA."""
         ...
 
     def compile(self) -> None:
-        """torch.compile what ``hidden_states`` runs, in place."""
+        """torch.compile the decoder that ``hidden_states`` runs, in place."""
         ...
 
     def enable_gradient_checkpointing(self) -> None:
@@ -180,7 +183,7 @@ class UnifiedModel(Protocol):
     def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Write a plain ``save_pretrained`` folder with the processor's files (never a LoRA).
 
-        ``weights``, named as in ``module``, stand in for its own where ranks hold only parts.
+        ``weights``, named as in ``module``, replace its own where each rank holds only a part.
         """
         ...
 
@@ -196,13 +199,13 @@ def grid_of(model: UnifiedModel, image_size: Sequence[int]) -> Grid:
     if height % side or width % side:
         raise UserError(
             f"data.image_size is [{height}, {width}]; allowed for this checkpoint: multiples of "
-            f"{side}, the pixels that one code stands for."
+            f"{side}, the pixels per code."
         )
     return (height // side, width // side)
 
 
 def rows_with_ends(grid: Grid, row_end: int) -> ImageLayout:
-    """Rows of free codes, each but the last closed by the token ``row_end``."""
+    """Rows of free codes; the token ``row_end`` ends each row but the last."""
     height, width = grid
     rows = np.full((height, width + 1), FREE, dtype=np.int64)
     rows[:, -1] = row_end
@@ -211,5 +214,5 @@ def rows_with_ends(grid: Grid, row_end: int) -> ImageLayout:
 
 def missing_parts(model: object) -> list[str]:
     """Names of the protocol's methods and attributes that an adapter does not have."""
-    wanted = [*UnifiedModel.__annotations__, *vars(UnifiedModel)]
-    return sorted(n for n in wanted if not n.startswith("_") and n not in dir(model))
+    names = [*UnifiedModel.__annotations__, *vars(UnifiedModel)]
+    return sorted(n for n in names if not n.startswith("_") and n not in dir(model))

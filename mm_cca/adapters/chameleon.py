@@ -1,35 +1,26 @@
-"""Chameleon in transformers' own classes: Chameleon-7b/30b and Anole, which can draw.
+"""Chameleon in transformers' own classes: Chameleon-7b/30b and Anole, which generates images.
 
-An image is ``boi`` and then its codes; nothing stands between them. Codes are ``IMGIMG...`` tokens
+An image is ``boi`` and then its codes; nothing is between them. Codes are ``IMGIMG...`` tokens
 of the text vocabulary in a permuted order. The stock ``forward`` masks every image logit, so hidden
 states come from ``.model`` and are scored with ``lm_head`` directly; the stock tokenizer only
-encodes, so ``vqgan.py`` brings the decoder. Shapes: see ``adapters/base.py``.
+encodes, so the decoder comes from ``vqgan.py``. Shapes: see ``adapters/base.py``.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from transformers import (
-    Cache,
-    ChameleonConfig,
-    ChameleonForConditionalGeneration,
-    ChameleonProcessor,
-    StaticCache,
-)
+from transformers import ChameleonConfig, ChameleonForConditionalGeneration, ChameleonProcessor
 
-from mm_cca.adapters.base import FREE, Defaults, Grid, ImageHead, ImageLayout, rows_with_ends
-from mm_cca.adapters.decoder import PROJECTIONS, last_hidden
-from mm_cca.adapters.loading import expect_family, load_module
-from mm_cca.adapters.pixels import normalised
+from mm_cca.adapters.base import FREE, Defaults, Grid, ImageLayout, rows_with_ends
+from mm_cca.adapters.common import StandardDecoder, normalised
+from mm_cca.adapters.loading import expect_family, load_module, reading_checkpoint
 from mm_cca.adapters.vocabulary import CodeTokens
 from mm_cca.adapters.vqgan import (
     attach_decoder,
+    decode_codes,
     fill_encoder,
     read_image_tokenizer,
     refuse_without_decoder,
@@ -42,14 +33,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Span:
-    """What tells the checkpoints of this family apart: the text and tokens around the codes.
+    """What differs between the checkpoints of this family: the text and tokens around the codes.
 
     Attributes:
         template: of the prompt, with ``{prompt}``, ``{width}`` and ``{height}`` (pixels).
-        unconditional_has_bos: whether the form that says nothing starts with BOS, or with boi.
+        unconditional_has_bos: whether the unconditional prompt starts with BOS, or with boi.
         row_end: token after each row of codes, if any.
         size_zero: n units of height or width are the token ``<reserved>`` numbered this plus n;
-            height and width stand after boi. None where a checkpoint knows one size only.
+            height and width follow boi. None where a checkpoint knows one size only.
         unit: pixels per unit of the size tokens.
     """
 
@@ -60,7 +51,7 @@ class Span:
     unit: int = 32
 
 
-class Chameleon:
+class Chameleon(StandardDecoder):
     """The adapter named ``chameleon``."""
 
     name = "chameleon"
@@ -73,37 +64,31 @@ class Chameleon:
         processor: ChameleonProcessor,
         span: Span,
     ) -> None:
-        self.module: nn.Module = module
-        self._chameleon = module
-        self._processor = processor
         self._span = span
-        self._codes = CodeTokens.of(module.model.vocabulary_mapping.img2bpe)
-        self.num_codes = len(self._codes)
         self._vocabulary: dict[str, int] = processor.tokenizer.get_vocab()
+        with reading_checkpoint():  # computed from the config's vocabulary_map when first read
+            codes = CodeTokens.of(module.model.vocabulary_mapping.img2bpe)
         pad_id = processor.tokenizer.pad_token_id
-        self.pad_id = self._id("<pad>") if pad_id is None else int(pad_id)
-        for part in self.frozen():
-            part.eval().requires_grad_(False)
+        super().__init__(
+            module,
+            processor,
+            module.model.vqmodel,
+            pad_id=self._id("<pad>") if pad_id is None else int(pad_id),
+            codes=codes,
+        )
 
     @classmethod
     def load(cls, path: str, dtype: torch.dtype, image_tokenizer: str | None) -> "Chameleon":
         """Read a checkpoint folder or hub name; ``image_tokenizer`` is Meta's ``vqgan.ckpt``.
 
         Raises:
-            UserError: another family, or no image decoder anywhere.
-            ValueError: a weight is missing, besides what transformers raises.
+            UserError: another family, or no image decoder in either place.
+            CheckpointError: a file is missing or damaged, or a weight is missing.
         """
         expect_family(path, "chameleon")
-        processor = ChameleonProcessor.from_pretrained(path)
+        with reading_checkpoint():
+            processor = ChameleonProcessor.from_pretrained(path)
         return read(path, dtype, image_tokenizer, processor, Span())
-
-    @property
-    def pixels_per_code(self) -> int:
-        return int(2 ** (len(self._chameleon.model.vqmodel.config.channel_multiplier) - 1))
-
-    @property
-    def max_tokens(self) -> int:
-        return int(self._chameleon.config.max_position_embeddings)
 
     def layout(self, grid: Grid) -> ImageLayout:
         span, side = self._span, self.pixels_per_code
@@ -157,70 +142,18 @@ class Chameleon:
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        vq = self._chameleon.model.vqmodel
         images = normalised(pixels, self._processor.image_processor)
-        codes: torch.Tensor = vq.encode(images.to(vq.dtype)).image_tokens
+        codes: torch.Tensor = self._vq.encode(images.to(self._vq.dtype)).image_tokens
         return codes.view(len(pixels), -1)
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, grid: Grid) -> torch.Tensor:
-        vq: Any = self._chameleon.model.vqmodel
-        entries = vq.quantize.embedding(codes.view(-1, *grid)).permute(0, 3, 1, 2)
-        images = vq.decoder(vq.post_quant_conv(entries)).float()
-        # The decoder was trained on [-1, 1]; the image processor's 0.0078 is a rounded 1/127.5.
-        return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-    def embed_text(self, ids: torch.Tensor) -> torch.Tensor:
-        embedded: torch.Tensor = self._chameleon.model.embed_tokens(ids)
-        return embedded
-
-    def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        return self.embed_text(self._codes.of_codes(codes))
-
-    def hidden_states(
-        self,
-        embeds: torch.Tensor,
-        mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        cache: Cache | None = None,
-    ) -> torch.Tensor:
-        return last_hidden(self._chameleon.model, embeds, mask, position_ids, cache)
-
-    def new_cache(self, max_length: int) -> Cache:
-        return StaticCache(config=self._chameleon.config, max_cache_len=max_length)
-
-    def image_head(self, *, whole_vocabulary: bool = False) -> ImageHead:
-        return self._codes.head(self._chameleon.lm_head, whole_vocabulary=whole_vocabulary)
+        return decode_codes(self._vq, codes, grid)
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         tokenizer = self._processor.tokenizer
         rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return [[tokenizer.bos_token_id, *row] for row in rows]
-
-    def text_states(
-        self, ids: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor
-    ) -> torch.Tensor:
-        return self.hidden_states(self.embed_text(ids), mask, position_ids)
-
-    def text_head(self) -> nn.Linear:
-        return self._chameleon.lm_head
-
-    def frozen(self) -> list[nn.Module]:
-        return [self._chameleon.model.vqmodel]
-
-    def lora_targets(self) -> list[str]:
-        return list(PROJECTIONS)
-
-    def compile(self) -> None:
-        self._chameleon.model.compile()
-
-    def enable_gradient_checkpointing(self) -> None:
-        self._chameleon.gradient_checkpointing_enable({"use_reentrant": False})
-
-    def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
-        # The decoder is a part of vqmodel, so it is written under the names that Anole uses.
-        self._chameleon.save_pretrained(folder, state_dict=weights)
-        self._processor.save_pretrained(folder)
 
 
 def read(
@@ -231,11 +164,12 @@ def read(
     span: Span,
 ) -> Chameleon:
     """A checkpoint with its image decoder; encoder weights too, where the folder lacks them."""
-    config = ChameleonConfig.from_pretrained(path)
+    with reading_checkpoint():
+        config = ChameleonConfig.from_pretrained(path)
     config.attention_dropout = 0.0
     source = path if image_tokenizer is None else image_tokenizer
     tensors = read_image_tokenizer(source)
-    refuse_without_decoder(tensors, source)  # before the large file is read
+    refuse_without_decoder(tensors, source)  # before reading the large file
     module, lacks_encoder = load_module(
         ChameleonForConditionalGeneration,
         path,
@@ -246,6 +180,7 @@ def read(
     )
     if lacks_encoder:
         fill_encoder(module.model.vqmodel, tensors, source)
+    # As a part of vqmodel the decoder is saved under the names that Anole's folders use.
     attach_decoder(module.model.vqmodel, tensors, source)
     model = Chameleon(module, processor, span)
     warn_if_it_cannot_draw(model, path)
@@ -253,10 +188,10 @@ def read(
 
 
 def warn_if_it_cannot_draw(model: Chameleon, path: str) -> None:
-    """Say so when the head's image rows were never trained, as in Meta's public weights.
+    """Warn if the head's image rows were never trained, as in Meta's public weights.
 
-    Rows that hardly differ from one another, or are hardly more than zero, give every code about
-    the same probability; text rows of the same head say what is usual.
+    Rows that hardly differ give every code about the same probability; the text rows of the same
+    head show the usual spread.
     """
     rows = model.image_head().weight.detach().float()
     whole = model.image_head(whole_vocabulary=True).weight.detach()[-len(rows) :].float()

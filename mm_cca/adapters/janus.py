@@ -1,35 +1,38 @@
 """Janus in transformers' own classes: Janus-1.3B, Janus-Pro-1B and -7B.
 
-An image is ``<begin_of_image>`` and then 576 codes, which are no tokens of the text vocabulary:
-they have their own embedding with an aligner, and their own head. The stock ``forward`` has no path
+An image is ``<begin_of_image>`` and then 576 codes, which are not in the text vocabulary: they have
+their own embedding with an aligner, and their own head. The stock ``forward`` has no path
 from codes to that head, and the stock ``generate`` always runs guided; here hidden states come
 from ``.model.language_model``. Shapes: see ``adapters/base.py``.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import (
-    Cache,
-    JanusConfig,
-    JanusForConditionalGeneration,
-    JanusProcessor,
-    StaticCache,
-)
+from transformers import Cache, JanusConfig, JanusForConditionalGeneration, JanusProcessor
 
 from mm_cca.adapters.base import FREE, Defaults, Grid, ImageHead, ImageLayout
-from mm_cca.adapters.decoder import PROJECTIONS, last_hidden
-from mm_cca.adapters.loading import expect_family, load_module, refuse_image_tokenizer
-from mm_cca.adapters.pixels import normalised, to_uint8
+from mm_cca.adapters.common import (
+    StandardDecoder,
+    last_hidden,
+    normalised,
+    pad_id_of,
+    to_uint8,
+)
+from mm_cca.adapters.loading import (
+    expect_family,
+    load_module,
+    reading_checkpoint,
+    refuse_image_tokenizer,
+)
 from mm_cca.errors import UserError
 
 
-class Janus:
+class Janus(StandardDecoder):
     """The adapter named ``janus``."""
 
     name = "janus"
@@ -37,13 +40,9 @@ class Janus:
     defaults = Defaults(guidance_scale=5.0, temperature=1.0, top_k=None, top_p=None)
 
     def __init__(self, module: JanusForConditionalGeneration, processor: JanusProcessor) -> None:
-        self.module: nn.Module = module
-        self._janus = module
-        self._processor = processor
-        self.num_codes = int(module.model.generation_head.vision_head.out_features)
-        self.pad_id = _pad_id(module, processor)
-        for part in self.frozen():
-            part.eval().requires_grad_(False)
+        pad_id = _pad_id(module, processor)
+        super().__init__(module, processor, module.model.vqmodel, pad_id=pad_id, codes=None)
+        self.codebook_size = int(module.model.generation_head.vision_head.out_features)
 
     @classmethod
     def load(cls, path: str, dtype: torch.dtype, image_tokenizer: str | None) -> "Janus":
@@ -51,31 +50,25 @@ class Janus:
 
         Raises:
             UserError: another family, or a layout that must be converted first.
-            ValueError: a weight is missing, besides what transformers raises.
+            CheckpointError: a file is missing or damaged, or a weight is missing.
         """
         refuse_image_tokenizer(image_tokenizer, "janus")
         expect_family(path, "janus")
-        config = JanusConfig.from_pretrained(path)
+        with reading_checkpoint():
+            config = JanusConfig.from_pretrained(path)
+            processor = JanusProcessor.from_pretrained(path)
         module, _ = load_module(
             JanusForConditionalGeneration, path, config, dtype, in_float32="vqmodel"
         )
-        return cls(module, JanusProcessor.from_pretrained(path))
-
-    @property
-    def pixels_per_code(self) -> int:
-        return int(2 ** (len(self._janus.model.vqmodel.config.channel_multiplier) - 1))
-
-    @property
-    def max_tokens(self) -> int:
-        return int(self._janus.model.language_model.config.max_position_embeddings)
+        return cls(module, processor)
 
     def layout(self, grid: Grid) -> ImageLayout:
-        side = self._janus.model.vqmodel.config.num_patches
+        side = self._vq.config.num_patches
         if grid != (side, side):
             right = side * self.pixels_per_code
             raise UserError(
                 f"data.image_size is {[n * self.pixels_per_code for n in grid]}; allowed for this "
-                f"checkpoint: [{right}, {right}], the only size its decoder draws."
+                f"checkpoint: [{right}, {right}], the only size of its image decoder."
             )
         return ImageLayout(np.full(side * side, FREE, dtype=np.int64))
 
@@ -84,8 +77,8 @@ class Janus:
         texts = []
         for prompt in prompts:
             turn: Any = {"role": "user", "content": [{"type": "text", "text": prompt}]}
-            said = p.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
-            texts.append(f"{said}{p.image_start_token}")
+            text = p.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+            texts.append(f"{text}{p.image_start_token}")
         ids: list[list[int]] = p.tokenizer(texts)["input_ids"]
         return ids
 
@@ -102,7 +95,7 @@ class Janus:
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        vq = self._janus.model.vqmodel
+        vq = self._vq
         images = normalised(pixels, self._processor.image_processor)
         latents = vq.quant_conv(vq.encoder(images.to(vq.dtype))).flatten(2).transpose(1, 2)
         # DeepSeek's quantizer compares directions (codebook_l2_norm), and decoding looks entries up
@@ -112,15 +105,11 @@ class Janus:
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, grid: Grid) -> torch.Tensor:
-        images = self._janus.model.vqmodel.decode(codes)
+        images = self._vq.decode(codes)
         return to_uint8(images, self._processor.image_processor)
 
-    def embed_text(self, ids: torch.Tensor) -> torch.Tensor:
-        embedded: torch.Tensor = self._janus.model.language_model.embed_tokens(ids)
-        return embedded
-
     def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
-        return self._janus.prepare_embeddings_for_image_generation(codes)
+        return self._model.prepare_embeddings_for_image_generation(codes)
 
     def hidden_states(
         self,
@@ -129,21 +118,15 @@ class Janus:
         position_ids: torch.Tensor,
         cache: Cache | None = None,
     ) -> torch.Tensor:
-        decoder = self._janus.model.language_model
-        states = last_hidden(decoder, embeds, mask, position_ids, cache)
-        # All of the generation head but its last layer, which is the rows that score the codes.
-        head: Any = self._janus.model.generation_head
-        hidden: torch.Tensor = head.activation_fn(head.proj_out(states))
-        return hidden
-
-    def new_cache(self, max_length: int) -> Cache:
-        config = self._janus.model.language_model.config
-        return StaticCache(config=config, max_cache_len=max_length)
+        states = super().hidden_states(embeds, mask, position_ids, cache)
+        # All of the generation head but its last layer, whose rows score the codes.
+        head = self._model.model.generation_head
+        return head.activation_fn(head.proj_out(states))
 
     def image_head(self, *, whole_vocabulary: bool = False) -> ImageHead:
         # The head scores image codes only, so the whole vocabulary is the same rows.
-        layer = self._janus.model.generation_head.vision_head
-        return ImageHead(layer.weight, layer.bias, torch.arange(self.num_codes))
+        layer = self._model.model.generation_head.vision_head
+        return ImageHead(layer.weight, layer.bias, torch.arange(self.codebook_size))
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self._processor.tokenizer(list(texts))["input_ids"]
@@ -152,36 +135,19 @@ class Janus:
     def text_states(
         self, ids: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor
     ) -> torch.Tensor:
-        # Not hidden_states: that goes on into the head of the image codes.
-        decoder = self._janus.model.language_model
-        return last_hidden(decoder, self.embed_text(ids), mask, position_ids, None)
-
-    def text_head(self) -> nn.Linear:
-        return self._janus.lm_head
+        # Not hidden_states, which includes the first layers of the image codes' head.
+        return last_hidden(self._decoder, self.embed_text(ids), mask, position_ids, None)
 
     def frozen(self) -> list[nn.Module]:
-        model = self._janus.model
-        parts: list[nn.Module] = [model.vqmodel, model.vision_model, model.aligner]
-        # Scores text, which is not trained here; a tied one is the embedding, which is.
-        if self._janus.lm_head.weight is not model.language_model.embed_tokens.weight:
-            parts.append(self._janus.lm_head)
+        model = self._model.model
+        parts = [*super().frozen(), model.vision_model, model.aligner]
+        # The text head isn't trained here; a tied one is the input embedding, which is.
+        if self._model.lm_head.weight is not model.language_model.embed_tokens.weight:
+            parts.append(self._model.lm_head)
         return parts
-
-    def lora_targets(self) -> list[str]:
-        return list(PROJECTIONS)
-
-    def compile(self) -> None:
-        self._janus.model.language_model.compile()
-
-    def enable_gradient_checkpointing(self) -> None:
-        self._janus.gradient_checkpointing_enable({"use_reentrant": False})
-
-    def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
-        self._janus.save_pretrained(folder, state_dict=weights)
-        self._processor.save_pretrained(folder)
 
 
 def _pad_id(module: JanusForConditionalGeneration, processor: JanusProcessor) -> int:
-    """What stock ``generate`` blanks prompts out with; the tokenizer's own may be another."""
+    """What stock ``generate`` replaces tokens with; the tokenizer's own padding may be another."""
     found = module.generation_config.pad_token_id
-    return int(processor.tokenizer.pad_token_id if found is None else found)
+    return pad_id_of(processor.tokenizer) if found is None else int(found)

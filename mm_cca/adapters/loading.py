@@ -1,14 +1,14 @@
-"""Reading a checkpoint so that a wrong or torn one is named before any work is done with it."""
+"""Reading a checkpoint so that a wrong or damaged one is reported before any work is done."""
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mm_cca.errors import UserError
@@ -17,14 +17,39 @@ FAMILIES = {"emu3": "emu3", "chameleon": "chameleon or lumina-mgpt", "janus": "j
 """model_type of a config.json -> the adapters that read it."""
 
 ORIGINALS = {
-    "Emu3": "This is BAAI's own layout. Take Emu3-community/Emu3-Gen-hf, or convert it with "
+    "Emu3": "This is BAAI's own layout. Use Emu3-community/Emu3-Gen-hf, or convert it with "
     "transformers' src/transformers/models/emu3/convert_emu3_weights_to_hf.py "
     "(--vq_model_id BAAI/Emu3-VisionTokenizer --llm_model_id BAAI/Emu3-Gen --output_dir DIR).",
-    "multi_modality": "This is DeepSeek's own layout. Take deepseek-community/Janus-Pro-1B or -7B, "
+    "multi_modality": "This is DeepSeek's own layout. Use deepseek-community/Janus-Pro-1B or -7B, "
     "or convert it with transformers' "
     "src/transformers/models/janus/convert_janus_weights_to_hf.py.",
 }
 """model_type of a layout that transformers' own classes can't read -> what to do."""
+
+FILE_ERRORS = (OSError, SafetensorError, json.JSONDecodeError)
+"""What is raised for files that are missing or damaged, wherever they are read."""
+
+
+class CheckpointError(Exception):
+    """A file of the checkpoint is missing, damaged, or not what it should be."""
+
+
+@contextmanager
+def reading_checkpoint() -> Iterator[None]:
+    """Around calls of ``from_pretrained``: what they raise becomes CheckpointError.
+
+    For a damaged file transformers raises nearly anything, AttributeError and KeyError included.
+    An adapter's own code must stay outside, where such an error is a bug and keeps its traceback.
+
+    Raises:
+        CheckpointError: for anything raised inside but UserError.
+    """
+    try:
+        yield
+    except (UserError, CheckpointError):
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{type(error).__name__}: {error}") from error
 
 
 def expect_family(path: str, model_type: str) -> None:
@@ -32,11 +57,14 @@ def expect_family(path: str, model_type: str) -> None:
 
     Raises:
         UserError: its ``config.json`` names another ``model_type``.
-        OSError: there is no ``config.json``.
+        CheckpointError: its ``config.json`` is missing, damaged or without a ``model_type``.
     """
-    found = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
+    with reading_checkpoint():
+        found = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
     if found == model_type:
         return
+    if found is None:  # transformers takes a folder without the file for an empty config
+        raise CheckpointError("config.json is missing or has no model_type")
     if found in ORIGINALS:
         raise UserError(f"model.path {path!r} can't be read: {ORIGINALS[found]}")
     adapter = FAMILIES.get(str(found))
@@ -48,7 +76,7 @@ def expect_family(path: str, model_type: str) -> None:
 
 
 def refuse_image_tokenizer(image_tokenizer: str | None, family: str) -> None:
-    """Raises UserError if one is named: checkpoints of this family hold their own."""
+    """Raises UserError if one is given: checkpoints of this family hold their own."""
     if image_tokenizer is not None:
         raise UserError(
             f"model.image_tokenizer is {image_tokenizer!r}; allowed for {family}: null (the "
@@ -65,21 +93,23 @@ def load_module(
     may_lack: str | None = None,
     in_float32: str | None = None,
 ) -> tuple[Any, bool]:
-    """``cls.from_pretrained``, but weights that it would draw at random are an error.
+    """``cls.from_pretrained``, but weights that it would initialise at random are an error.
 
     Args:
         in_float32: name of a part that stays in float32 whatever ``dtype`` is. Image tokenizers do:
             in bfloat16 the nearest of many close codes is often another one.
-        may_lack: start of the names of weights that may come from somewhere else.
+        may_lack: start of the names of weights that may come from another file.
 
     Returns:
         the module, and whether any weight under ``may_lack`` is missing.
 
     Raises:
-        ValueError: a weight is missing.
-        RuntimeError: a weight has another shape than the config says.
+        CheckpointError: a weight is missing or has another shape than the config says, or whatever
+            a stock class of transformers raises. A class of the adapter's own may have bugs, so
+            what it raises is left alone.
     """
-    with _kept_in_float32(cls, in_float32):
+    stock = cls.__module__.startswith("transformers.")
+    with _kept_in_float32(cls, in_float32), reading_checkpoint() if stock else nullcontext():
         loaded: Any = cls.from_pretrained(
             path, config=config, dtype=dtype, output_loading_info=True
         )
@@ -89,13 +119,13 @@ def load_module(
     elsewhere = [n for n in missing if may_lack is not None and n.startswith(may_lack)]
     missing = [n for n in missing if n not in set(elsewhere)]
     if missing:
-        raise ValueError(f"it lacks {len(missing)} weights, such as {missing[0]}")
+        raise CheckpointError(f"it lacks {len(missing)} weights, such as {missing[0]}")
     return module, bool(elsewhere)
 
 
 @contextmanager
 def _kept_in_float32(cls: type[PreTrainedModel], part: str | None) -> Iterator[None]:
-    """transformers' own mechanism, which is an attribute of the class."""
+    """Through an attribute of the class, which is how transformers itself does it."""
     before = cls._keep_in_fp32_modules_strict
     cls._keep_in_fp32_modules_strict = set(before or ()) | ({part} if part else set())
     try:
@@ -104,10 +134,14 @@ def _kept_in_float32(cls: type[PreTrainedModel], part: str | None) -> Iterator[N
         cls._keep_in_fp32_modules_strict = before
 
 
+@reading_checkpoint()
 def read_tensors(path: str, prefix: str) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint folder or hub name whose names start with ``prefix``.
 
-    Only the files that hold them are opened. The prefix is cut off the names.
+    Only the files that hold them are opened. The prefix is removed from the names.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
     """
     folder = Path(path)
     if not folder.is_dir():

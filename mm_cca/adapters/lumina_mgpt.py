@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, ChameleonImageProcessor, ChameleonProcessor
 
 from mm_cca.adapters.chameleon import Chameleon, Span, read
-from mm_cca.adapters.loading import expect_family
+from mm_cca.adapters.loading import expect_family, reading_checkpoint
 
 SPAN = Span(
     template="Generate an image of {width}x{height} according to the following prompt:\n{prompt}",
@@ -24,8 +24,9 @@ class LuminaMGPT:
 
     @staticmethod
     def load(path: str, dtype: torch.dtype, image_tokenizer: str | None) -> Chameleon:
-        """As ``Chameleon.load``; the folders hold a tokenizer but no processor's files."""
+        """As ``Chameleon.load``; the folders hold a tokenizer but no processor files."""
         expect_family(path, "chameleon")
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        processor = ChameleonProcessor(ChameleonImageProcessor(), tokenizer)
+        with reading_checkpoint():
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            processor = ChameleonProcessor(ChameleonImageProcessor(), tokenizer)
         return read(path, dtype, image_tokenizer, processor, SPAN)

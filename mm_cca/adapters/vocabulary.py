@@ -14,7 +14,7 @@ from mm_cca.errors import UserError
 
 @dataclass(frozen=True)
 class CodeTokens:
-    """Which vocabulary id stands for which image code.
+    """The vocabulary id of every image code.
 
     Attributes:
         ids: [K] int64, the id of each code. The order may be any (Chameleon's is a permutation).
@@ -26,12 +26,14 @@ class CodeTokens:
 
     @classmethod
     def of(cls, img2bpe: dict[int, int]) -> "CodeTokens":
-        """From a map of code to id. Raises UserError if the ids don't form one block."""
+        """From a map of code to id. Raises UserError if there are none or they form no block."""
+        if not img2bpe:
+            raise UserError("the checkpoint's vocabulary holds no image tokens.")
         ids = torch.tensor([img2bpe[code] for code in sorted(img2bpe)])
         first, last = int(ids.min()), int(ids.max())
         if last - first + 1 != len(ids):
             raise UserError(
-                f"the {len(ids)} image tokens of this vocabulary do not lie together "
+                f"the {len(ids)} image tokens of this vocabulary are not contiguous "
                 f"(ids {first}..{last}): the checkpoint's vocabulary_map is not its family's."
             )
         return cls(ids, slice(first, last + 1))

@@ -1,4 +1,4 @@
-"""The decoder half of Chameleon's VQGAN, which transformers lacks, and where its weights come from.
+"""The decoder half of Chameleon's VQGAN, which transformers lacks, and how its weights are read.
 
 The network is the one of taming-transformers (``taming/modules/diffusionmodules/model.py``,
 ``Decoder``) that Meta trained for Chameleon; its blocks are transformers' own encoder blocks.
@@ -7,12 +7,12 @@ Parameter names are those of ``vqgan.ckpt`` and of the Anole folders on the hub 
 Shapes: B images, h x w grid of codes, C latent channels, f pixels per code.
 """
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import ChameleonVQVAEConfig
@@ -22,6 +22,7 @@ from transformers.models.chameleon.modeling_chameleon import (
     ChameleonVQVAEEncoderResnetBlock,
 )
 
+from mm_cca.adapters.base import Grid
 from mm_cca.adapters.loading import read_tensors
 from mm_cca.errors import UserError
 
@@ -35,14 +36,14 @@ WHERE = (
 
 
 class _Inert:
-    """Stands in for a Lightning class that a checkpoint mentions beside its tensors."""
+    """Replaces a Lightning class that a checkpoint mentions next to its tensors."""
 
 
 LIGHTNING = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.utilities.parsing.AttributeDict",
 )
-"""Names that a Lightning checkpoint such as ``vqgan.ckpt`` may hold; nothing of them is run."""
+"""Classes that a Lightning checkpoint such as ``vqgan.ckpt`` may hold; none of their code runs."""
 
 
 class _Upsample(nn.Module):
@@ -115,7 +116,7 @@ def attach_decoder(vq: ChameleonVQVAE, tensors: dict[str, torch.Tensor], source:
     """Give the stock tokenizer a ``decoder``, under the name that Anole's folders use.
 
     Raises:
-        UserError: no decoder among the tensors, another architecture, or another codebook.
+        UserError: no decoder among the tensors, a different architecture, or a different codebook.
     """
     refuse_without_decoder(tensors, source)
     weights = {n.removeprefix("decoder."): t for n, t in tensors.items() if n.startswith("decoder")}
@@ -126,18 +127,27 @@ def attach_decoder(vq: ChameleonVQVAE, tensors: dict[str, torch.Tensor], source:
             codebook.to(own), own.detach(), rtol=1e-2, atol=1e-6
         ):
             raise UserError(
-                f"the decoder in {source} belongs to another codebook than the checkpoint's: it "
-                f"would draw noise. {WHERE}"
+                f"the decoder in {source} belongs to another codebook than the checkpoint's: "
+                f"its images would be noise. {WHERE}"
             )
     decoder = VQDecoder(vq.config)
     _fill(decoder, weights, source)
     vq.decoder = decoder
 
 
+def decode_codes(vq: ChameleonVQVAE, codes: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """[B, h*w] codes -> [B, 3, f*h, f*w] uint8, with the decoder of ``attach_decoder``."""
+    entries = vq.quantize.embedding(codes.view(-1, *grid)).permute(0, 3, 1, 2)
+    decoder: Any = vq.decoder
+    images = decoder(vq.post_quant_conv(entries)).float()
+    # The decoder was trained on [-1, 1]; the stock image processor's 0.0078 is a rounded 1/127.5.
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 def refuse_without_decoder(tensors: dict[str, torch.Tensor], source: str) -> None:
     """Raises UserError if there is no decoder among the tensors."""
     if not any(name.startswith("decoder.") for name in tensors):
-        raise UserError(f"{source} holds no image decoder, so nothing can be drawn. {WHERE}")
+        raise UserError(f"{source} holds no image decoder, so it can't generate images. {WHERE}")
 
 
 def fill_encoder(vq: ChameleonVQVAE, tensors: dict[str, torch.Tensor], source: str) -> None:
@@ -154,7 +164,7 @@ def _fill(module: nn.Module, weights: dict[str, torch.Tensor], source: str) -> N
 
 
 def read_image_tokenizer(source: str) -> dict[str, torch.Tensor]:
-    """The tensors of a VQGAN by taming's names, from any of the places they are found in.
+    """The tensors of a VQGAN, named as in taming-transformers, from any of the usual files.
 
     Args:
         source: ``vqgan.ckpt`` (or .pt, .pth), a .safetensors file, or a checkpoint folder or hub
@@ -162,6 +172,7 @@ def read_image_tokenizer(source: str) -> dict[str, torch.Tensor]:
 
     Raises:
         UserError: the file can't be read, or holds more than tensors and plain values.
+        CheckpointError: a file of the folder is missing or damaged.
     """
     path = Path(source)
     if path.suffix in (".ckpt", ".pt", ".pth"):
@@ -169,7 +180,7 @@ def read_image_tokenizer(source: str) -> dict[str, torch.Tensor]:
     elif path.suffix == ".safetensors":
         try:
             found = load_file(path)
-        except Exception as error:  # safetensors raises its own kind, and OSError
+        except (OSError, SafetensorError) as error:
             raise UserError(f"model.image_tokenizer {source!r} can't be read: {error}") from error
     else:
         found = read_tensors(source, "model.vqmodel.")
@@ -189,7 +200,7 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     try:
         with torch.serialization.safe_globals([(_Inert, name) for name in LIGHTNING]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch raises nearly anything for a damaged file
         raise UserError(
             f"model.image_tokenizer {str(path)!r} can't be read: {error}\nOnly tensors and plain "
             "values are read from such a file, because anything else would run as code. If it "

@@ -1,7 +1,44 @@
-"""Verbs about scores and pictures that take no recipe: their arguments, and what they do."""
+"""Arguments that several verbs share, and those of verbs with many."""
 
 import argparse
 from pathlib import Path
+from typing import TypeAlias
+
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_recipe(
+    verb: argparse.ArgumentParser,
+    example: str,
+    *,
+    optional: bool = False,
+    num_overrides: str = "*",
+) -> None:
+    """``RECIPE key=value ...``; ``num_overrides`` as argparse's nargs."""
+    recipe_help = "a YAML file or the name of a built-in recipe"
+    verb.add_argument("recipe", nargs="?" if optional else None, help=recipe_help)
+    verb.add_argument("overrides", nargs=num_overrides, metavar="key=value", help=example)
+
+
+def add_export(verbs: Verbs) -> None:
+    """``mm-cca export RUN DIR``."""
+    export = verbs.add_parser(
+        "export",
+        help="write the model of a finished run for others, with a model card",
+        description="Write the model of a finished run so that plain transformers or peft loads "
+        "it, with guidance off in its generation config and a model card.",
+    )
+    export.add_argument("run", type=Path, help="the run folder (run.dir of the recipe)")
+    export.add_argument("folder", type=Path, help="where to write the model; must not exist")
+    export.add_argument("--merge", action="store_true", help="merge a LoRA into its base")
+    export.add_argument(
+        "--dial",
+        type=float,
+        default=1.0,
+        metavar="A",
+        help="base + A * (trained - base): 0 = base, 1 = trained weights (default), above 1 "
+        "extrapolates",
+    )
 
 
 def add_comparison(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +61,7 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_export_samples(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_export_samples(verbs: Verbs) -> None:
     """``mm-cca export-samples RUN ARM DIR --format FORM``."""
     samples = verbs.add_parser(
         "export-samples",
@@ -56,7 +93,7 @@ def add_export_samples(verbs: "argparse._SubParsersAction[argparse.ArgumentParse
     )
 
 
-def add_coco_prompts(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_coco_prompts(verbs: Verbs) -> None:
     """``mm-cca coco-prompts ANNOTATIONS FILE``."""
     coco = verbs.add_parser(
         "coco-prompts",

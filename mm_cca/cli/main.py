@@ -5,13 +5,14 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
-from mm_cca.cli.parser import parser
+from mm_cca.cli.parser import WELCOME, parser
 from mm_cca.errors import Interrupted, UserError
 
 COMMANDS = {
     "ls": "recipes:ls",
     "cp": "recipes:cp",
     "validate": "recipes:validate",
+    "explain": "explain:explain",
     "env": "env:env",
     "tiny": "tiny:tiny",
     "export": "export:export",
@@ -28,16 +29,23 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status (2 for a user's mistake, 130 when interrupted)."""
     args = parser().parse_args(argv)
+    if args.verb is None:
+        print(WELCOME, end="")
+        return 0
     try:
         return _command(args.verb)(args)
     except UserError as error:
+        if args.debug:
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Interrupted as stop:
-        print(f"{stop}; the same command goes on from here", file=sys.stderr)
+        print(f"{stop}; run the same command again to resume", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        if args.debug:
+            raise
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         return 130
 
 

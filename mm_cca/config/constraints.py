@@ -1,40 +1,54 @@
-"""What a check is, and the plain kinds of them: pure functions of a key and its value."""
+"""What a check is, and the checks that follow from a key's declaration."""
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
+
+from mm_cca.config.declarations import Declared, declared
+from mm_cca.config.keys import value_of
+from mm_cca.config.schema import AnyRecipe
 
 Check = tuple[str, Any, bool, str]
 """Key, value, whether it is right, what is allowed."""
 
 
-def one_of(key: str, value: str, allowed: Iterable[str]) -> Check:
-    """One of these words."""
-    return key, value, value in tuple(allowed), ", ".join(allowed)
+def declared_checks(recipe: AnyRecipe) -> Iterator[Check]:
+    """Range, choices and number of items of every key, as declared beside it."""
+    for name, entry in declared(type(recipe)).items():
+        value = value_of(recipe, name)
+        if value is None:
+            continue
+        if not entry.is_list:
+            yield name, value, _fits(entry, value), entry.allowed
+            continue
+        if entry.rules.items is not None:
+            fewest, most = entry.rules.items
+            right = fewest <= len(value) and (most is None or len(value) <= most)
+            if most is not None:  # such as [height, width]: one value in several numbers
+                right = right and all(_fits(entry, item) for item in value)
+            yield name, value, right, entry.allowed
+        if entry.rules.items is None or entry.rules.items[1] is None:
+            yield from ((name, item, _fits(entry, item), entry.allowed) for item in value)
+        if entry.rules.distinct:
+            yield name, value, _all_different(value), "all values different"
 
 
-def at_least(key: str, value: float, low: float) -> Check:
-    """``low`` or more, and finite."""
-    return key, value, low <= value < math.inf, f"{low} or more"
+def _fits(entry: Declared, value: object) -> bool:
+    if isinstance(value, bool):
+        return True
+    if isinstance(value, str):
+        return not entry.choices or value in entry.choices
+    return not isinstance(value, int | float) or entry.rules.has(value)
 
 
-def above(key: str, value: float, low: float) -> Check:
-    """More than ``low``, and finite."""
-    return key, value, low < value < math.inf, f"more than {low}"
-
-
-def fraction(key: str, value: float) -> Check:
-    """0 up to, but not, 1."""
-    return key, value, 0 <= value < 1, "0 up to, but not, 1"
-
-
-def no_two_alike(key: str, values: Sequence[float | str]) -> Check:
-    """Values that become names of arms."""
+def _all_different(values: list[Any]) -> bool:
     # Numbers become names of arms with six digits.
     names = [value if isinstance(value, str) else f"{value:g}" for value in values]
-    return key, values, len(set(names)) == len(names), "no two alike"
+    return len(set(names)) == len(names)
 
 
-def when(condition: bool, check: Callable[[], Check]) -> list[Check]:
-    """The check, where it applies."""
-    return [check()] if condition else []
+def wrong_words(entry: Declared, value: Any) -> list[Any]:
+    """The values (of a list: its items) that are none of a ``Literal``'s words."""
+    if get_origin(entry.item) is not Literal or value is None:
+        return []
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if item not in get_args(entry.item)]

@@ -6,15 +6,16 @@ together, before any weight is read.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mm_cca.config.declarations import declared
 from mm_cca.config.schema import JOBS, AnyRecipe
 from mm_cca.config.shipped import find_recipe
 from mm_cca.errors import UserError
@@ -30,6 +31,7 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     Raises:
         UserError: every mistake in one message.
     """
+    from mm_cca.config.constraints import wrong_words
     from mm_cca.config.validate import problems
 
     path = find_recipe(path_or_name)
@@ -42,13 +44,16 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     schema = JOBS[job]
     recipe = OmegaConf.structured(schema)
     found: list[str] = []
-    keys = dict(known_keys(schema))
-    lists = {key for key, kind in keys.items() if get_origin(kind) is list}
+    keys = declared(schema)
     for key, value in _leaves(raw, schema):
         if (unknown := _unknown_key(key, keys)) is not None:
             found.append(unknown)
             continue
-        bare = key in lists and value is not None and not isinstance(value, list)
+        entry = keys[key]
+        if wrong := wrong_words(entry, value):
+            found += [f"{key} is {word!r}; allowed: {entry.allowed}" for word in wrong]
+            continue
+        bare = entry.is_list and value is not None and not isinstance(value, list)
         try:
             OmegaConf.update(recipe, key, [value] if bare else value)  # sample.dial=0.5 is [0.5]
         except OmegaConfBaseException as error:
@@ -68,6 +73,12 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
 def dump(recipe: AnyRecipe) -> str:
     """The resolved recipe as YAML; loading it gives the same recipe."""
     return OmegaConf.to_yaml(OmegaConf.structured(recipe))
+
+
+def own_copy(recipe: Path) -> str:
+    """The text of a built-in recipe for another folder: editors still find its JSON schema."""
+    schema = (recipe.parent / "schema.json").resolve()
+    return recipe.read_text(encoding="utf-8").replace("$schema=schema.json", f"$schema={schema}", 1)
 
 
 class _Loader(yaml.SafeLoader):
@@ -134,14 +145,3 @@ def _unknown_key(key: str, known: Iterable[str]) -> str | None:
     near = get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"{key} is no key of this recipe{hint}"
-
-
-def known_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their types."""
-    hints = get_type_hints(schema)
-    for entry in fields(schema):
-        inner = hints[entry.name]
-        if is_dataclass(inner):
-            yield from known_keys(inner, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
-        else:
-            yield f"{prefix}{entry.name}", inner

@@ -40,16 +40,6 @@ def parse_sum(text: str, allowed: Sequence[str]) -> dict[str, float]:
     return terms
 
 
-NEGATIVE_KEYS = {
-    "negatives",
-    "num_negatives",
-    "negatives_embedding",
-    "hard_candidates",
-    "max_similarity",
-}
-"""Keys of ``loss`` that decide which prompts are contrasted."""
-
-
 @dataclass(frozen=True)
 class LossTerms:
     """The objectives of a recipe with their weights, and what they need.
@@ -76,16 +66,6 @@ class LossTerms:
     def needs_teacher(self) -> bool:
         """Whether the base is asked for its guided distributions."""
         return "distill" in self.weights
-
-    @property
-    def keys_in_use(self) -> set[str]:
-        """Names of the recipe's ``loss`` keys that the result depends on."""
-        used = {"objective", "uncond_ratio", "whole_vocabulary", "text_weight"}
-        if self.needs_negatives:
-            used |= NEGATIVE_KEYS | {"lambda_", "beta", "beta_codes"}
-        if self.needs_teacher:
-            used.add("distill_scale")
-        return used
 
     @property
     def needs_text(self) -> bool:

@@ -1,158 +1,186 @@
-"""What a recipe may say: one typed dataclass per group of keys, with its defaults."""
+"""What a recipe may say: one typed dataclass per group of keys, with its defaults.
+
+Under every key stands what it does; range, choices and the stages it decides are declared beside
+it (see ``keys.py``). ``mm-cca explain KEY`` shows both.
+"""
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias, get_args
 
-from omegaconf import MISSING
+from mm_cca.config.keys import (
+    ARMS,
+    DEMO,
+    EVAL,
+    REFERENCE,
+    SAMPLE,
+    SHARDS,
+    TOKENS,
+    TRAIN,
+    Condition,
+    is_above_zero,
+    is_set_to,
+    key,
+)
+from mm_cca.config.schema_demo import ScorerConfig, TokenizerConfig
+from mm_cca.config.schema_eval import FROM_CAPTIONS, MIN_IMAGES, EvalConfig, SampleConfig
+from mm_cca.config.schema_train import (
+    CONTRASTIVE,
+    OBJECTIVES,
+    WITH_NEGATIVES,
+    LossConfig,
+    TrainConfig,
+)
 
-from mm_cca.config.metrics import DEFAULT as DEFAULT_METRICS
-
-STAGES = ("prepare", "train", "sample", "eval", "report")
-SOURCES = ("base", "cca", "control")
-OBJECTIVES = ("cca", "nll", "dpo", "unlearn", "distill")
+__all__ = [
+    "CONTRASTIVE",
+    "JOBS",
+    "MIN_IMAGES",
+    "OBJECTIVES",
+    "SOURCES",
+    "STAGES",
+    "TEXT_FILES",
+    "AnyRecipe",
+    "DataConfig",
+    "EvalConfig",
+    "LossConfig",
+    "ModelConfig",
+    "Recipe",
+    "RunConfig",
+    "SampleConfig",
+    "ScorerConfig",
+    "ScorerRecipe",
+    "Source",
+    "StageName",
+    "TokenizerConfig",
+    "TokenizerRecipe",
+    "TrainConfig",
+]
+StageName = Literal["prepare", "train", "sample", "eval", "report"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
+Source = Literal["base", "cca", "control"]
+SOURCES: tuple[Source, ...] = get_args(Source)
 TEXT_FILES = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 """Endings of files that hold texts, and the reader of ``datasets`` for each."""
-CONTRASTIVE = ("cca", "dpo", "unlearn")
-"""Objectives that look at other prompts, and so at a reference."""
+EDITS = Condition(
+    "loss.negatives has edit and loss.objective has cca, dpo or unlearn",
+    lambda recipe: "edit" in recipe.loss.negatives and WITH_NEGATIVES.holds(recipe),
+)
+ATTRIBUTES = Condition("eval.attributes is not empty", lambda recipe: bool(recipe.eval.attributes))
+KEEPS_BEST = is_set_to("train.keep", "best")
+IMAGES = (TOKENS, REFERENCE, TRAIN, DEMO)
+CAPTIONS = (TOKENS, TRAIN, SAMPLE.given(FROM_CAPTIONS), DEMO)
 
 
 @dataclass
 class RunConfig:
     """Where the run lives and what ``mm-cca run`` does."""
 
-    dir: str = MISSING
-    tokens_dir: str | None = None  # share one token cache between runs; None is DIR/tokens
-    reference_dir: str | None = None  # the same for train.reference=cached; None is DIR/reference
-    trained: str | None = None  # a finished run whose models are drawn; None trains here
-    stages: list[str] = field(default_factory=lambda: list(STAGES))
-    sources: list[str] = field(default_factory=lambda: list(SOURCES))  # no others
+    dir: str = key()
+    """The run folder: everything the run writes lies in it. Another name is another run."""
+    tokens_dir: str | None = key(None)
+    """Folder of the token cache, to share it between runs; null is DIR/tokens."""
+    reference_dir: str | None = key(None)
+    """Folder of the reference cache (train.reference=cached), to share it between runs; null is
+    DIR/reference."""
+    trained: str | None = key(
+        None, words="null, or the folder of a finished run (job finetune only)"
+    )
+    """A finished run whose models are sampled and scored here, with other prompts or scores; null
+    trains here."""
+    stages: list[StageName] = key(list(STAGES))
+    """The stages that `mm-cca run` does, always in the order of this list's default."""
+    sources: list[Source] = key(list(SOURCES), decides=(ARMS,))
+    """Models to train, sample and score: the base as it is, what the recipe trains (cca), and the
+    control of train.control."""
 
 
 @dataclass
 class ModelConfig:
     """Which checkpoint, read by which adapter."""
 
-    adapter: str = MISSING
-    path: str = MISSING
-    dtype: str = "bfloat16"
-    image_tokenizer: str | None = None  # Chameleon family: vqgan.ckpt, where the folder lacks it
+    adapter: str = key(
+        words="emu3, chameleon, janus, lumina-mgpt, or package.module:Class",
+        decides=(TOKENS, REFERENCE, TRAIN, SAMPLE),
+    )
+    """The model family, or a class of your own that reads another one (see CONTRIBUTING.md)."""
+    path: str = key(decides=(TOKENS, REFERENCE, TRAIN, SAMPLE))
+    """The checkpoint: a folder, a hub name, or a model that comes with the package (emu3-emoji)."""
+    dtype: Literal["float32", "bfloat16", "float16"] = key(
+        "bfloat16", decides=(TOKENS, REFERENCE, TRAIN, SAMPLE)
+    )
+    """Precision of the weights in memory. Full fine-tuning needs float32 (half precision rounds
+    most updates away) or FSDP; LoRA and sampling take bfloat16."""
+    image_tokenizer: str | None = key(None, decides=(TOKENS, REFERENCE, TRAIN, SAMPLE))
+    """Chameleon family only: the file vqgan.ckpt, where the checkpoint's folder lacks it."""
 
 
 @dataclass
 class DataConfig:
-    """Captioned images: ``emoji``, a folder with metadata.jsonl, a Parquet file, a hub name."""
+    """Captioned images, and how they are encoded."""
 
-    path: str = MISSING
-    image_column: str = "image"
-    caption_column: str = "caption"
-    split_column: str | None = None
-    train_split: str = "train"
-    heldout_split: str | None = None
-    image_size: list[int] = MISSING  # height, width in pixels
-    variants: int = 1
-    max_zoom: float = 1.0
-    max_shift: float = 0.0
-    max_bad: int = 0
-    attribute_words: str | None = None  # YAML that adds to the shipped colours, numbers ...
-    text_path: str | None = None  # texts for loss.text_weight; None: the captions
-    encode_batch_size: int = 64
-    rows_per_shard: int = 1024
-
-
-@dataclass
-class LossConfig:
-    """The objective and its constants; ``lambda_`` and ``beta`` as in the paper."""
-
-    objective: str = "cca"  # or a weighted sum such as "cca + 0.1 nll"
-    beta: float = 0.02
-    beta_codes: int | None = 576
-    lambda_: float = 1.0
-    uncond_ratio: float = 0.1
-    negatives: str = "shuffle"  # or a mixture such as "0.5 shuffle + 0.3 hard + 0.2 edit"
-    num_negatives: int = 1  # other prompts per image
-    negatives_embedding: str = "tfidf"  # or sentence-transformers:NAME, open_clip:NAME:PRETRAINED
-    hard_candidates: int = 16  # the nearest captions that hard draws from
-    max_similarity: float | None = 0.95  # more alike is no wrong prompt; None: not looked at
-    distill_scale: float | None = None  # guidance that distill learns; None is the family's own
-    text_weight: float = 0.0  # of the mean nats per token of plain text, added to the loss
-    whole_vocabulary: bool = False
-
-
-@dataclass
-class TrainConfig:
-    """The training loop."""
-
-    seed: int = 0
-    max_steps: int = MISSING
-    stop_after: int | None = None  # end early; the learning rate still follows max_steps
-    batch_size: int = MISSING  # pairs per optimizer step, over all ranks
-    micro_batch_size: int = MISSING  # pairs per forward pass on one rank
-    learning_rate: float = MISSING
-    schedule: str = "cosine"
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    max_grad_norm: float = 1.0
-    mixed_precision: str = "no"
-    gradient_checkpointing: bool = False
-    compile: bool = False  # torch.compile of the decoder (objective nll only)
-    tuning: str = "full"
-    reference: str = "copy"  # or lora (LoRA off), cached (computed once by prepare)
-    lora_rank: int = 16
-    lora_alpha: int = 32
-    control: bool = False  # also train the base with nll on the same batches, for comparison
-    save_every: int = 500
-    keep_checkpoints: int = 2
-    eval_every: int = 0  # held-out loss every so many steps; 0 is never
-    keep: str = "last"  # or "best": the weights with the lowest held-out loss
-    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
-
-
-@dataclass
-class SampleConfig:
-    """The arms and how they are sampled; None means the adapter's default."""
-
-    num_images: int = 256  # prompts per split of the data
-    prompts: str | None = None  # a file, a folder or attributes, drawn instead, all of it
-    images_per_prompt: int = 1
-    guidance_scales: list[float] = field(default_factory=lambda: [1.5, 2.0, 3.0, 5.0, 7.5])
-    control_scales: list[float] = field(default_factory=list)
-    cca_scales: list[float] = field(default_factory=list)  # guide the trained model too
-    dial: list[float] = field(default_factory=list)  # base + a * (trained - base), unguided
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    negative_prompts: list[str] = field(default_factory=lambda: [""])  # for every guided arm
-    batch_size: int = 64
-    seed: int = 0
-
-
-@dataclass
-class EvalConfig:
-    """Scores. ``scorer`` is any open_clip name, ``local-dir:``, ``hf:``, or ``emoji-clip``."""
-
-    scorer: str = MISSING
-    scorer_pretrained: str | None = None
-    metrics: list[str] = field(default_factory=lambda: list(DEFAULT_METRICS))
-    inception_weights: str | None = None  # a file or "download", for fid, kid, inception_score
-    inception_sha256: str | None = None  # of that file; None is the published one's
-    reference: str | None = None  # folder, Parquet, hub name, .npz; None: the rest of the split
-    reference_split: str = "train"  # of a hub name
-    image_size: list[int] | None = None  # score at this height, width; None is as drawn
-    batch_size: int = 256
-    attributes: list[str] = field(default_factory=list)  # such as colour, style: is it right?
-    text_nll: str | None = None  # "captions" (held-out) or a text file: nats per token
-    bootstrap_samples: int = 1000
-    grid_prompts: int = 12  # rows of pictures on one page of the report
-    report_megabytes: float = 8.0  # pictures inside the report; the others are read from the run
+    path: str = key(decides=(*IMAGES, SAMPLE.given(FROM_CAPTIONS)))
+    """Captioned images: a folder with metadata.jsonl, a Parquet file, a hub name, or emoji."""
+    image_column: str = key("image", decides=(*IMAGES, SAMPLE.given(FROM_CAPTIONS)))
+    """Column of the images."""
+    caption_column: str = key("caption", decides=CAPTIONS)
+    """Column of the captions; a folder with metadata.jsonl often calls it text."""
+    split_column: str | None = key(None, decides=CAPTIONS)
+    """Column that names the split of every row, where one table holds several; null: the splits
+    are those of the data set itself."""
+    train_split: str = key("train", decides=(TRAIN, SAMPLE.given(FROM_CAPTIONS), DEMO))
+    """The split that is trained on."""
+    heldout_split: str | None = key(
+        None, decides=(TRAIN.given(KEEPS_BEST), SAMPLE.given(FROM_CAPTIONS), DEMO)
+    )
+    """A split that is never trained on: for the held-out loss (train.eval_every), and sampled and
+    scored beside the train split."""
+    image_size: list[int] = key(
+        at_least=1,
+        items=(2, 2),
+        words="[height, width]",
+        decides=(*IMAGES, SAMPLE),
+    )
+    """Height and width in pixels to which images are resized, and of the images drawn. Must be a
+    size that the model family can draw."""
+    variants: int = key(1, at_least=1, decides=IMAGES[:3])
+    """Augmented versions of every image in the token cache; the first is the image as it is. More
+    of them help small data sets and take as many times the encoding."""
+    max_zoom: float = key(1.0, at_least=1, decides=IMAGES)
+    """Largest zoom of an augmented version, as a factor; 1 is none."""
+    max_shift: float = key(0.0, at_least=0, below=1, decides=IMAGES)
+    """Largest shift of an augmented version, as a fraction of the image's sides."""
+    max_bad: int = key(0, at_least=0)
+    """How many unreadable rows are left out before prepare fails; all are listed in
+    bad_rows.jsonl."""
+    attribute_words: str | None = key(
+        None,
+        words="null, or a YAML file of word lists",
+        content="words",
+        decides=(TRAIN.given(EDITS), REFERENCE.given(EDITS), EVAL.given(ATTRIBUTES)),
+    )
+    """A YAML file that adds to the built-in colours, numbers, styles ...: the words that the
+    negatives edit swaps and that eval.attributes asks about."""
+    text_path: str | None = key(
+        None,
+        words=f"null, or a file that ends in {', '.join(TEXT_FILES)}",
+        content="file",
+        decides=(TRAIN.given(is_above_zero("loss.text_weight")),),
+    )
+    """Plain texts for loss.text_weight: one a line, or the column text; null: the captions."""
+    encode_batch_size: int = key(64, at_least=1)
+    """Images that prepare encodes at once. Lower it when memory runs out; the codes are the same
+    up to rounding."""
+    rows_per_shard: int = key(1024, at_least=1, decides=(SHARDS,))
+    """Rows per file of the token cache: what an interruption loses at most. The codes are the same
+    with any number."""
 
 
 @dataclass
 class Recipe:
     """Fine-tune a unified model and measure it (job: finetune)."""
 
-    job: str = "finetune"
+    job: str = key("finetune", words="finetune, tokenizer, scorer")
+    """Which kind of recipe this is: finetune, or the demo's own tokenizer and scorer."""
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -163,63 +191,22 @@ class Recipe:
 
 
 @dataclass
-class TokenizerConfig:
-    """A stock Emu3VQVAE, the tokenizer's text vocabulary and the untrained decoder around it."""
-
-    num_codes: int = 512
-    code_dim: int = 8
-    base_channels: int = 32
-    channel_multiplier: list[int] = field(default_factory=lambda: [1, 2, 2])
-    text_vocab_size: int = 2000
-    decoder_hidden_size: int = 256
-    decoder_intermediate_size: int = 640
-    decoder_layers: int = 6
-    decoder_heads: int = 8
-    steps: int = MISSING
-    batch_size: int = 64
-    learning_rate: float = 1.5e-3
-    warmup_steps: int = 50
-    commitment: float = 0.25
-    reseed_every: int = 50
-    mixed_precision: str = "no"
-    seed: int = 0
-
-
-@dataclass
 class TokenizerRecipe:
     """Train the demo's image tokenizer and assemble an untrained Emu3 (job: tokenizer)."""
 
-    job: str = "tokenizer"
+    job: str = key("tokenizer", words="finetune, tokenizer, scorer")
+    """Which kind of recipe this is: finetune, or the demo's own tokenizer and scorer."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
 
 
 @dataclass
-class ScorerConfig:
-    """The two towers of the demo's scorer."""
-
-    patch_size: int = 4
-    vision_width: int = 160
-    vision_layers: int = 4
-    text_width: int = 128
-    text_layers: int = 2
-    embed_dim: int = 96
-    text_vocab_size: int = 2000
-    steps: int = MISSING
-    batch_size: int = 256
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.2
-    warmup_steps: int = 100
-    mixed_precision: str = "no"
-    seed: int = 0
-
-
-@dataclass
 class ScorerRecipe:
     """Train the demo's open_clip scorer (job: scorer)."""
 
-    job: str = "scorer"
+    job: str = key("scorer", words="finetune, tokenizer, scorer")
+    """Which kind of recipe this is: finetune, or the demo's own tokenizer and scorer."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)

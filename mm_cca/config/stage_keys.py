@@ -1,31 +1,100 @@
 """Which keys of a recipe decide the result of a stage."""
 
-DEPENDS_ON = (
-    "data.path",
-    "data.image_column",
-    "data.image_size",
-    "data.variants",
-    "data.max_zoom",
-    "data.max_shift",
-    "loss.uncond_ratio",
-    "loss.negatives",
-    "loss.num_negatives",
-    "loss.negatives_embedding",
-    "loss.hard_candidates",
-    "loss.max_similarity",
-    "loss.whole_vocabulary",
-    "train.seed",
-    "train.micro_batch_size",
-    "train.mixed_precision",
-)
-"""Keys of a recipe, beside those of the model, that the numbers depend on, to the last bit."""
+import hashlib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mm_cca.config.declarations import Declared, declared
+from mm_cca.config.keys import TRAIN, Decides, value_of
+from mm_cca.config.schema import AnyRecipe, Recipe, TrainConfig
+
+STEPS_DONE = "steps"
+"""In the settings of a training: the number of steps, which may grow (see ``Stage.grows``)."""
 
 
-NOT_ABOUT_TOKENS = (
-    "max_bad",
-    "encode_batch_size",
-    "train_split",
-    "heldout_split",
-    "attribute_words",
-    "text_path",
-)
+def settings_of(
+    stage: Decides, recipe: AnyRecipe, texts: Mapping[str, Iterable[str]] | None = None
+) -> dict[str, Any]:
+    """The keys that decide a stage's result, with their values.
+
+    Keys that do not matter to this recipe are left out; files count by the sha256 of what is in
+    them.
+
+    Args:
+        stage: such as ``keys.TRAIN``.
+        recipe: a validated recipe.
+        texts: key -> what was read from the file it names, for keys with ``content="texts"``.
+    """
+    found: dict[str, Any] = {}
+    for name, entry in declared(type(recipe)).items():
+        if not _decides(stage, entry, recipe):
+            continue
+        value = value_of(recipe, name)
+        if entry.rules.content is None:
+            found[name] = value
+        elif entry.rules.content == "texts":
+            read = None if value is None or texts is None else texts[name]
+            found[f"{name} (sha256)"] = value if read is None else _texts_digest(read)
+        elif entry.rules.content == "words":
+            found[f"{name} (sha256)"] = _words_digest(value)
+        else:
+            found[f"{name} (sha256)"] = _file_digest(value)
+    return found
+
+
+def training_settings(recipe: Recipe) -> dict[str, Any]:
+    """``settings_of`` a training, and its number of steps."""
+    return settings_of(TRAIN, recipe) | {STEPS_DONE: num_steps(recipe.train)}
+
+
+def num_steps(train: TrainConfig) -> int:
+    """How many optimizer steps are trained in all."""
+    return train.stop_after or train.max_steps
+
+
+def keys_of(stage: Decides, schema: type = Recipe) -> set[str]:
+    """Dotted names of the keys that decide a stage in at least some recipes."""
+    return {
+        name
+        for name, entry in declared(schema).items()
+        if any(decision.stage == stage.stage for decision in entry.rules.decides)
+    }
+
+
+def reason_of(name: str) -> str:
+    """Why a change of a key is refused, where that may surprise; otherwise empty."""
+    entry = declared(Recipe).get(name)
+    return "" if entry is None else entry.rules.because
+
+
+def _decides(stage: Decides, entry: Declared, recipe: AnyRecipe) -> bool:
+    return any(
+        decision.stage == stage.stage
+        and (decision.condition is None or decision.condition.holds(recipe))
+        for decision in entry.rules.decides
+    )
+
+
+def _file_digest(name: str | None) -> str | None:
+    """A word that names no file (``captions``) stands for itself."""
+    if name is None or not Path(name).is_file():
+        return name
+    return hashlib.sha256(Path(name).read_bytes()).hexdigest()
+
+
+def _words_digest(name: str | None) -> str:
+    """Of the built-in attribute words and the file that adds to them."""
+    digest = hashlib.sha256()
+    digest.update(resources.files("mm_cca.negatives").joinpath("words.yaml").read_bytes())
+    if name is not None:
+        digest.update(Path(name).read_bytes())
+    return digest.hexdigest()
+
+
+def _texts_digest(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()

@@ -6,12 +6,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
-from mm_cca.config.load import known_keys, load_config, split_override
+from mm_cca.config.declarations import declared
+from mm_cca.config.keys import REFERENCE
+from mm_cca.config.load import load_config, split_override
 from mm_cca.config.metrics import NEEDED_BY_SWEEP
-from mm_cca.config.schema import Recipe, RunConfig
-from mm_cca.config.stage_keys import DEPENDS_ON
+from mm_cca.config.schema import Recipe, RunConfig, Source
+from mm_cca.config.stage_keys import keys_of
 from mm_cca.errors import UserError
 
 SWEPT = ("loss.", "train.")
@@ -39,12 +41,12 @@ def points_of(path_or_name: str, overrides: Sequence[str]) -> tuple[list[str], l
     Raises:
         UserError: nothing is swept, a key that can't be, an empty list, or points of one name.
     """
-    kinds = dict(known_keys(Recipe))
+    keys = declared(Recipe)
     common: list[str] = []
     axes: dict[str, list[Any]] = {}
     for override in overrides:
         key, value = split_override(override)
-        if isinstance(value, list) and get_origin(kinds.get(key)) is not list:
+        if isinstance(value, list) and not (key in keys and keys[key].is_list):
             axes[key] = value
         else:
             common.append(override)
@@ -123,7 +125,7 @@ def plan_sweep(path_or_name: str, overrides: Sequence[str]) -> Sweep:
         )
     _refuse_scores_without_a_plot(recipe)
     root = Path(recipe.run.dir)
-    shared = not any(key in DEPENDS_ON for key in points[0].values)
+    shared = keys_of(REFERENCE).isdisjoint(points[0].values)
     recipes = {}
     for point in points:
         one = recipe_of(path_or_name, [*common, *point.overrides])
@@ -144,7 +146,7 @@ def _refuse_scores_without_a_plot(recipe: Recipe) -> None:
 
 
 def _inside(
-    run: RunConfig, root: Path, folder: Path, sources: list[str], *, shared: bool
+    run: RunConfig, root: Path, folder: Path, sources: list[Source], *, shared: bool
 ) -> RunConfig:
     own = root / "reference" if run.reference_dir is None else Path(run.reference_dir)
     if not shared:

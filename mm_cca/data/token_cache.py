@@ -155,10 +155,10 @@ def _encode_rows(
         encoded.append(model.encode(zoom_and_shift(images, parameters).to(device)).cpu())
         bar.update(len(part))
     codes = torch.cat(encoded).int().view(len(rows), -1)
-    if not 0 <= int(codes.min()) <= int(codes.max()) < model.num_codes:
+    if not 0 <= int(codes.min()) <= int(codes.max()) < model.codebook_size:
         raise UserError(
             f"the image tokenizer gave codes {int(codes.min())} to {int(codes.max())}, but the "
-            f"decoder has 0 to {model.num_codes - 1}; they are not from the same model."
+            f"decoder has 0 to {model.codebook_size - 1}; they are not from the same model."
         )
     return Dataset.from_dict(
         {

@@ -7,7 +7,9 @@ import torch
 from tqdm import tqdm
 from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
+from mm_cca.config.keys import DEMO
 from mm_cca.config.schema import DataConfig, ScorerRecipe, TokenizerConfig, TokenizerRecipe
+from mm_cca.config.stage_keys import settings_of
 from mm_cca.data.images import images_of, load_split
 from mm_cca.demo import small_emu3
 from mm_cca.demo import train_scorer as scorer
@@ -22,8 +24,7 @@ def train_demo_part(recipe: TokenizerRecipe | ScorerRecipe, run: RunFolder) -> N
 
     These two jobs take minutes and start from the beginning after an interruption.
     """
-    settings = {k: v for k, v in _flat(recipe).items() if not k.startswith("run.")}
-    stage = Stage(run.root / "stage", settings)
+    stage = Stage(run.root / "stage", settings_of(DEMO, recipe))
     if stage.is_done():
         print(f"{run.root / 'model'} is already trained.")
         return
@@ -33,14 +34,6 @@ def train_demo_part(recipe: TokenizerRecipe | ScorerRecipe, run: RunFolder) -> N
     else:
         _train_scorer(recipe, run)
     stage.finish()
-
-
-def _flat(recipe: TokenizerRecipe | ScorerRecipe) -> dict[str, object]:
-    """The recipe's values by dotted key."""
-    own = recipe.tokenizer if isinstance(recipe, TokenizerRecipe) else recipe.scorer
-    return {f"{recipe.job}.{k}": v for k, v in vars(own).items()} | {
-        f"data.{k}": v for k, v in vars(recipe.data).items()
-    }
 
 
 def _pixels(data: DataConfig, split: str) -> tuple[torch.Tensor, list[str]]:

@@ -3,14 +3,25 @@
 Shapes: B rows, P tokens of the longest row, L tokens, S slots of the span, N codes, D hidden size.
 """
 
+from typing import NamedTuple
+
 import torch
 
 from mm_cca.adapters.base import ImageLayout, UnifiedModel
 
 
-def left_pad(
-    ids: list[list[int]], pad_id: int, multiple: int = 8
-) -> tuple[torch.Tensor, torch.Tensor]:
+class PaddedTokens(NamedTuple):
+    """[B, P] token ids, padded on the left, and their [B, P] bool mask."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+    def to(self, device: torch.device) -> "PaddedTokens":
+        """The same on another device."""
+        return PaddedTokens(self.ids.to(device), self.mask.to(device))
+
+
+def left_pad(ids: list[list[int]], pad_id: int, multiple: int = 8) -> PaddedTokens:
     """Token lists -> [B, P] ids and [B, P] bool mask, padded on the left.
 
     P is the longest length rounded up to a ``multiple``, so that few different shapes occur.
@@ -18,7 +29,7 @@ def left_pad(
     longest = -(-max(len(row) for row in ids) // multiple) * multiple
     padded = [[pad_id] * (longest - len(row)) + row for row in ids]
     mask = [[False] * (longest - len(row)) + [True] * len(row) for row in ids]
-    return torch.tensor(padded), torch.tensor(mask)
+    return PaddedTokens(torch.tensor(padded), torch.tensor(mask))
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:

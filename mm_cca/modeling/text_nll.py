@@ -9,7 +9,7 @@ import torch
 
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.modeling.chunked_head import chunked_logps
-from mm_cca.modeling.inputs import left_pad, positions
+from mm_cca.modeling.inputs import PaddedTokens, left_pad, positions
 
 MAX_TOKENS = 512
 """Longer texts are truncated: this is enough to measure a change, at about the cost of a prompt."""
@@ -25,7 +25,7 @@ def text_nll(model: UnifiedModel, ids: torch.Tensor, mask: torch.Tensor) -> torc
     return -logps.sum(dim=1) / counts.sum(dim=1).clamp(min=1)
 
 
-def text_batch(model: UnifiedModel, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+def text_batch(model: UnifiedModel, texts: Sequence[str]) -> PaddedTokens:
     """Texts -> [B, T] ids and bool mask, in the family's format of plain text."""
     length = min(MAX_TOKENS, model.max_tokens)
     return left_pad([row[:length] for row in model.text_ids(texts)], model.pad_id)

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 from collections.abc import Iterable
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -30,23 +30,17 @@ def texts_digest(texts: Iterable[str]) -> str:
 
 
 def code_digest(instance: object) -> str:
-    """The class of an adapter, the sha256 of the file it is written in, and transformers' version.
+    """The class of an adapter, the sha256 of the files it is written in, and transformers' version.
 
-    Prompt templates that lie elsewhere show in ``row_keys``.
+    Base classes count too. Prompt templates that lie elsewhere show in ``row_keys``.
     """
     cls = type(instance)
-    source = hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()[:16]
-    version = metadata.version("transformers")
-    return f"{cls.__module__}:{cls.__qualname__} {source}, transformers {version}"
-
-
-def words_digest(path: str | None) -> str:
-    """sha256 over the shipped attribute words and the file that adds to them."""
+    bases = (base for base in cls.__mro__ if base.__module__ not in ("builtins", "typing", "abc"))
     digest = hashlib.sha256()
-    digest.update(resources.files("mm_cca.negatives").joinpath("words.yaml").read_bytes())
-    if path is not None:
-        digest.update(Path(path).read_bytes())
-    return digest.hexdigest()
+    for file in dict.fromkeys(inspect.getfile(base) for base in bases):
+        digest.update(Path(file).read_bytes())
+    version = metadata.version("transformers")
+    return f"{cls.__module__}:{cls.__qualname__} {digest.hexdigest()[:16]}, transformers {version}"
 
 
 def row_keys(ids: torch.Tensor, mask: torch.Tensor, codes: torch.Tensor) -> np.ndarray:

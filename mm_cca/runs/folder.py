@@ -8,6 +8,7 @@ from mm_cca.config.schema import AnyRecipe, Recipe
 from mm_cca.errors import UserError
 from mm_cca.runs.environment import environment
 from mm_cca.runs.files import write_json, write_text
+from mm_cca.runs.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,12 @@ class RunFolder:
             UserError: it was not trained to the end.
         """
         folder = {"cca": self.train, "control": self.control}[source]
-        if not (folder / "model").is_dir():
+        # While training is continued to more steps, the model of the earlier end is still there.
+        if not (folder / "model").is_dir() or not Stage.ended(folder):
             where = "" if self.trained == self.root else f" in {self.trained} (run.trained)"
             raise UserError(
-                f"{folder / 'model'} does not exist: train the {source} model to the end{where} "
-                "first: `mm-cca train RECIPE`."
+                f"{folder / 'model'} does not exist or is not complete: train the {source} model "
+                f"to the end{where} first: `mm-cca train RECIPE`."
             )
         return folder / "model"
 

@@ -5,12 +5,15 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mm_cca.config.stage_keys import reason_of
 from mm_cca.errors import UserError
 from mm_cca.runs.files import write_json
+
+ABSENT = "not used"
 
 
 @contextmanager
@@ -42,17 +45,26 @@ def locked(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Stage:
-    """A folder made by one stage, with the settings it was made with in ``stage.json``."""
+    """A folder made by one stage, with the settings it was made with in ``stage.json``.
+
+    Attributes:
+        folder: of the stage.
+        settings: what decides its result.
+        grows: the one of them (a number) that may become larger: the stage then goes on.
+        until_done: settings that only matter to go on where an unfinished stage stopped.
+    """
 
     folder: Path
     settings: dict[str, Any]
+    grows: str | None = None
+    until_done: dict[str, Any] = field(default_factory=dict)
 
     @property
     def _file(self) -> Path:
         return self.folder / "stage.json"
 
     def is_done(self) -> bool:
-        """Whether the stage ended with these very settings.
+        """Whether the stage ended with these very settings, and needs no more.
 
         Raises:
             UserError: the folder was made, wholly or in part, with other settings.
@@ -60,19 +72,33 @@ class Stage:
         if not self._file.exists():
             return False
         stored = json.loads(self._file.read_text())
-        wanted = json.loads(json.dumps(self.settings))
-        changed = [
-            f"  - {key}: was {stored['settings'].get(key)!r}, is now {wanted.get(key)!r}"
-            for key in sorted(set(stored["settings"]) | set(wanted))
-            if stored["settings"].get(key) != wanted.get(key)
-        ]
+        changed = _changes(stored["settings"], self.settings)
+        before, now = self._growth(stored)
+        if now > before or not stored["done"]:
+            changed.pop(self.grows or "", None)
+        if not stored["done"]:
+            changed |= _changes(stored.get("until_done", {}), self.until_done)
         if changed:
-            listed = "\n".join(changed)
+            listed = "\n".join(f"  - {key}: {words}" for key, words in sorted(changed.items()))
             raise UserError(
-                f"{self.folder} was made with another recipe:\n{listed}\nNothing was changed. Set "
-                f"the recipe back, choose another run.dir, or delete {self.folder} to make it anew."
+                f"{self.folder} was made with another recipe:\n{listed}\nNo files were changed. "
+                f"Restore the old values, choose another run.dir, or delete {self.folder} to start "
+                "over."
             )
-        return bool(stored["done"])
+        return bool(stored["done"]) and now <= before
+
+    def is_extended(self) -> bool:
+        """Whether the stage ended, and what may grow has grown since."""
+        if not Stage.ended(self.folder):
+            return False
+        before, now = self._growth(json.loads(self._file.read_text()))
+        return now > before
+
+    def _growth(self, stored: dict[str, Any]) -> tuple[float, float]:
+        if self.grows is None:
+            return 0, 0
+        now: float = self.settings[self.grows]
+        return stored["settings"].get(self.grows, now), now
 
     @staticmethod
     def ended(folder: Path) -> bool:
@@ -83,8 +109,37 @@ class Stage:
     def begin(self) -> None:
         """Note the settings before any work."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self._file, {"done": False, "settings": self.settings})
+        self._write(done=False)
 
     def finish(self) -> None:
         """Note that the work is complete."""
-        write_json(self._file, {"done": True, "settings": self.settings})
+        self._write(done=True)
+
+    def _write(self, *, done: bool) -> None:
+        entries = {"done": done, "settings": self.settings}
+        if self.until_done:
+            entries["until_done"] = self.until_done
+        write_json(self._file, entries)
+
+
+def _changes(stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str]:
+    """Setting -> its two values in words, where they differ; settings of settings one by one."""
+    before, now = _flat(stored), _flat(json.loads(json.dumps(wanted)))
+    found = {}
+    for key in before.keys() | now.keys():
+        was, is_now = before.get(key, ABSENT), now.get(key, ABSENT)
+        if was != is_now:
+            shown = [value if value is ABSENT else repr(value) for value in (was, is_now)]
+            reason = reason_of(key)
+            found[key] = f"was {shown[0]}, is now {shown[1]}" + (f" ({reason})" if reason else "")
+    return found
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}: ")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

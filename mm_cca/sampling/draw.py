@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,18 @@ from PIL import Image
 from tqdm import tqdm
 
 from mm_cca.adapters.base import Defaults, Grid, UnifiedModel, grid_of
+from mm_cca.config.keys import SAMPLE
 from mm_cca.config.schema import Recipe
+from mm_cca.config.stage_keys import settings_of
 from mm_cca.data.prompt_files import read_prompts
 from mm_cca.errors import UserError
 from mm_cca.modeling.sampler import SamplingSettings, image_stream, sample_codes
-from mm_cca.runs.digests import texts_digest
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
 from mm_cca.sampling.arms import Arm, arms_of
 from mm_cca.sampling.manifest import MANIFEST, merge_manifest, picture_file, read_manifest
 from mm_cca.sampling.prompts import Prompt, prompts_of, refuse_few_prompts
 from mm_cca.sampling.weights import load_source
-
-ARM_KEYS = ("guidance_scales", "control_scales", "cca_scales", "dial", "negative_prompts")
-"""Keys of ``sample`` that decide which arms there are, not how one arm is drawn."""
 
 
 def sample_arms(recipe: Recipe, run: RunFolder) -> None:
@@ -86,19 +83,9 @@ def sampling_settings(recipe: Recipe, arm: Arm, defaults: Defaults) -> SamplingS
 
 def _settings(recipe: Recipe, run: RunFolder, arm: Arm) -> dict[str, Any]:
     """Everything that decides the images of an arm."""
-    excluded = (*ARM_KEYS, "batch_size")
-    settings = {
-        f"sample.{key}": value
-        for key, value in asdict(recipe.sample).items()
-        if key not in excluded
-    }
-    if recipe.sample.prompts is not None:
-        settings["sample.prompts_sha256"] = texts_digest(read_prompts(recipe.sample.prompts))
-    settings |= {f"model.{key}": value for key, value in asdict(recipe.model).items()}
-    data = asdict(recipe.data)
-    for key in ("path", "caption_column", "split_column", "train_split", "heldout_split"):
-        settings[f"data.{key}"] = data[key]
-    settings |= {"data.image_size": data["image_size"], "guidance_scale": arm.guidance_scale}
+    prompts = recipe.sample.prompts
+    texts = {} if prompts is None else {"sample.prompts": read_prompts(prompts)}
+    settings = settings_of(SAMPLE, recipe, texts) | {"guidance_scale": arm.guidance_scale}
     if arm.is_guided:
         settings["sample.negative_prompt"] = arm.negative_prompt
     if arm.dial != 1.0:

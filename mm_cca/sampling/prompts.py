@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mm_cca.config.schema import Recipe
-from mm_cca.config.validate import MIN_IMAGES
+from mm_cca.config.schema import MIN_IMAGES, Recipe
 from mm_cca.data.prompt_files import read_prompts
 from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError

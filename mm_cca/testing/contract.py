@@ -1,13 +1,12 @@
-"""The contract suite: checks that every adapter must pass, yours too.
+"""Checks that every adapter must pass; run them on your own.
 
     from mm_cca.adapters.contract import check_adapter
     check_adapter("my_package.liquid:Liquid", "path/to/a/small/checkpoint", image_size=[64, 64])
 
-Each check is a function with plain assertions; ``check_adapter`` runs them all and returns the
-differences it measured. Use a tiny random checkpoint: the checks compare every result with that of
-a slow, naive implementation.
+Each check is a function with a plain assertion; ``check_adapter`` runs them all and returns the
+differences it measured. Use a tiny random checkpoint: every result is also computed the slow way.
 
-Shapes: see ``base.py``.
+Shapes: see ``adapters/base.py``.
 """
 
 import tempfile
@@ -27,7 +26,7 @@ from mm_cca.modeling.text_nll import text_nll
 
 PROMPTS = ("a red owl", "a small green hand that waves at three friends", "owl")
 TOLERANCE = 1e-3
-"""Allowed difference in nats between two float32 computations of the same log-probability."""
+"""Largest difference between two ways to compute the same in float32, in nats per image."""
 
 
 def check_adapter(
@@ -73,7 +72,7 @@ def check_adapter(
 
 
 def check_parts(model: UnifiedModel) -> None:
-    """The adapter has every member of the protocol."""
+    """No part of the protocol is missing."""
     assert not missing_parts(model), f"missing: {missing_parts(model)}"
 
 
@@ -91,33 +90,31 @@ def check_layout(model: UnifiedModel, grid: Grid) -> None:
 @torch.no_grad()
 def check_codes(model: UnifiedModel, grid: Grid) -> None:
     """Every code has its own row of the head and its own input embedding."""
+    size = model.codebook_size
     for whole in (False, True):
         head = model.image_head(whole_vocabulary=whole)
         rows = head.row_of_code
-        assert len(rows) == model.num_codes == len(rows.unique()), "codes share rows of the head"
-        assert 0 <= int(rows.min()) <= int(rows.max()) < len(head.weight), (
-            "row_of_code has a row that the head does not have"
-        )
-    assert len(model.image_head().weight) == model.num_codes, "more rows than codes"
+        assert len(rows) == size == len(rows.unique()), "codes share rows of the head"
+        assert 0 <= int(rows.min()) <= int(rows.max()) < len(head.weight), "a row beyond the head"
+    assert len(model.image_head().weight) == size, "more rows than codes"
     own = {p.untyped_storage().data_ptr() for p in model.module.parameters()}
     assert model.image_head().weight.untyped_storage().data_ptr() in own, "the head is a copy"
-    embedded = model.embed_codes(torch.arange(model.num_codes))
-    assert len(embedded.unique(dim=0)) == model.num_codes, "codes share an embedding"
+    embedded = model.embed_codes(torch.arange(size))
+    assert len(embedded.unique(dim=0)) == size, "codes share an embedding"
 
 
 @torch.no_grad()
 def check_images(model: UnifiedModel, grid: Grid, image_size: Sequence[int]) -> None:
     """Images become codes of the codebook, and codes become images of the same size.
 
-    Random weights can't show that codes are in row-major order: check a real reconstruction once.
+    Whether both go row by row can't be checked on random weights: look at a reconstruction once.
     """
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (4, 3, *image_size), generator=generator).to(torch.uint8)
     codes = model.encode(pixels)
-    assert codes.shape == (4, grid[0] * grid[1]), (
-        f"4 images gave codes of shape {tuple(codes.shape)}"
-    )
-    assert 0 <= int(codes.min()) <= int(codes.max()) < model.num_codes, "a code beyond the codebook"
+    assert codes.shape == (4, grid[0] * grid[1]), f"{tuple(codes.shape)} codes of 4 images"
+    size = model.codebook_size
+    assert 0 <= int(codes.min()) <= int(codes.max()) < size, "a code beyond the codebook"
     assert torch.equal(model.encode(pixels[1:2]), codes[1:2]), "codes depend on the batch"
     assert len(codes.unique()) > 1, "all codes of all images are the same"
     images = model.decode(codes, grid)
@@ -127,16 +124,14 @@ def check_images(model: UnifiedModel, grid: Grid, image_size: Sequence[int]) -> 
 
 
 def check_unconditional(model: UnifiedModel, grid: Grid) -> None:
-    """The unconditional prompt does not depend on the prompt, and takes a negative prompt."""
+    """The unconditional prompt ignores the prompt's words; a negative prompt replaces it."""
     first, second = model.prompt_ids(["owl owl owl", "red red red"], grid)
     unconditional = model.unconditional_ids(first, grid)
     assert unconditional != first, "the unconditional prompt is the prompt itself"
     if len(first) == len(second):
-        assert unconditional == model.unconditional_ids(second, grid), (
-            "the unconditional prompt depends on the prompt"
-        )
-    negative = model.unconditional_ids(first, grid, "blurry")
-    assert negative not in (unconditional, first), "a negative prompt changes nothing"
+        assert unconditional == model.unconditional_ids(second, grid), "it depends on the prompt"
+    other = model.unconditional_ids(first, grid, "blurry")
+    assert other not in (unconditional, first), "a negative prompt changes nothing"
 
 
 @torch.no_grad()
@@ -144,8 +139,7 @@ def check_logps(model: UnifiedModel, grid: Grid, whole: bool = False) -> float:
     """Batched, padded and chunked log-probabilities equal those of one row at a time."""
     layout = model.layout(grid)
     policy = CodeLogProbs(model, layout, whole_vocabulary=whole).eval()
-    generator = torch.Generator().manual_seed(1)
-    codes = torch.randint(model.num_codes, (len(PROMPTS), layout.num_codes), generator=generator)
+    codes = _random_codes(model, layout.num_codes, seed=1)
     rows = model.prompt_ids(PROMPTS, grid)
     ours = policy(*left_pad(rows, model.pad_id), codes).per_code
     worst = 0.0
@@ -154,6 +148,11 @@ def check_logps(model: UnifiedModel, grid: Grid, whole: bool = False) -> float:
         worst = max(worst, float((naive - ours[row]).sum().abs()))
         assert worst <= TOLERANCE, f"prompt {PROMPTS[row]!r}: the difference is {worst:.3g} nats"
     return worst
+
+
+def _random_codes(model: UnifiedModel, num_codes: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(model.codebook_size, (len(PROMPTS), num_codes), generator=generator)
 
 
 def _naive_logps(
@@ -183,7 +182,7 @@ def _naive_logps(
 
 @torch.no_grad()
 def check_text(model: UnifiedModel) -> float:
-    """A padded batch of plain texts gets the same scores as one text at a time."""
+    """A padded batch of plain texts gets the same scores as one row at a time."""
     rows = model.text_ids(PROMPTS)
     assert len({tuple(row) for row in rows}) == len(PROMPTS), "different texts have the same ids"
     head = model.text_head()
@@ -218,7 +217,7 @@ def check_cached_sampling(model: UnifiedModel, grid: Grid) -> None:
 def check_save_and_load(
     model: UnifiedModel, grid: Grid, load: Callable[[str], UnifiedModel]
 ) -> None:
-    """Saving and loading keeps the weights (bit for bit), the prompts and the decoded images."""
+    """``load`` reads what ``save`` wrote: the same weights bit for bit, prompts and decoding."""
     with tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder))
         again = load(folder)
@@ -229,12 +228,12 @@ def check_save_and_load(
         changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
         assert not changed, f"weights changed: {changed[:3]}"
         assert again.prompt_ids(PROMPTS, grid) == model.prompt_ids(PROMPTS, grid)
-        codes = torch.arange(grid[0] * grid[1])[None] % model.num_codes
+        codes = torch.arange(grid[0] * grid[1])[None] % model.codebook_size
         assert torch.equal(again.decode(codes, grid), model.decode(codes, grid))
 
 
 def check_training_step(model: UnifiedModel, grid: Grid, lora: bool) -> None:
-    """One optimizer step changes trainable weights and no frozen ones."""
+    """One optimizer step changes the trained weights and none of the frozen ones."""
     if lora:
         attach_lora(model, rank=2, alpha=4)
     layout = model.layout(grid)
@@ -245,10 +244,9 @@ def check_training_step(model: UnifiedModel, grid: Grid, lora: bool) -> None:
     assert not any(p.requires_grad for p in policy.parameters() if id(p) in frozen)
     before = {name: value.clone() for name, value in policy.named_parameters()}
     buffers_before = [buffer.clone() for buffer in buffers]
-    trainable = [p for p in policy.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trainable, lr=1e-2)
-    generator = torch.Generator().manual_seed(2)
-    codes = torch.randint(model.num_codes, (len(PROMPTS), layout.num_codes), generator=generator)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-2)
+    codes = _random_codes(model, layout.num_codes, seed=2)
     prompts = left_pad(model.prompt_ids(PROMPTS, grid), model.pad_id)
     (-policy(*prompts, codes).logps.mean()).backward()
     optimizer.step()

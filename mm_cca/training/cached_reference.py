@@ -6,7 +6,6 @@ for them once, and training needs neither a second copy of the model nor a secon
 Shapes: a place is a pair in the order of training; m other prompts per pair.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,15 @@ from tqdm import tqdm
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
+from mm_cca.config.keys import REFERENCE
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import Recipe
-from mm_cca.config.stage_keys import DEPENDS_ON
+from mm_cca.config.stage_keys import num_steps, settings_of
 from mm_cca.data.token_cache import TokenCache, open_cache
 from mm_cca.errors import UserError
 from mm_cca.modeling.guidance import Teacher
 from mm_cca.modeling.logprobs import CodeLogProbs, training_attention
-from mm_cca.runs.digests import code_digest, row_keys, texts_digest, weights_digest, words_digest
+from mm_cca.runs.digests import code_digest, row_keys, texts_digest, weights_digest
 from mm_cca.runs.files import atomic_path
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
@@ -51,7 +51,7 @@ class CachedReference:
         places = slice(batch.start, batch.start + batch.num_pairs)
         # Own prompts first, then each of the others in a block: as the collator orders them.
         keys = self._keys[places].T.flatten()
-        if (keys != row_keys(*batch.prompts, batch.codes)).any():
+        if (keys != row_keys(batch.prompts.ids, batch.prompts.mask, batch.codes)).any():
             raise UserError(
                 f"{self._folder} is stale: at place {batch.start} of training it was computed for "
                 "other image codes or prompts (new images or words in the same files, or a plan "
@@ -147,7 +147,11 @@ def _fill(
             found = live_scores(policy, batch, torch.inference_mode).logps
         _refuse_nan(found, pairs.rows.tolist(), recipe)
         places = slice(place, place + size)
-        keys[places] = row_keys(*batch.prompts, batch.codes).reshape(-1, batch.num_pairs).T
+        keys[places] = (
+            row_keys(batch.prompts.ids, batch.prompts.mask, batch.codes)
+            .reshape(-1, batch.num_pairs)
+            .T
+        )
         logps[places] = found.view(-1, batch.num_pairs).T.cpu().numpy()
         if number % FLUSH_EVERY == 0:
             keys.flush()
@@ -166,7 +170,7 @@ def _refuse_nan(logps: torch.Tensor, rows: list[int], recipe: Recipe) -> None:
 
 
 def _num_places(recipe: Recipe) -> int:
-    return (recipe.train.stop_after or recipe.train.max_steps) * recipe.train.batch_size
+    return num_steps(recipe.train) * recipe.train.batch_size
 
 
 def _num_missing(file: Path, num_places: int) -> int:
@@ -195,12 +199,8 @@ def _allocate(file: Path, empty: np.ndarray) -> None:
 
 def _settings(recipe: Recipe, model: UnifiedModel, cache: TokenCache) -> dict[str, Any]:
     """All that the numbers depend on, to the last bit."""
-    groups, edits = asdict(recipe), "edit" in recipe.loss.negatives
-    values = {key: groups[key.split(".")[0]][key.split(".")[1]] for key in DEPENDS_ON}
     return {
-        **values,
-        **{f"model.{key}": value for key, value in asdict(recipe.model).items()},
-        "attribute words (sha256)": words_digest(recipe.data.attribute_words) if edits else None,
+        **settings_of(REFERENCE, recipe),
         "captions (sha256)": texts_digest(cache.captions),
         "weights (sha256)": weights_digest(model.module),
         "adapter": code_digest(model),

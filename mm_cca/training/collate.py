@@ -13,13 +13,10 @@ import torch
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.data.texts import TextStream
 from mm_cca.data.token_cache import TokenCache
-from mm_cca.modeling.inputs import left_pad
+from mm_cca.modeling.inputs import PaddedTokens, left_pad
 from mm_cca.modeling.text_nll import text_batch
 from mm_cca.negatives import normalise
 from mm_cca.training.schedule import Pairs
-
-Rows = tuple[torch.Tensor, torch.Tensor]
-"""Left-padded ids and their bool mask."""
 
 
 @dataclass(frozen=True)
@@ -33,23 +30,23 @@ class MicroBatch:
         codes: [M, N].
         dropped: [B] bool, all prompts are the unconditional form.
         counts_as_positive: [W] bool, that row's prompt is no wrong one.
-        blanks: [B, P'] ids and mask of the unconditional forms, where a teacher needs them.
+        unconditional: [B, P'] ids and mask of the unconditional forms, where a teacher needs them.
         texts: [B, T] ids and mask of plain texts, where the loss has a text term.
     """
 
     start: int
     num_pairs: int
-    prompts: Rows
+    prompts: PaddedTokens
     codes: torch.Tensor
     dropped: torch.Tensor
     counts_as_positive: torch.Tensor
-    blanks: Rows | None = None
-    texts: Rows | None = None
+    unconditional: PaddedTokens | None = None
+    texts: PaddedTokens | None = None
 
     @property
     def num_tokens(self) -> int:
         """Prompt tokens and codes that the model scores."""
-        return int(self.prompts[1].sum()) + self.codes.numel()
+        return int(self.prompts.mask.sum()) + self.codes.numel()
 
 
 class Collator:
@@ -62,14 +59,14 @@ class Collator:
         image_size: Sequence[int],
         device: torch.device,
         *,
-        with_blanks: bool = False,
+        with_unconditional: bool = False,
         texts: TextStream | None = None,
     ) -> None:
         self._model = model
         self._cache = cache
         self._grid = grid_of(model, image_size)
         self._device = device
-        self._with_blanks = with_blanks
+        self._with_unconditional = with_unconditional
         self._texts = texts
         self.num_codes = model.layout(self._grid).num_codes
 
@@ -80,36 +77,35 @@ class Collator:
         num_others = pairs.negatives.shape[1]
         ids = self._model.prompt_ids(own, self._grid)
         # Tokenised once per row, so only where it is used.
-        blanked = range(len(own)) if self._with_blanks else np.flatnonzero(pairs.dropped).tolist()
-        blanks = {i: self._model.unconditional_ids(ids[i], self._grid) for i in blanked}
+        needed = (
+            range(len(own)) if self._with_unconditional else np.flatnonzero(pairs.dropped).tolist()
+        )
+        unconditional = {i: self._model.unconditional_ids(ids[i], self._grid) for i in needed}
         if others:
             ids = ids + self._model.prompt_ids(others, self._grid)
         dropped = np.tile(pairs.dropped, 1 + num_others)
-        ids = [blanks[i % len(own)] if dropped[i] else row for i, row in enumerate(ids)]
+        ids = [unconditional[i % len(own)] if dropped[i] else row for i, row in enumerate(ids)]
         same = [normalise(own[i % len(own)]) == normalise(other) for i, other in enumerate(others)]
         codes = self._cache.codes(torch.from_numpy(pairs.rows), torch.from_numpy(pairs.variants))
         no_wrong_prompt = dropped[len(own) :] | np.array(same, dtype=bool)
         return MicroBatch(
             start=pairs.start,
             num_pairs=len(own),
-            prompts=self._rows(left_pad(ids, self._model.pad_id)),
+            prompts=left_pad(ids, self._model.pad_id).to(self._device),
             codes=codes.repeat(1 + num_others, 1).to(self._device),
             dropped=torch.from_numpy(pairs.dropped).to(self._device),
             counts_as_positive=torch.from_numpy(no_wrong_prompt).to(self._device),
-            blanks=self._blank_rows(blanks),
+            unconditional=self._unconditional_rows(unconditional),
             texts=self._text_rows(pairs),
         )
 
-    def _blank_rows(self, blanks: dict[int, list[int]]) -> Rows | None:
-        if not self._with_blanks:
+    def _unconditional_rows(self, unconditional: dict[int, list[int]]) -> PaddedTokens | None:
+        if not self._with_unconditional:
             return None
-        return self._rows(left_pad(list(blanks.values()), self._model.pad_id))
+        return left_pad(list(unconditional.values()), self._model.pad_id).to(self._device)
 
-    def _text_rows(self, pairs: Pairs) -> Rows | None:
+    def _text_rows(self, pairs: Pairs) -> PaddedTokens | None:
         if self._texts is None:
             return None
         places = range(pairs.start, pairs.start + len(pairs.rows))
-        return self._rows(text_batch(self._model, list(self._texts.at(places))))
-
-    def _rows(self, rows: Rows) -> Rows:
-        return rows[0].to(self._device), rows[1].to(self._device)
+        return text_batch(self._model, list(self._texts.at(places))).to(self._device)

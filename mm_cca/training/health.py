@@ -1,14 +1,22 @@
 """What the numbers of training say about its health, in words."""
 
+import math
 import sys
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from mm_cca import objectives
+from mm_cca.errors import Diverged, UserError
+from mm_cca.training import checkpoint
 from mm_cca.training.setup import TrainingSetup
+
+MAX_GAP_AT_START = 1e-3
+"""Nats per image; the reference is the same model, so the true gap is 0."""
 
 COLLAPSE = -1.0
 """Nats per code: below it the model no longer knows its own images (dpo in the paper's table 3)."""
@@ -42,9 +50,7 @@ def warnings_of(numbers: Mapping[str, float | None], constants: Constants) -> di
     positive, negative = numbers.get("positive_gap"), numbers.get("negative_gap")
     if positive is not None and positive / constants.num_codes < COLLAPSE:
         found["collapse"] = (
-            f"positive_gap is {positive / constants.num_codes:.2f} nats per code: the model is "
-            "losing its own images, not only the wrong prompts. Raise loss.beta, or lower "
-            "loss.lambda_ or train.learning_rate."
+            f"positive_gap is {positive / constants.num_codes:.2f} nats per code: the model is XX"
         )
     if negative is None:
         return found
@@ -69,7 +75,7 @@ class Health:
     def __init__(self, constants: Constants, window: int = 20) -> None:
         self._constants = constants
         self._recent: deque[Mapping[str, float | None]] = deque(maxlen=window)
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
 
     def see(self, numbers: Mapping[str, float | None]) -> list[str]:
         """Take in a step; the sentences that are new. Silent until the window is full."""
@@ -81,21 +87,58 @@ class Health:
             values = [v for step in self._recent if (v := step.get(name)) is not None]
             means[name] = sum(values) / len(values) if values else None
         fresh = {
-            k: v for k, v in warnings_of(means, self._constants).items() if k not in self._said
+            k: v for k, v in warnings_of(means, self._constants).items() if k not in self._reported
         }
-        self._said |= fresh.keys()
+        self._reported |= fresh.keys()
         return list(fresh.values())
 
 
-def health_of(loop: TrainingSetup) -> Health:
-    terms, config = loop.terms, loop.terms.config
-    num_codes = loop.collate.num_codes
+def health_of(setup: TrainingSetup) -> Health:
+    """The watch over a run; warns at once where the loss has no lower bound."""
+    terms, config = setup.terms, setup.terms.config
+    num_codes = setup.collate.num_codes
     beta = objectives.length_aware_beta(config.beta, config.beta_codes, num_codes)
     unbounded = "unlearn" in terms.weights and config.lambda_ > 0
-    if unbounded and loop.accelerator.is_main_process:
+    if unbounded and setup.accelerator.is_main_process:
         tqdm.write(
-            "warning: unlearn has no lower bound: wrong prompts are pushed down for ever, and the "
-            "images go with them. Train briefly and watch positive_gap; cca is the bounded form.",
+            "warning: unlearn has no lower bound: negatives are pushed down without limit and "
+            "image quality collapses. Train briefly and watch positive_gap; cca is the bounded "
+            "form.",
             file=sys.stderr,
         )
     return Health(Constants(num_codes, beta if "cca" in terms.weights else None, unbounded))
+
+
+def refuse_gap_at_start(gaps: torch.Tensor) -> None:
+    """[M] gaps before the first step, in nats per image. Raises UserError unless all are 0."""
+    largest = float(gaps.abs().max())
+    if not largest <= MAX_GAP_AT_START:
+        raise UserError(
+            f"before the first step the model and its reference differ by up to {largest:.3g} nats "
+            "per image; they are the same model, so every gap must be 0. Likely causes: dropout "
+            "that is not switched off, another dtype or attention kernel in one of the two, a LoRA "
+            "that does not start at zero, or (train.reference=cached) a cache that another kind of "
+            "device computed."
+        )
+
+
+def stop_on_nan(
+    setup: TrainingSetup, step: int, loss: float | None, norm: float, folder: Path
+) -> None:
+    """Save the weights before this step and raise Diverged if loss or gradient isn't finite."""
+    if loss is not None and math.isfinite(loss) and math.isfinite(norm):
+        return
+    rows = setup.schedule.step(step).rows.tolist()
+    setup.optimizer.zero_grad()
+    checkpoint.save(
+        setup.accelerator,
+        folder / "checkpoints",
+        step,
+        {"best": None, "nan_rows": rows},
+        setup.train.keep_checkpoints,
+    )
+    raise Diverged(
+        f"step {step}: the loss is {loss} and the gradient norm {norm}. The weights before this "
+        f"step are saved in {folder / 'checkpoints'}. Rows of the batch: {rows}. Lower "
+        "train.learning_rate or loss.lambda_, or use train.mixed_precision=bf16, in a new run.dir."
+    )

@@ -11,37 +11,39 @@ from mm_cca.runs.files import replace_folder
 from mm_cca.training.setup import TrainingSetup
 
 
-def whole_weights(loop: TrainingSetup) -> dict[str, torch.Tensor] | None:
+def whole_weights(setup: TrainingSetup) -> dict[str, torch.Tensor] | None:
     """The model's weights where ranks hold parts of them (FSDP), gathered on the main rank's CPU.
 
     Named as in ``model.module``, in the dtypes they were loaded in. None where every rank has all.
     """
-    if loop.accelerator.distributed_type != DistributedType.FSDP:
+    if setup.accelerator.distributed_type != DistributedType.FSDP:
         return None
-    gathered = loop.accelerator.get_state_dict(loop.policy)
+    gathered = setup.accelerator.get_state_dict(setup.policy)
     prefix = "module."  # CodeLogProbs owns the adapter's module under this name
     return {
-        name.removeprefix(prefix): value.to(loop.dtypes[name])
+        name.removeprefix(prefix): value.to(setup.dtypes[name])
         for name, value in gathered.items()
         if name.startswith(prefix)
     }
 
 
-def save_model(loop: TrainingSetup, folder: Path) -> None:
-    weights = whole_weights(loop)  # all ranks take part
-    if loop.accelerator.is_main_process:
-        replace_folder(folder, lambda place: write_trained(loop.model, place, weights))
-    loop.accelerator.wait_for_everyone()
+def save_model(setup: TrainingSetup, folder: Path) -> None:
+    """Write the weights as they are; the folder appears whole or not at all. All ranks call it."""
+    weights = whole_weights(setup)  # all ranks take part
+    if setup.accelerator.is_main_process:
+        replace_folder(folder, lambda place: write_trained(setup.model, place, weights))
+    setup.accelerator.wait_for_everyone()
 
 
-def write_model(loop: TrainingSetup, folder: Path) -> None:
+def write_model(setup: TrainingSetup, folder: Path) -> None:
+    """Write ``model/``: the last weights, or those with the best held-out loss."""
     best, model = folder / "best", folder / "model"
-    if loop.train.keep != "best":
-        save_model(loop, model)
+    if setup.train.keep != "best":
+        save_model(setup, model)
     elif not best.is_dir():
         if not model.is_dir():
-            save_model(loop, model)
-        # Otherwise it was renamed already, then interrupted.
-    elif loop.accelerator.is_main_process:
+            save_model(setup, model)
+        # Otherwise an interrupted call renamed it already.
+    elif setup.accelerator.is_main_process:
         shutil.rmtree(model, ignore_errors=True)
         best.rename(model)

@@ -80,7 +80,7 @@ Context = Callable[[], AbstractContextManager[None]]
 def live_scores(policy: CodeLogProbs, batch: MicroBatch, frozen: Context) -> RefScores:
     """One forward pass of the frozen model."""
     with frozen():
-        scored: Scored = policy(*batch.prompts, batch.codes)
+        scored: Scored = policy(batch.prompts.ids, batch.prompts.mask, batch.codes)
     return RefScores(scored.logps, scored.per_code)
 
 
@@ -89,13 +89,15 @@ def _teacher_states(
     policy: CodeLogProbs, batch: MicroBatch, frozen: Context
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[B, N, D] hidden states with the own prompts, and with prompts that say nothing."""
-    assert batch.blanks is not None, "the collator was not asked for blanks"
+    assert batch.unconditional is not None, "the collator was not asked for unconditional prompts"
     count = batch.num_pairs
     ids, mask = (rows[:count] for rows in batch.prompts)
     codes = batch.codes[:count]
     with frozen():
         cond: Scored = policy(ids, mask, codes, only_states=True)
-        uncond: Scored = policy(*batch.blanks, codes, only_states=True)
+        uncond: Scored = policy(
+            batch.unconditional.ids, batch.unconditional.mask, codes, only_states=True
+        )
     assert cond.states is not None
     assert uncond.states is not None
     return cond.states, uncond.states

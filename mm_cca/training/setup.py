@@ -61,30 +61,18 @@ def set_up(
     set_seed(config.seed)
     _refuse_rounded_updates(recipe, accelerator)
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
-    # Before the model is read: captions that can't be contrasted are told at once.
-    keeper = PlanWriter(folder / "negatives", cache, show=accelerator.is_main_process)
-    schedule = training_schedule(recipe, cache, terms, keeper)
+    # Before the model is read: fail early if no negatives can be built.
+    plan_writer = PlanWriter(folder / "negatives", cache, show=accelerator.is_main_process)
+    schedule = training_schedule(recipe, cache, terms, plan_writer)
     model = load_checkpoint(recipe.model)
     cached = None
     if terms.needs_negatives and config.reference == "cached":
-        cached = open_cached(recipe, run, model)
-    if config.tuning == "lora":
-        attach_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
-    if config.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    if config.compile:
-        model.compile()
-    layout = model.layout(grid_of(model, recipe.data.image_size))
-    policy = CodeLogProbs(model, layout, whole_vocabulary=loss.whole_vocabulary)
+        cached = open_cached(recipe, run, model)  # its digest is that of the base, without a LoRA
+    policy = _policy(recipe, model, whole_vocabulary=loss.whole_vocabulary)
     policy.to(accelerator.device)
-    reference: Reference | None = None
-    if cached is not None:
-        reference = CachedReference(cached, accelerator.device)
-    elif terms.needs_negatives or terms.needs_teacher:
-        reference = LoraReference(policy) if config.reference == "lora" else CopyReference(policy)
-    optimizer = new_optimizer(policy, config)
+    reference = _reference(config, terms, policy, cached)
     dtypes = {name: value.dtype for name, value in policy.state_dict().items()}
-    prepared, prepared_optimizer = accelerator.prepare(policy, optimizer)
+    prepared, optimizer = accelerator.prepare(policy, new_optimizer(policy, config))
     checkpoint.skip_frozen_weights(accelerator)
     if config.trackers:
         accelerator.init_trackers("mm_cca", config={})
@@ -93,21 +81,44 @@ def set_up(
         cache,
         recipe.data.image_size,
         accelerator.device,
-        with_blanks=terms.needs_teacher,
+        with_unconditional=terms.needs_teacher,
         texts=_texts(recipe, cache) if terms.needs_text else None,
     )
     return TrainingSetup(
-        accelerator,
-        prepared,
-        model,
-        reference,
-        prepared_optimizer,
-        schedule,
-        collate,
-        terms,
-        config,
-        dtypes,
+        accelerator=accelerator,
+        policy=prepared,
+        model=model,
+        reference=reference,
+        optimizer=optimizer,
+        schedule=schedule,
+        collate=collate,
+        terms=terms,
+        train=config,
+        dtypes=dtypes,
     )
+
+
+def _policy(recipe: Recipe, model: UnifiedModel, *, whole_vocabulary: bool) -> CodeLogProbs:
+    """The model as it trains: with a LoRA, checkpointing or compiled, as the recipe asks."""
+    config = recipe.train
+    if config.tuning == "lora":
+        attach_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
+    if config.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    if config.compile:
+        model.compile()
+    layout = model.layout(grid_of(model, recipe.data.image_size))
+    return CodeLogProbs(model, layout, whole_vocabulary=whole_vocabulary)
+
+
+def _reference(
+    config: TrainConfig, terms: LossTerms, policy: CodeLogProbs, cached: Path | None
+) -> Reference | None:
+    if cached is not None:
+        return CachedReference(cached, next(policy.parameters()).device)
+    if not (terms.needs_negatives or terms.needs_teacher):
+        return None
+    return LoraReference(policy) if config.reference == "lora" else CopyReference(policy)
 
 
 def _texts(recipe: Recipe, cache: TokenCache) -> TextStream:

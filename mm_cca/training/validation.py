@@ -1,6 +1,9 @@
 """The held-out loss: nats per code of images that no training step saw, un-augmented."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -10,6 +13,7 @@ from mm_cca.config.schema import Recipe
 from mm_cca.data.token_cache import open_cache
 from mm_cca.runs.folder import RunFolder
 from mm_cca.training.collate import Collator
+from mm_cca.training.model_files import save_model
 from mm_cca.training.schedule import Pairs
 from mm_cca.training.setup import TrainingSetup
 
@@ -27,7 +31,7 @@ def heldout_nll(
     Args:
         accelerator: of the run.
         policy: a ``CodeLogProbs``, perhaps wrapped.
-        collate: of the split, without texts and blanks.
+        collate: of the split, without texts and unconditional prompts.
         num_rows: of the split.
         recipe: for the size of a batch.
     """
@@ -44,7 +48,7 @@ def heldout_nll(
         none = np.zeros(len(rows), dtype=bool)
         no_others = np.empty((len(rows), 0), dtype=object)
         batch = collate(Pairs(start, rows, no_others, np.zeros_like(rows), none))
-        logps = policy(*batch.prompts, batch.codes).logps
+        logps = policy(batch.prompts.ids, batch.prompts.mask, batch.codes).logps
         if counts:
             total[0] -= logps.double().sum()
             total[1] += batch.codes.numel()
@@ -52,11 +56,45 @@ def heldout_nll(
     return float(summed[0] / summed[1])
 
 
-def heldout_evaluation(
-    recipe: Recipe, run: RunFolder, loop: TrainingSetup
-) -> Callable[[], float | None]:
-    if not (recipe.data.heldout_split and recipe.train.eval_every):
-        return lambda: None
-    cache = open_cache(run.tokens / recipe.data.heldout_split, recipe.data.variants)
-    collate = Collator(loop.model, cache, recipe.data.image_size, loop.accelerator.device)
-    return lambda: heldout_nll(loop.accelerator, loop.policy, collate, len(cache), recipe)
+@dataclass
+class Validation:
+    """The held-out loss every ``train.eval_every`` steps, and the weights where it was lowest.
+
+    Attributes:
+        evaluate: the held-out loss of the weights as they are; None where none is asked for.
+        setup: of the run.
+        best_folder: gets the weights with the lowest loss if ``train.keep`` is "best".
+        best: the lowest loss so far, in nats per code.
+    """
+
+    evaluate: Callable[[], float] | None
+    setup: TrainingSetup
+    best_folder: Path
+    best: float | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, run: RunFolder, setup: TrainingSetup, folder: Path) -> Self:
+        """What a recipe asks for; ``folder`` is that of the training."""
+        if not (recipe.data.heldout_split and recipe.train.eval_every):
+            return cls(None, setup, folder / "best")
+        cache = open_cache(run.tokens / recipe.data.heldout_split, recipe.data.variants)
+        accelerator = setup.accelerator
+        collate = Collator(setup.model, cache, recipe.data.image_size, accelerator.device)
+        return cls(
+            lambda: heldout_nll(accelerator, setup.policy, collate, len(cache), recipe),
+            setup,
+            folder / "best",
+        )
+
+    def after(self, num_steps: int, *, is_last: bool) -> dict[str, float | None]:
+        """``heldout_nll`` when it is due after so many steps, else nothing; keeps the best."""
+        config = self.setup.train
+        if not config.eval_every or not (is_last or num_steps % config.eval_every == 0):
+            return {}
+        if self.evaluate is None:
+            return {"heldout_nll": None}
+        loss = self.evaluate()
+        if config.keep == "best" and (self.best is None or loss < self.best):
+            self.best = loss
+            save_model(self.setup, self.best_folder)
+        return {"heldout_nll": loss}

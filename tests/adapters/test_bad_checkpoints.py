@@ -1,15 +1,24 @@
-"""Folders that an adapter must refuse: another family, another layout, weights that are missing."""
+"""Folders that an adapter must refuse: another family or layout, missing weights, damaged files.
 
+A bug in an adapter's own code is none of these: it keeps its type and its traceback.
+"""
+
+import json
+import shutil
+import traceback
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mm_cca import load_adapter
+from mm_cca.adapters.loading import CheckpointError, load_module
 from mm_cca.config.shipped import ADAPTERS
 from mm_cca.errors import UserError
 from mm_cca.testing.tiny_checkpoints import write_tiny
-from tests.support.third_party import checkpoint_paths
+from tests.support.third_party import THIRD_PARTY, checkpoint_paths
 
 
 @pytest.mark.parametrize(
@@ -70,6 +79,137 @@ def test_missing_vq_weights_are_refused(family: str, folders: Path, tmp_path: Pa
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"lacks \d+ weights|does not fit|no image decoder"):
         load_adapter(family, str(tmp_path))
+
+
+def _copy_of(folders: Path, family: str, target: Path) -> dict[str, object]:
+    where = checkpoint_paths(folders, family)
+    shutil.copytree(str(where["path"]), target)
+    return where | {"path": str(target)}
+
+
+def _truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def _garbage(file: Path) -> None:
+    assert file.exists()
+    file.write_bytes(b"\x80\xffgarbage" * 20)
+
+
+def _half_of_it(file: Path) -> None:
+    file.write_text(file.read_text()[: file.stat().st_size // 2])
+
+
+def _a_list(file: Path) -> None:
+    assert file.exists()
+    file.write_text("[1, 2]")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model.safetensors", _truncate),
+        ("model.safetensors", _garbage),
+        ("model.safetensors", Path.unlink),
+        ("config.json", _garbage),
+        ("config.json", _half_of_it),
+        ("config.json", _a_list),
+        ("config.json", Path.unlink),
+        ("tokenizer.json", _garbage),
+        ("tokenizer.json", _half_of_it),
+    ],
+)
+@pytest.mark.parametrize("family", [*ADAPTERS, THIRD_PARTY])
+def test_a_damaged_file_is_a_user_error(
+    family: str, name: str, damage, folders: Path, tmp_path: Path
+):
+    where = _copy_of(folders, family, tmp_path / "copy")
+    damage(tmp_path / "copy" / name)
+    # Chameleon's image decoder is looked for before the weights of the rest are read.
+    with pytest.raises(UserError, match=f"can't be read by the adapter '{family}'|no image dec"):
+        load_adapter(family, **where)
+
+
+@pytest.mark.parametrize("family", ["emu3", "chameleon"])
+@pytest.mark.parametrize("vocabulary_map", [None, {}, {"<image>": 3}])
+def test_a_config_without_image_tokens(
+    family: str, vocabulary_map: object, folders: Path, tmp_path: Path
+):
+    where = _copy_of(folders, family, tmp_path / "copy")
+    file = tmp_path / "copy" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"vocabulary_map": vocabulary_map}))
+    with pytest.raises(UserError, match=r"no image tokens|can't be read by the adapter"):
+        load_adapter(family, **where)
+
+
+def test_a_tokenizer_without_padding(folders: Path, tmp_path: Path):
+    where = _copy_of(folders, THIRD_PARTY, tmp_path / "copy")
+    file = tmp_path / "copy" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": None}))
+    with pytest.raises(UserError, match="no padding token"):
+        load_adapter(THIRD_PARTY, **where)
+
+
+BUGS = {
+    AttributeError: lambda: object().no_such_thing,
+    TypeError: lambda: len(None),
+    ValueError: lambda: int("three"),
+    KeyError: lambda: {}["missing"],
+    RuntimeError: lambda: torch.zeros(2).view(3),
+}
+
+
+@pytest.mark.parametrize("kind", BUGS)
+@pytest.mark.parametrize("place", ["__init__", "load"])
+def test_a_bug_of_an_adapter_keeps_its_traceback(
+    place: str, kind: type[Exception], folders: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import tests.example_adapter as example
+
+    def buggy(*parts: object) -> None:
+        BUGS[kind]()
+
+    monkeypatch.setattr(example.AppendedCodes, place, buggy)
+    with pytest.raises(kind) as caught:
+        load_adapter(THIRD_PARTY, **checkpoint_paths(folders, THIRD_PARTY))
+    frames = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert type(caught.value) is kind
+    assert "buggy" in frames
+
+
+class BuggyLlama(LlamaForCausalLM):
+    """A model class of an adapter's author, with a mistake in it."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        self.width = config.hidden_sizes  # the name is hidden_size
+
+
+def test_a_bug_of_an_authors_model_class_keeps_its_type(folders: Path):
+    path = str(folders / "third-party")
+    config = LlamaConfig.from_pretrained(path)
+    with pytest.raises(AttributeError, match="hidden_sizes"):
+        load_module(BuggyLlama, path, config, torch.float32)
+
+
+def test_a_stock_class_with_another_shape_is_a_checkpoint_error(folders: Path):
+    path = str(folders / "third-party")
+    config = LlamaConfig.from_pretrained(path, intermediate_size=96)
+    with pytest.raises(CheckpointError, match="RuntimeError"):
+        load_module(LlamaForCausalLM, path, config, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["tests.example_adapter:NoSuchClass", "no_such_module:Class"])
+def test_an_adapter_that_is_not_there(name: str, folders: Path):
+    with pytest.raises(UserError, match=r"can't be imported: .*(NoSuchClass|no_such_module)"):
+        load_adapter(name, str(folders / "third-party"))
+
+
+def test_a_module_that_fails_while_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "fails_at_import.py").write_text("import math\nmath.no_such_function\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(AttributeError, match="no_such_function"):
+        load_adapter("fails_at_import:Mine", "x")
 
 
 def test_an_unknown_tiny_family(tmp_path: Path):

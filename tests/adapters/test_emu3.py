@@ -123,7 +123,7 @@ def test_decoding_is_decode_image_tokens(tiny8_model: UnifiedModel, stock):
 def test_codes_map_to_the_vocabulary_and_back(tiny_model: UnifiedModel):
     head = tiny_model.image_head()
     whole = tiny_model.image_head(whole_vocabulary=True)
-    assert head.weight.shape[0] == tiny_model.num_codes == 32
+    assert head.weight.shape[0] == tiny_model.codebook_size == 32
     assert head.weight.data_ptr() != 0
     assert head.weight._base is whole.weight._base is not None, "rows must be a view, not a copy"
     for code in (0, 7, 31):

@@ -14,10 +14,9 @@ from transformers import (
     JanusForConditionalGeneration,
 )
 
-from mm_cca import load_adapter
+from mm_cca import cli, load_adapter
 from mm_cca.adapters.base import grid_of
 from mm_cca.adapters.chameleon import Chameleon
-from mm_cca.cli import main as cli
 from mm_cca.cli.commands.export import export_model
 from mm_cca.config.shipped import ADAPTERS
 from mm_cca.errors import UserError
@@ -107,7 +106,7 @@ def test_an_exported_run_is_read_by_stock_classes(
     again = load_adapter(family, str(whole), image_tokenizer=tokenizer)
     first = load_adapter(family, str(folder), image_tokenizer=tokenizer)
     grid = grid_of(again, recipe.data.image_size)
-    codes = torch.arange(grid[0] * grid[1])[None] % again.num_codes
+    codes = torch.arange(grid[0] * grid[1])[None] % again.codebook_size
     assert torch.equal(again.decode(codes, grid), first.decode(codes, grid))
 
 

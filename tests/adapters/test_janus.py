@@ -64,13 +64,13 @@ def test_prompt_is_the_processors(model: UnifiedModel, stock):
     assert text == ("<｜begin▁of▁sentence｜><|User|>: red owl\n\n<|Assistant|>:<begin_of_image>")
 
 
-def test_the_unconditional_form_blanks_the_prompt_out(model: UnifiedModel):
+def test_the_unconditional_prompt_is_padding_between_bos_and_boi(model: UnifiedModel):
     """All but BOS and begin-of-image become padding, as in stock ``generate``."""
     ids = model.prompt_ids(["red owl"], GRID)[0]
-    blank = model.unconditional_ids(ids, GRID)
-    assert len(blank) == len(ids)
-    assert (blank[0], blank[-1]) == (ids[0], ids[-1])
-    assert set(blank[1:-1]) == {model.pad_id}
+    unconditional = model.unconditional_ids(ids, GRID)
+    assert len(unconditional) == len(ids)
+    assert (unconditional[0], unconditional[-1]) == (ids[0], ids[-1])
+    assert set(unconditional[1:-1]) == {model.pad_id}
 
 
 @torch.no_grad()

@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from mm_cca.cli import main as cli
+from mm_cca import cli
 from mm_cca.config.load import dump, load_config
 from mm_cca.config.shipped import shipped_recipes
+from mm_cca.errors import UserError
 from tests.support import runs
 
 VERBS = (
@@ -23,6 +25,7 @@ VERBS = (
     "cp",
     "env",
     "demo",
+    "explain",
 )
 
 
@@ -44,6 +47,7 @@ def recipe(tmp_path: Path) -> Path:
         "import mm_cca.cli",
         "import mm_cca.cli; mm_cca.cli.main(['validate', 'emoji'])",
         "import mm_cca.cli; mm_cca.cli.main(['ls'])",
+        "import mm_cca.cli; mm_cca.cli.main(['explain', 'loss.beta'])",
         "import mm_cca.cli; mm_cca.cli.main(['run', 'emojy'])",
         "import mm_cca.cli; mm_cca.cli.main(['run', 'emoji', 'train.max_steps=0'])",
     ],
@@ -60,23 +64,23 @@ def test_help_of_every_verb(verb: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as caught:
         cli.main([verb, "--help"])
     assert caught.value.code == 0
-    said = capsys.readouterr().out
-    assert said.startswith(f"usage: mm-cca {verb}")
-    if verb not in ("ls", "env", "demo"):
-        assert "recipe" in said
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: mm-cca {verb}")
+    if verb not in ("ls", "env", "demo", "explain"):
+        assert "recipe" in shown
 
 
 def test_help_names_every_verb_and_shows_examples(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as caught:
         cli.main(["--help"])
     assert caught.value.code == 0
-    said = capsys.readouterr().out
-    assert "examples:" in said
+    shown = capsys.readouterr().out
+    assert "examples:" in shown
     for verb in VERBS:
-        assert f"\n    {verb} " in said
+        assert f"\n    {verb} " in shown
 
 
-@pytest.mark.parametrize("argv", [["dance"], [], ["cp", "emoji"], ["run"]])
+@pytest.mark.parametrize("argv", [["dance"], ["cp", "emoji"], ["run"]])
 def test_wrong_usage_is_exit_status_2(argv: list[str], capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as caught:
         cli.main(argv)
@@ -84,11 +88,31 @@ def test_wrong_usage_is_exit_status_2(argv: list[str], capsys: pytest.CaptureFix
     assert "usage: mm-cca" in capsys.readouterr().err
 
 
+def test_without_a_verb_three_commands_are_shown(capsys: pytest.CaptureFixture[str]):
+    assert cli.main([]) == 0
+    shown = capsys.readouterr().out
+    commands = [line.split("  ")[1] for line in shown.splitlines() if line.startswith("  mm-cca")]
+    assert commands == ["mm-cca run emoji", "mm-cca cp NAME my.yaml", "mm-cca run my.yaml"]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"mm-cca {metadata.version('mm-cca')}\n"
+
+
+@pytest.mark.parametrize("argv", [["--debug", "run", "emojy"], ["run", "emojy", "--debug"]])
+def test_debug_shows_the_traceback(argv: list[str]):
+    with pytest.raises(UserError, match="no recipe 'emojy'"):
+        cli.main(argv)
+
+
 def test_ls_names_every_shipped_recipe(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["ls"]) == 0
-    said = capsys.readouterr().out
+    shown = capsys.readouterr().out
     for name in shipped_recipes():
-        assert any(line.split()[:1] == [name] for line in said.splitlines())
+        assert any(line.split()[:1] == [name] for line in shown.splitlines())
 
 
 def test_cp_writes_a_recipe_that_loads_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -142,21 +166,21 @@ def test_mistake_is_one_message_and_exit_status_2(
         for word in MISTAKES[mistake]
     ]
     assert cli.main(argv) == 2
-    said = capfd.readouterr().err
-    assert "Traceback" not in said
-    assert said.count("error: ") == 1
-    assert any(line.startswith("error: ") for line in said.splitlines())
+    shown = capfd.readouterr().err
+    assert "Traceback" not in shown
+    assert shown.count("error: ") == 1
+    assert any(line.startswith("error: ") for line in shown.splitlines())
 
 
 def test_mistake_from_the_shell(recipe: Path):
     with runs.start("train", recipe, "train.max_steps=0", "loss.lambda=1") as process:
-        out, said = process.communicate()
+        out, shown = process.communicate()
     assert process.returncode == 2
     assert out == ""
-    assert said.startswith("error: ")
-    assert "Traceback" not in said
-    assert "train.max_steps" in said
-    assert "loss.lambda" in said
+    assert shown.startswith("error: ")
+    assert "Traceback" not in shown
+    assert "train.max_steps" in shown
+    assert "loss.lambda" in shown
 
 
 def test_ctrl_c_is_exit_status_130(
@@ -167,7 +191,7 @@ def test_ctrl_c_is_exit_status_130(
 
     monkeypatch.setattr("mm_cca.cli.commands.run.run_job", interrupted)
     assert cli.main(["run", str(recipe)]) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["prepare", "train", "sample", "eval", "report"])

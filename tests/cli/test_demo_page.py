@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
-from mm_cca.cli.commands.demo import DemoSession
+from mm_cca.cli.commands.demo_session import DemoSession
 from tests.support import runs
 from tests.support.training import at
 
@@ -51,7 +51,7 @@ def served(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         environment["BROWSER"] = "true"  # a program that opens nothing
         environment["GRADIO_TEMP_DIR"] = str(folder / "gradio")
         server = subprocess.Popen(
-            [sys.executable, "-m", "mm_cca.cli.main", "demo", str(folder / "run")],
+            [sys.executable, "-m", "mm_cca.cli", "demo", str(folder / "run")],
             env=os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=file,

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mm_cca import cli
 from mm_cca.adapters.base import grid_of
-from mm_cca.cli import main as cli
-from mm_cca.cli.commands.demo import DemoSession
+from mm_cca.cli.commands import demo
+from mm_cca.cli.commands.demo_session import DemoSession
 from mm_cca.errors import UserError
 from mm_cca.modeling.sampler import image_stream, sample_codes
 from mm_cca.runs.folder import RunFolder
@@ -90,15 +91,16 @@ def test_a_folder_that_is_no_run_or_not_trained(reported: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"is no run folder: it has no recipe\.yaml"):
         DemoSession(tmp_path)
     shutil.copy(reported.parent / "run" / "recipe.yaml", tmp_path)
-    with pytest.raises(UserError, match=r"train/model does not exist: train the cca model"):
+    incomplete = "train/model does not exist or is not complete: train the cca model"
+    with pytest.raises(UserError, match=incomplete):
         DemoSession(tmp_path)
 
 
 def test_without_gradio_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "gradio" else found(name))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "gradio" else real(name))
     assert cli.main(["demo", str(tmp_path)]) == 2
     assert 'pip install "mm-cca[demo]"' in capsys.readouterr().err
 

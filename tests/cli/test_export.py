@@ -11,8 +11,7 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import Emu3ForConditionalGeneration, GenerationConfig
 
-from mm_cca import load_adapter
-from mm_cca.cli import main as cli
+from mm_cca import cli, load_adapter
 from mm_cca.cli.commands.export import export_model
 from mm_cca.errors import UserError
 from mm_cca.modeling.lora import bake_lora
@@ -58,7 +57,7 @@ def test_full_fine_tune_is_a_plain_folder_with_guidance_off(full: Path, base: Pa
     assert state.keys() == trained.keys()
     assert all(torch.equal(state[name], value) for name, value in trained.items())
     assert model.generation_config.guidance_scale == 1.0
-    assert load_adapter("emu3", str(tmp_path / "out")).num_codes == 64
+    assert load_adapter("emu3", str(tmp_path / "out")).codebook_size == 64
 
 
 def test_lora_stays_an_adapter(lora: Path, base: Path, tmp_path: Path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mm_cca.cli import main as cli
+from mm_cca import cli
 from mm_cca.cli.commands.export_samples import export_samples
 from mm_cca.errors import UserError
 from tests.support import runs

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mm_cca.cli import main as cli
+from mm_cca import cli
 
 
 def status_of(address: str) -> int:
@@ -30,7 +30,7 @@ def test_serve_shows_the_report_and_its_pictures_alone_and_ends_quietly(
         [
             sys.executable,
             "-m",
-            "mm_cca.cli.main",
+            "mm_cca.cli",
             "report",
             str(reported),
             f"run.dir={changed}",

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mm_cca import load_adapter
-from mm_cca.cli import main as cli
+from mm_cca import cli, load_adapter
 from mm_cca.cli.commands.suggest import BaseMeasurement, Spread, measure, suggestion_of
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.data.token_cache import open_cache

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mm_cca.cli import main as cli
+from mm_cca import cli
 from mm_cca.eval.compare import differences
 
 PROTOCOL = {

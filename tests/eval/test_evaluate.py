@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from mm_cca.cli import main as cli
+from mm_cca import cli
 from mm_cca.demo import train_scorer as demo_scorer
 from mm_cca.errors import UserError
 from mm_cca.eval.features.scorer import load_scorer

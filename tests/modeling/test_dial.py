@@ -71,7 +71,7 @@ def logps(recipe: Recipe, model: UnifiedModel) -> torch.Tensor:
     grid = grid_of(model, recipe.data.image_size)
     policy = CodeLogProbs(model, model.layout(grid), whole_vocabulary=False).eval()
     generator = torch.Generator().manual_seed(1)
-    codes = torch.randint(model.num_codes, (2, grid[0] * grid[1]), generator=generator)
+    codes = torch.randint(model.codebook_size, (2, grid[0] * grid[1]), generator=generator)
     return policy(*left_pad(model.prompt_ids(PROMPTS, grid), model.pad_id), codes).per_code
 
 

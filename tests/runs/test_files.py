@@ -21,9 +21,14 @@ def test_a_file_appears_when_the_block_ends(tmp_path: Path):
 def test_after_an_error_the_old_file_stays(tmp_path: Path, stop: type[BaseException]):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(stop), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise stop
+
+    def write_half() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise stop
+
+    with pytest.raises(stop):
+        write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

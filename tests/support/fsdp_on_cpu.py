@@ -4,7 +4,7 @@ import sys
 
 from accelerate import DistributedType, PartialState
 
-from mm_cca.cli import main as cli
+from mm_cca import cli
 
 if __name__ == "__main__":
     PartialState(cpu=True)

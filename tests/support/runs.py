@@ -140,7 +140,7 @@ def do(path: Path, *overrides: str, stages: Sequence[str] = ("prepare", "train")
 def start(verb: str, path: Path, *overrides: str) -> subprocess.Popen[str]:
     """Start ``mm-cca VERB`` in another process."""
     return subprocess.Popen(
-        [sys.executable, "-m", "mm_cca.cli.main", verb, str(path), *overrides],
+        [sys.executable, "-m", "mm_cca.cli", verb, str(path), *overrides],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

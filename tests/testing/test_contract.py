@@ -13,6 +13,7 @@ from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
 from mm_cca import load_adapter
 from mm_cca.adapters.base import ImageHead, UnifiedModel
+from mm_cca.adapters.common import StandardDecoder
 from mm_cca.cli.commands.export import export_model
 from mm_cca.config.shipped import ADAPTERS
 from mm_cca.errors import UserError
@@ -165,11 +166,28 @@ def test_contract_finds_a_broken_adapter(
 def test_an_adapter_that_misses_a_method_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch):
     import tests.example_adapter as example
 
-    monkeypatch.delattr(example.AppendedCodes, "new_cache")
-    monkeypatch.delattr(example.AppendedCodes, "frozen")
+    monkeypatch.delattr(StandardDecoder, "new_cache")
+    monkeypatch.delattr(StandardDecoder, "frozen")
     monkeypatch.setattr(example.AppendedCodes, "__init__", lambda self, *parts: None)
     where = checkpoint_paths(folders, THIRD_PARTY)
     with pytest.raises(UserError, match=r"lacks .*frozen.*new_cache.*base\.py"):
+        load_adapter(THIRD_PARTY, where["path"], image_tokenizer=where["image_tokenizer"])
+
+
+def test_an_adapter_without_codebook_size_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch):
+    """An adapter written when the codebook's size was still called ``num_codes``."""
+    import tests.example_adapter as example
+
+    right = example.AppendedCodes.__init__
+
+    def with_the_old_name(self, *parts: object) -> None:
+        right(self, *parts)
+        self.num_codes = self.codebook_size
+        del self.codebook_size
+
+    monkeypatch.setattr(example.AppendedCodes, "__init__", with_the_old_name)
+    where = checkpoint_paths(folders, THIRD_PARTY)
+    with pytest.raises(UserError, match=r"lacks codebook_size; mm_cca/adapters/base\.py says"):
         load_adapter(THIRD_PARTY, where["path"], image_tokenizer=where["image_tokenizer"])
 
 

@@ -122,7 +122,7 @@ def test_other_words_in_the_same_file_are_noticed(recipe: Path, tmp_path: Path):
     keys = [CACHED, "loss.negatives=edit", f"data.attribute_words={words}"]
     runs.do(recipe, *keys, stages=["prepare"])
     words.write_text("thing:\n  - owl\n  - hand\n  - badger\n")
-    with pytest.raises(UserError, match=r"(?s)attribute words.*was.*is now"):
+    with pytest.raises(UserError, match=r"(?s)attribute_words.*was.*is now"):
         runs.do(recipe, *keys, stages=["train"])
 
 

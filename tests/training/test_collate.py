@@ -77,16 +77,19 @@ def test_several_others_come_in_blocks(collate: Collator, tiny_model: UnifiedMod
     assert (batch.start, batch.num_pairs) == (6, 3)
 
 
-def test_blanks_and_texts_only_where_they_are_needed(tiny_model: UnifiedModel, collate: Collator):
-    assert collate(PAIRS).blanks is None
+def test_unconditional_and_texts_only_where_they_are_needed(
+    tiny_model: UnifiedModel, collate: Collator
+):
+    assert collate(PAIRS).unconditional is None
     assert collate(PAIRS).texts is None
     cache = SimpleNamespace(captions=CAPTIONS, codes=_codes)
     device = torch.device("cpu")
     texts = TextStream(["x y z", "owl"], seed=0)
-    full = Collator(tiny_model, cache, (16, 16), device, with_blanks=True, texts=texts)
+    full = Collator(tiny_model, cache, (16, 16), device, with_unconditional=True, texts=texts)
     batch = full(PAIRS)
-    assert [ids[mask].tolist() for ids, mask in zip(*batch.blanks, strict=True)] == [
-        tiny_model.unconditional_ids([], GRID)
-    ] * 3
+    assert [
+        ids[mask].tolist()
+        for ids, mask in zip(batch.unconditional.ids, batch.unconditional.mask, strict=True)
+    ] == [tiny_model.unconditional_ids([], GRID)] * 3
     expected = tiny_model.text_ids(list(texts.at(range(6, 9))))
     assert [ids[mask].tolist() for ids, mask in zip(*batch.texts, strict=True)] == expected

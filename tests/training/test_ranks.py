@@ -36,7 +36,7 @@ FSDP2 = {
 """What the launch line of emu3-gen-full sets."""
 
 
-def _launch(*words: str, processes: int = 2, program: str = "mm_cca.cli.main", **environment: str):
+def _launch(*words: str, processes: int = 2, program: str = "mm_cca.cli", **environment: str):
     """``mm-cca WORDS`` under PyTorch's launcher, as ``accelerate launch`` does; one thread each."""
     launcher = [sys.executable, "-m", "torch.distributed.run"]
     launcher += ["--nproc_per_node", str(processes), "-m"]

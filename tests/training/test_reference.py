@@ -21,8 +21,8 @@ def _batch(model: UnifiedModel) -> MicroBatch:
     ids = model.prompt_ids(["red owl, noto style", "small waving hand"], GRID)
     codes = torch.randint(32, (1, 16), generator=torch.Generator().manual_seed(0)).repeat(2, 1)
     none = torch.zeros(1, dtype=torch.bool)
-    blanks = left_pad([model.unconditional_ids(ids[0], GRID)], model.pad_id)
-    return MicroBatch(0, 1, left_pad(ids, model.pad_id), codes, none, none, blanks)
+    unconditional = left_pad([model.unconditional_ids(ids[0], GRID)], model.pad_id)
+    return MicroBatch(0, 1, left_pad(ids, model.pad_id), codes, none, none, unconditional)
 
 
 @pytest.mark.parametrize("kind", [CopyReference, LoraReference])
@@ -37,15 +37,17 @@ def test_gap_is_zero_at_the_start_and_the_reference_never_moves(
     batch = _batch(tiny_model)
     before = reference.scores(batch)
     taught = reference.teacher(batch, 3.0)
-    assert_close(policy(*batch.prompts, batch.codes).logps.detach(), before.logps, 0)
+    assert_close(
+        policy(batch.prompts.ids, batch.prompts.mask, batch.codes).logps.detach(), before.logps, 0
+    )
     assert not before.logps.requires_grad
 
     optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.05)
     for _ in range(2):
-        policy(*batch.prompts, batch.codes).logps.sum().neg().backward()
+        policy(batch.prompts.ids, batch.prompts.mask, batch.codes).logps.sum().neg().backward()
         optimizer.step()
         optimizer.zero_grad()
-    moved = policy(*batch.prompts, batch.codes).logps.detach()
+    moved = policy(batch.prompts.ids, batch.prompts.mask, batch.codes).logps.detach()
     assert (moved - before.logps).abs().max() > 1e-3
     assert_close(reference.scores(batch).logps, before.logps, 0)
     again = reference.teacher(batch, 3.0)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import mm_cca.training.train as training
 from mm_cca.errors import UserError
 from mm_cca.runs.stage import locked
-from mm_cca.training import checkpoint
+from mm_cca.training import checkpoint, validation
 from tests.support import runs
 from tests.support.training import LONG, assert_same_training, newest, weights
 
@@ -67,7 +67,7 @@ def test_sigterm_saves_exits_130_and_continues(recipe: Path, tmp_path: Path, who
         process.terminate()
         rest = process.stderr.read()
         assert process.wait(PATIENCE) == 130, rest
-    assert "the same command goes on from here" in rest
+    assert "run the same command again to resume" in rest
     assert "Traceback" not in rest
     done = int(newest(folder).name.removeprefix("step-"))
     assert 0 < done < LONG
@@ -112,7 +112,7 @@ def test_interrupted_between_renaming_the_best_and_the_end(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     losses = iter([1.0, 2.0])
-    monkeypatch.setattr(training, "heldout_nll", lambda *_: next(losses))
+    monkeypatch.setattr(validation, "heldout_nll", lambda *_: next(losses))
     best = ("loss.objective=nll", "train.eval_every=1", "train.keep=best", "train.max_steps=2")
     runs.do(recipe, *best)
     folder = tmp_path / "run" / "train"

@@ -16,7 +16,8 @@ from mm_cca.errors import UserError
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.manifest import read_manifest
 from mm_cca.sampling.weights import load_source
-from mm_cca.training import setup as assembly
+from mm_cca.training import setup as setup_module
+from mm_cca.training import validation
 from mm_cca.training.reference import RefScores
 from tests.support import runs
 from tests.support.training import at, head_of, newest, schedule_of, weights
@@ -128,12 +129,12 @@ def test_nan_weight_is_refused_at_the_first_step(tiny_folder: Path, tmp_path: Pa
 def test_reference_that_differs_at_the_start_is_refused(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    class Other(assembly.CopyReference):
+    class Other(setup_module.CopyReference):
         def scores(self, batch):
             found = super().scores(batch)
             return RefScores(found.logps - 0.5, found.per_code)
 
-    monkeypatch.setattr(assembly, "CopyReference", Other)
+    monkeypatch.setattr(setup_module, "CopyReference", Other)
     with pytest.raises(UserError, match=r"differ by up to 0\.5 nats"):
         runs.do(recipe)
 
@@ -175,7 +176,7 @@ def test_nll_keeps_the_weights_with_the_best_heldout_loss(
         seen.append({k: v.clone() for k, v in policy.state_dict().items()})
         return next(losses)
 
-    monkeypatch.setattr(training, "heldout_nll", scripted)
+    monkeypatch.setattr(validation, "heldout_nll", scripted)
     runs.do(recipe, "loss.objective=nll", "train.eval_every=1", "train.keep=best")
     folder = tmp_path / "run" / "train"
     lines = runs.metrics(folder)

@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from mm_cca.cli.commands.demo import DemoImage, DemoSession
+from mm_cca.cli.commands.demo_session import DemoImage, DemoSession
 from mm_cca.cli.commands.serve import HOST
 from mm_cca.errors import UserError
 
@@ -14,9 +14,9 @@ SIDE = 320
 EXAMPLE = "a red apple"
 
 
-def page_of(tryout: DemoSession, prompt: str = EXAMPLE) -> gr.Blocks:
+def page_of(session: DemoSession, prompt: str = EXAMPLE) -> gr.Blocks:
     """Prompt, seed, scale and dial above three pictures."""
-    scales = tryout.recipe.sample.guidance_scales
+    scales = session.recipe.sample.guidance_scales
     start = scales[len(scales) // 2] if scales else 3
     with gr.Blocks(title="mm_cca: with and without guidance", analytics_enabled=False) as page:
         gr.Markdown(
@@ -39,12 +39,12 @@ def page_of(tryout: DemoSession, prompt: str = EXAMPLE) -> gr.Blocks:
             try:
                 if seed is None:
                     raise UserError("the seed is empty; write a whole number from 0 on.")
-                drawn = tryout.draw(text, seed, scale, dial)
+                drawn = session.draw(text, seed, scale, dial)
             except UserError as error:
                 # Not as gr.Error, which covers the pictures with its name and prints a traceback.
                 gr.Warning(str(error))
                 return [gr.skip()] * 2 * len(TITLES)
-            return [*(enlarged(one.image) for one in drawn), *(told(one) for one in drawn)]
+            return [*(enlarged(one.image) for one in drawn), *(cost_of(one) for one in drawn)]
 
         gr.on(
             [button.click, text.submit],
@@ -77,18 +77,18 @@ def enlarged(image: Image.Image) -> Image.Image:
     return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
-def told(drawn: DemoImage) -> str:
+def cost_of(drawn: DemoImage) -> str:
     """What a picture took."""
     return f"`{drawn.name}`: {drawn.seconds:.2f} s, {drawn.forward_passes} forward passes"
 
 
-def launch(tryout: DemoSession, port: int | None) -> None:
+def launch(session: DemoSession, port: int | None) -> None:
     """Show the page on this machine until Ctrl-C.
 
     Raises:
         UserError: the port is taken or not allowed.
     """
-    page = page_of(tryout)
+    page = page_of(session)
     try:
         _, address, _ = page.launch(
             server_name=HOST,

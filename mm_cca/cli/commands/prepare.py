@@ -1,15 +1,15 @@
 """``prepare``: fill the token cache of every split, and the reference cache."""
 
 from contextlib import nullcontext
-from dataclasses import asdict
 
 from accelerate import PartialState
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
+from mm_cca.config.keys import SHARDS, TOKENS
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import Recipe
-from mm_cca.config.stage_keys import NOT_ABOUT_TOKENS
+from mm_cca.config.stage_keys import STEPS_DONE, settings_of, training_settings
 from mm_cca.data.images import load_split
 from mm_cca.data.token_cache import prepare_split
 from mm_cca.runs.folder import RunFolder
@@ -26,7 +26,7 @@ def prepare(recipe: Recipe, run: RunFolder) -> None:
     prepare_tokens(recipe, run)
     wanted = "cca" in recipe.run.sources and LossTerms.of(recipe.loss).needs_negatives
     # Once training is done the cache has served; whoever deletes it gets no new one.
-    if recipe.train.reference == "cached" and wanted and not Stage.ended(run.train):
+    if recipe.train.reference == "cached" and wanted and not _has_trained(recipe, run):
         with locked(run.reference) if PartialState().is_main_process else nullcontext():
             prepare_reference(recipe, run)
 
@@ -40,13 +40,11 @@ def prepare_tokens(recipe: Recipe, run: RunFolder) -> None:
     for split in (recipe.data.train_split, recipe.data.heldout_split):
         if split is None:
             continue
-        data = asdict(recipe.data)
-        for free in NOT_ABOUT_TOKENS:
-            del data[free]
-        settings = {f"data.{key}": value for key, value in data.items()}
-        settings |= {"split": split}
-        settings |= {f"model.{key}": value for key, value in asdict(recipe.model).items()}
-        stage = Stage(run.tokens / split, settings)
+        stage = Stage(
+            run.tokens / split,
+            settings_of(TOKENS, recipe) | {"split": split},
+            until_done=settings_of(SHARDS, recipe),
+        )
         if stage.is_done():
             continue
         if split == recipe.data.train_split and _trains_on_negatives(recipe):
@@ -74,3 +72,12 @@ def frozen_model(recipe: Recipe) -> UnifiedModel:
     model.layout(grid_of(model, recipe.data.image_size))
     model.module.eval().requires_grad_(False).to(PartialState().device)
     return model
+
+
+def _has_trained(recipe: Recipe, run: RunFolder) -> bool:
+    """Whether no step is left to train, here or in ``run.trained``."""
+    if recipe.run.trained is not None:
+        return True
+    stage = Stage(run.train, training_settings(recipe), grows=STEPS_DONE)
+    # A changed recipe is refused before the reference of more steps is computed.
+    return stage.is_done() if stage.is_extended() else Stage.ended(run.train)

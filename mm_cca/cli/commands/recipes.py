@@ -27,13 +27,14 @@ def ls(args: argparse.Namespace) -> int:
 
 
 def cp(args: argparse.Namespace) -> int:
+    from mm_cca.config.load import own_copy
     from mm_cca.config.shipped import find_recipe
 
     source = find_recipe(args.recipe)
     if args.target.exists():
         raise UserError(f"{args.target} exists already; choose another name or delete it.")
     try:
-        args.target.write_text(source.read_text())
+        args.target.write_text(own_copy(source))
     except OSError as error:
         raise UserError(f"{args.target} can't be written: {error}") from error
     print(f"{args.recipe} copied to {args.target}")

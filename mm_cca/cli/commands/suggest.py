@@ -148,15 +148,19 @@ def measure(recipe: Recipe, run: RunFolder, num_pairs: int) -> BaseMeasurement:
     policy = CodeLogProbs(model, layout, whole_vocabulary=recipe.loss.whole_vocabulary)
     policy.to(accelerator.device).eval().requires_grad_(False)
     device = accelerator.device
-    collate = Collator(model, cache, recipe.data.image_size, device, with_blanks=True)
+    collate = Collator(model, cache, recipe.data.image_size, device, with_unconditional=True)
     blank, wrong = [], []
     with tqdm(total=num_pairs, desc="log-probabilities of the base", unit="pair") as bar:
         for pairs in _parts(schedule, recipe.train.micro_batch_size, num_pairs):
             batch = collate(pairs)
             with torch.no_grad(), accelerator.autocast(), training_attention(device):
-                scored: Scored = policy(*batch.prompts, batch.codes)
-                assert batch.blanks is not None
-                without: Scored = policy(*batch.blanks, batch.codes[: batch.num_pairs])
+                scored: Scored = policy(batch.prompts.ids, batch.prompts.mask, batch.codes)
+                assert batch.unconditional is not None
+                without: Scored = policy(
+                    batch.unconditional.ids,
+                    batch.unconditional.mask,
+                    batch.codes[: batch.num_pairs],
+                )
             own, other = scored.logps[: batch.num_pairs], scored.logps[batch.num_pairs :]
             blank.append((own - without.logps).cpu())
             wrong.append((own.repeat(len(other) // len(own)) - other).cpu())

@@ -19,8 +19,8 @@ from accelerate.utils import parse_flag_from_env, release_memory
 
 from mm_cca.cli.commands.quiet import quiet_libraries
 from mm_cca.cli.commands.run import run_stages
-from mm_cca.config.load import dump
 from mm_cca.config.schema import Recipe
+from mm_cca.config.stage_keys import training_settings
 from mm_cca.config.sweep_grid import Sweep
 from mm_cca.errors import Diverged
 from mm_cca.runs.files import write_json
@@ -84,16 +84,17 @@ def run_sweep(sweep: Sweep, do: Callable[[Recipe, RunFolder, Sequence[str]], Non
             _do(recipe, ["prepare", "train", "sample", "eval"], do)
         except Diverged as error:
             if main:
-                write_json(marked, {"reason": str(error), "recipe": dump(recipe)})
+                write_json(marked, {"reason": str(error), "settings": training_settings(recipe)})
                 print(f"  it diverged, the sweep goes on: {error}", file=sys.stderr)
         release_memory()
 
 
 def _still_diverged(marked: Path, recipe: Recipe) -> bool:
-    """A point that diverged with another recipe is cleared away and tried again."""
+    """A point that diverged with other settings of the training is deleted and tried again."""
     if not marked.exists():
         return False
-    if json.loads(marked.read_text())["recipe"] == dump(recipe):
+    wanted = json.loads(json.dumps(training_settings(recipe)))
+    if json.loads(marked.read_text())["settings"] == wanted:
         return True
     PartialState().wait_for_everyone()  # all ranks have read the mark
     if PartialState().is_main_process:

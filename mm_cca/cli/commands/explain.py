@@ -1,0 +1,88 @@
+"""``mm-cca explain KEY``: what a key of a recipe is, from its declaration."""
+
+import argparse
+import textwrap
+from difflib import get_close_matches
+
+from mm_cca.config.declarations import Declared
+from mm_cca.config.key_words import (
+    all_keys,
+    allowed_words,
+    decides_words,
+    default_words,
+    groups,
+    type_words,
+)
+from mm_cca.errors import UserError
+
+WIDTH = 80
+
+
+def explain(args: argparse.Namespace) -> int:
+    """Run ``mm-cca explain``."""
+    print(explain_key(args.key))
+    return 0
+
+
+def explain_key(name: str | None) -> str:
+    """A page on a key, the keys of a group, or all groups.
+
+    Args:
+        name: dotted, such as ``loss.beta``; a group, such as ``loss``; None for the groups.
+
+    Raises:
+        UserError: neither a key nor a group, with the nearest ones.
+    """
+    keys = all_keys()
+    if name is None:
+        return _groups_page()
+    if name in keys:
+        return _key_page(keys[name])
+    if name in groups():
+        return _group_page(name, keys)
+    known = [*keys, *groups()]
+    # The last part alone finds "beta" as well as "los.beta".
+    near = get_close_matches(name, known, n=3, cutoff=0.6)
+    near += [key for key in keys if key.split(".")[-1] == name.split(".")[-1] and key not in near]
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    raise UserError(
+        f"unknown key {name}.{hint} `mm-cca explain` lists the groups, `mm-cca explain loss` the "
+        "keys of one."
+    )
+
+
+def _key_page(entry: Declared) -> str:
+    rows = {
+        "type": type_words(entry),
+        "default": default_words(entry),
+        "allowed": allowed_words(entry),
+        "decides": decides_words(entry),
+    }
+    lines = [entry.name, ""]
+    for word, text in rows.items():
+        first = f"  {word:<9}"
+        lines.append(textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=" " * 11))
+    return "\n".join([*lines, "", _paragraph(entry.doc)])
+
+
+def _group_page(name: str, keys: dict[str, Declared]) -> str:
+    lines = [name, "", _paragraph(groups()[name]), ""]
+    own = {key: entry for key, entry in keys.items() if key.startswith(f"{name}.")}
+    width = max(len(key) for key in own)
+    for key, entry in own.items():
+        room = WIDTH - width - 4
+        first = textwrap.shorten(entry.doc, room, placeholder=" ...")
+        lines.append(f"  {key:<{width}}  {first}")
+    return "\n".join([*lines, "", "  mm-cca explain KEY says all about one of them."])
+
+
+def _groups_page() -> str:
+    lines = [f"  {name:<10} {text}" for name, text in groups().items()]
+    job = f"  job        {all_keys()['job'].doc}"
+    return "\n".join(
+        ["Groups of keys of a recipe:", "", job, *lines, "", "  mm-cca explain GROUP lists one."]
+    )
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent="  ", subsequent_indent="  ")

@@ -1,0 +1,133 @@
+"""The keys of a recipe with all that the schema says of them: type, default, range, docstring.
+
+Checks, ``mm-cca explain``, the reference table, the JSON schema and the settings that make a stage
+stale are all read from here.
+"""
+
+import ast
+import inspect
+import textwrap
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import lru_cache
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from omegaconf import MISSING as REQUIRED
+
+from mm_cca.config.keys import Key
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A key of a recipe with all that its declaration says.
+
+    Attributes:
+        name: dotted, such as ``loss.beta``.
+        kind: its type without None.
+        optional: whether null is allowed.
+        default: ``omegaconf.MISSING`` where it is required.
+        rules: see ``Key``.
+        doc: its docstring, lines joined.
+    """
+
+    name: str
+    kind: Any
+    optional: bool
+    default: Any
+    rules: Key
+    doc: str
+
+    @property
+    def required(self) -> bool:
+        """Whether a recipe must give it."""
+        return isinstance(self.default, str) and self.default == REQUIRED
+
+    @property
+    def is_list(self) -> bool:
+        return get_origin(self.kind) is list
+
+    @property
+    def item(self) -> Any:
+        """The type of a value, or of an item of a list."""
+        return get_args(self.kind)[0] if self.is_list else self.kind
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Allowed words; empty where any text is."""
+        literal = get_origin(self.item) is Literal
+        return get_args(self.item) if literal else self.rules.choices
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, as messages say it; empty where every value of the type is."""
+        if self.rules.words:
+            return self.rules.words
+        found = ", ".join(self.choices) or _range(self.rules)
+        return f"{found}, or null" if found and self.optional else found
+
+
+def declared(schema: type) -> dict[str, Declared]:
+    """Every key of a recipe's schema by its dotted name, in the order of the schema."""
+    return _read(schema, "")
+
+
+@lru_cache
+def _read(schema: type, prefix: str) -> dict[str, Declared]:
+    hints, docs = get_type_hints(schema), docstrings(schema)
+    found: dict[str, Declared] = {}
+    for entry in fields(schema):
+        name, hint = f"{prefix}{entry.name}", hints[entry.name]
+        if is_dataclass(hint):
+            assert isinstance(hint, type)
+            found |= _read(hint, f"{name}.")
+            continue
+        kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+        optional = NoneType in get_args(hint)
+        found[name] = Declared(
+            name,
+            kinds[0] if optional else hint,
+            optional,
+            _default(entry),
+            entry.metadata.get("key", Key()),
+            docs.get(entry.name, ""),
+        )
+    return found
+
+
+def docstrings(schema: type) -> dict[str, str]:
+    """Field -> the string literal under it, on one line; fields without one are left out."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
+    assert isinstance(tree, ast.ClassDef)
+    found = {}
+    for statement, below in zip(tree.body, tree.body[1:], strict=False):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(statement.target, ast.Name)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+        ):
+            found[statement.target.id] = " ".join(str(below.value.value).split())
+    return found
+
+
+def _default(entry: "Field[Any]") -> Any:
+    if entry.default_factory is not MISSING:
+        return entry.default_factory()
+    return entry.default
+
+
+def _range(rules: Key) -> str:
+    """``above 0 and at most 1``, ``1 or more``; empty without bounds."""
+    low = [
+        f"{word} {bound:g}"
+        for word, bound in (("at least", rules.at_least), ("above", rules.above))
+        if bound is not None
+    ]
+    high = [
+        f"{word} {bound:g}"
+        for word, bound in (("at most", rules.at_most), ("below", rules.below))
+        if bound is not None
+    ]
+    if rules.at_least is not None and not high:
+        return f"{rules.at_least:g} or more"
+    return " and ".join(low + high)

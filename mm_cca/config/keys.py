@@ -1,0 +1,153 @@
+"""How a key of a recipe is declared: its range, its words, and which stages it decides.
+
+The schema files use ``key(...)`` as the default of a field and a docstring under it;
+``declarations.py`` reads both.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from omegaconf import MISSING as REQUIRED
+
+
+@dataclass(frozen=True)
+class Condition:
+    """When a key decides a stage.
+
+    Attributes:
+        words: in a sentence, such as ``train.keep is best``.
+        holds: whether a recipe is such a one.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Decides:
+    """A stage whose result a key decides.
+
+    Attributes:
+        stage: its name.
+        words: the same for people.
+        condition: None where it always does.
+    """
+
+    stage: str
+    words: str
+    condition: Condition | None = None
+
+    def given(self, condition: Condition) -> "Decides":
+        """The same stage, only under a condition."""
+        return replace(self, condition=condition)
+
+
+TOKENS = Decides("tokens", "token cache")
+SHARDS = Decides("shards", "files of the token cache, while it is incomplete")
+REFERENCE = Decides("reference", "reference cache")
+TRAIN = Decides("train", "training")
+STEPS = Decides("steps", "number of training steps (more of them continue a finished run)")
+ARMS = Decides("arms", "which arms are trained and sampled")
+SAMPLE = Decides("sample", "samples")
+EVAL = Decides("eval", "scores")
+COMPARISON = Decides("comparison", "whether two runs can be compared")
+REPORT = Decides("report", "report")
+DEMO = Decides("demo", "training of the demo's tokenizer or scorer")
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is declared of a key beside its type, its default and its docstring.
+
+    Attributes:
+        at_least, above, at_most, below: the range of a number, or of each number of a list.
+        items: fewest and most (None: any number) items of a list.
+        distinct: no item of a list twice; numbers are compared with six digits.
+        choices: allowed words, where they are not a ``Literal``.
+        words: what is allowed, where range and choices do not say it all.
+        decides: the stages whose results depend on it; none: it may change at any time.
+        content: a file that counts by what is in it, not by its path: by its bytes (``file``),
+            together with the built-in attribute words (``words``), or by the texts that are read
+            from it (``texts``).
+        because: why a change is refused that looks harmless.
+    """
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    items: tuple[int, int | None] | None = None
+    distinct: bool = False
+    choices: tuple[str, ...] = ()
+    words: str = ""
+    decides: tuple[Decides, ...] = ()
+    content: Literal["file", "words", "texts"] | None = None
+    because: str = ""
+
+    def has(self, value: float) -> bool:
+        """Whether a number is finite and in the range."""
+        return (
+            math.isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+
+def key(
+    default: Any = REQUIRED,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    items: tuple[int, int | None] | None = None,
+    distinct: bool = False,
+    choices: tuple[str, ...] = (),
+    words: str = "",
+    decides: tuple[Decides, ...] = (),
+    content: Literal["file", "words", "texts"] | None = None,
+    because: str = "",
+) -> Any:
+    """A field of a recipe; see ``Key`` for the arguments. Without ``default`` it is required."""
+    rules = Key(
+        at_least, above, at_most, below, items, distinct, choices, words, decides, content, because
+    )
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"key": rules})
+    return field(default=default, metadata={"key": rules})
+
+
+def objective_has(*names: str) -> Condition:
+    """``loss.objective`` has one of these terms."""
+    return Condition(
+        f"loss.objective has {_either(names)}",
+        lambda recipe: not set(names).isdisjoint(re.findall("[a-z_]+", recipe.loss.objective)),
+    )
+
+
+def is_set_to(name: str, value: str) -> Condition:
+    """A dotted key has this value."""
+    return Condition(f"{name} is {value}", lambda recipe: value_of(recipe, name) == value)
+
+
+def is_above_zero(name: str) -> Condition:
+    """A dotted key is a number above 0."""
+    return Condition(f"{name} is above 0", lambda recipe: value_of(recipe, name) > 0)
+
+
+def _either(names: tuple[str, ...]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def value_of(recipe: Any, name: str) -> Any:
+    """The value of a dotted key."""
+    value = recipe
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value

@@ -1,0 +1,81 @@
+"""The keys of the demo's own jobs: its image tokenizer and its scorer."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mm_cca.config.keys import DEMO, key
+
+
+@dataclass
+class TokenizerConfig:
+    """The demo's image tokenizer, and the untrained decoder around it (job: tokenizer)."""
+
+    num_codes: int = key(512, at_least=2, decides=(DEMO,))
+    """Size of the codebook."""
+    code_dim: int = key(8, at_least=1, decides=(DEMO,))
+    """Numbers per vector of the codebook."""
+    base_channels: int = key(32, at_least=1, decides=(DEMO,))
+    """Channels of the convolutions at full resolution."""
+    channel_multiplier: list[int] = key([1, 2, 2], at_least=1, items=(1, None), decides=(DEMO,))
+    """Channels of every resolution as multiples of base_channels; each entry after the first
+    halves the sides, so three of them give one code for 4x4 pixels."""
+    text_vocab_size: int = key(2000, at_least=1, decides=(DEMO,))
+    """Tokens of the text vocabulary, which is learned from the captions."""
+    decoder_hidden_size: int = key(256, at_least=1, decides=(DEMO,))
+    """Width of the untrained decoder."""
+    decoder_intermediate_size: int = key(640, at_least=1, decides=(DEMO,))
+    """Width inside the feed-forward layers of the decoder."""
+    decoder_layers: int = key(6, at_least=1, decides=(DEMO,))
+    """Layers of the decoder."""
+    decoder_heads: int = key(8, at_least=1, decides=(DEMO,))
+    """Attention heads of the decoder; must divide decoder_hidden_size."""
+    steps: int = key(at_least=1, decides=(DEMO,))
+    """Optimizer steps of the image tokenizer."""
+    batch_size: int = key(64, at_least=1, decides=(DEMO,))
+    """Images per step."""
+    learning_rate: float = key(1.5e-3, above=0, decides=(DEMO,))
+    """AdamW's largest learning rate, reached after the warm-up."""
+    warmup_steps: int = key(50, at_least=0, decides=(DEMO,))
+    """Steps over which the learning rate rises linearly from 0."""
+    commitment: float = key(0.25, at_least=0, decides=(DEMO,))
+    """Weight of the commitment loss, which keeps the encoder near the codebook."""
+    reseed_every: int = key(50, at_least=1, decides=(DEMO,))
+    """Steps after which unused codes are replaced by vectors of the data."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = key("no", decides=(DEMO,))
+    """Autocast of the forward pass: bf16, fp16, or no."""
+    seed: int = key(0, at_least=0, decides=(DEMO,))
+    """Seed of the first weights and of the order of the images."""
+
+
+@dataclass
+class ScorerConfig:
+    """The two towers of the demo's scorer (job: scorer)."""
+
+    patch_size: int = key(4, at_least=1, decides=(DEMO,))
+    """Side of a patch of the vision transformer, in pixels."""
+    vision_width: int = key(160, at_least=32, decides=(DEMO,))
+    """Width of the vision transformer; a multiple of 32, the width of a head."""
+    vision_layers: int = key(4, at_least=1, decides=(DEMO,))
+    """Layers of the vision transformer."""
+    text_width: int = key(128, at_least=32, decides=(DEMO,))
+    """Width of the text transformer; a multiple of 32, the width of a head."""
+    text_layers: int = key(2, at_least=1, decides=(DEMO,))
+    """Layers of the text transformer."""
+    embed_dim: int = key(96, at_least=1, decides=(DEMO,))
+    """Numbers per image or text feature."""
+    text_vocab_size: int = key(2000, at_least=1, decides=(DEMO,))
+    """Tokens of the text vocabulary, which is learned from the captions."""
+    steps: int = key(at_least=1, decides=(DEMO,))
+    """Optimizer steps."""
+    batch_size: int = key(256, at_least=2, decides=(DEMO,))
+    """Pairs of image and caption per step; each is contrasted with all others of the batch."""
+    learning_rate: float = key(1e-3, above=0, decides=(DEMO,))
+    """AdamW's largest learning rate, reached after the warm-up."""
+    weight_decay: float = key(0.2, at_least=0, decides=(DEMO,))
+    """AdamW's weight decay, on matrices only."""
+    warmup_steps: int = key(100, at_least=0, decides=(DEMO,))
+    """Steps over which the learning rate rises linearly from 0."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = key("no", decides=(DEMO,))
+    """Autocast of the forward pass: bf16, fp16, or no."""
+    seed: int = key(0, at_least=0, decides=(DEMO,))
+    """Seed of the first weights and of the order of the pairs."""
