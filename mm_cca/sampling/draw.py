@@ -28,8 +28,6 @@ from mm_cca.sampling.manifest import MANIFEST, merge_manifest, picture_file, rea
 from mm_cca.sampling.prompts import Prompt, prompts_of, refuse_few_prompts
 from mm_cca.sampling.weights import load_source
 
-"""Keys of ``sample`` that decide which arms there are, not how one arm is drawn."""
-
 
 def sample_arms(recipe: Recipe, run: RunFolder) -> None:
     """Draw the missing images of every arm.

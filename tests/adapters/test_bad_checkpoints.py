@@ -186,14 +186,14 @@ class BuggyLlama(LlamaForCausalLM):
 
 
 def test_a_bug_of_an_authors_model_class_keeps_its_type(folders: Path):
-    path = str(folders / "stranger")
+    path = str(folders / "third-party")
     config = LlamaConfig.from_pretrained(path)
     with pytest.raises(AttributeError, match="hidden_sizes"):
         load_module(BuggyLlama, path, config, torch.float32)
 
 
 def test_a_stock_class_with_another_shape_is_a_checkpoint_error(folders: Path):
-    path = str(folders / "stranger")
+    path = str(folders / "third-party")
     config = LlamaConfig.from_pretrained(path, intermediate_size=96)
     with pytest.raises(CheckpointError, match="RuntimeError"):
         load_module(LlamaForCausalLM, path, config, torch.float32)
@@ -202,7 +202,7 @@ def test_a_stock_class_with_another_shape_is_a_checkpoint_error(folders: Path):
 @pytest.mark.parametrize("name", ["tests.example_adapter:NoSuchClass", "no_such_module:Class"])
 def test_an_adapter_that_is_not_there(name: str, folders: Path):
     with pytest.raises(UserError, match=r"can't be imported: .*(NoSuchClass|no_such_module)"):
-        load_adapter(name, str(folders / "stranger"))
+        load_adapter(name, str(folders / "third-party"))
 
 
 def test_a_module_that_fails_while_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
