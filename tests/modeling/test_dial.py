@@ -21,6 +21,7 @@ from mm_cca.modeling.inputs import left_pad
 from mm_cca.modeling.logprobs import CodeLogProbs
 from mm_cca.modeling.lora import attach_lora, write_trained
 from mm_cca.runs.folder import RunFolder
+from mm_cca.runs.stage import Stage
 from mm_cca.sampling.weights import load_source
 from mm_cca.testing.tiny_checkpoints import FAMILIES, write_tiny
 from tests.support import runs
@@ -50,6 +51,7 @@ def recipe_of(root: Path, name: str, tuning: str) -> Recipe:
         attach_lora(model, rank=3, alpha=7)
     move(model.module)
     write_trained(model, root / "run" / "train" / "model")
+    Stage(root / "run" / "train", {}).finish()
     return recipe
 
 
