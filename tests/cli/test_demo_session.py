@@ -88,10 +88,10 @@ def test_what_can_not_be_drawn(
 
 
 def test_a_folder_that_is_no_run_or_not_trained(reported: Path, tmp_path: Path):
-    with pytest.raises(UserError, match=r"is no run folder: it has no recipe\.yaml"):
+    with pytest.raises(UserError, match=r"is not a run folder: it has no recipe\.yaml"):
         DemoSession(tmp_path)
     shutil.copy(reported.parent / "run" / "recipe.yaml", tmp_path)
-    incomplete = "train/model does not exist or is not complete: train the cca model"
+    incomplete = "train/model does not exist or is incomplete: train the cca model"
     with pytest.raises(UserError, match=incomplete):
         DemoSession(tmp_path)
 

@@ -168,7 +168,7 @@ def test_the_card_names_base_data_scores_and_licence(full: Path, base: Path, tmp
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["{empty}", "{new}"], "is no run folder"),
+        (["{empty}", "{new}"], "is not a run folder"),
         (["{full}", "{full}"], "exists already"),
         (["{full}", "{new}", "--merge"], "--merge is for a LoRA"),
         (["{full}", "{new}", "--dial", "-0.5"], "--dial is -0.5; allowed: 0 (the base) or more"),

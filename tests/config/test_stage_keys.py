@@ -322,7 +322,7 @@ def test_the_best_weights_of_a_continued_run(
 def test_the_model_of_the_earlier_end_is_not_sampled(recipe: Path):
     runs.do(recipe, CONSTANT, "train.max_steps=1")
     interrupt(recipe, CONSTANT, "train.max_steps=3", after=1)
-    with pytest.raises(UserError, match="is not complete: train the cca model to the end"):
+    with pytest.raises(UserError, match="is incomplete: train the cca model to the end"):
         runs.do(recipe, CONSTANT, "train.max_steps=3", stages=["sample"])
 
 

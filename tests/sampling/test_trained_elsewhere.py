@@ -142,8 +142,8 @@ def test_runs_that_can_not_be_drawn(reported: Path, second: Path, prompts: Path,
     differing = told("model.path=elsewhere", "train.tuning=lora")
     assert "model.path: " in differing
     assert "train.tuning: 'full' there, 'lora' here" in differing
-    assert "Take" in differing
-    assert "trained nothing itself" in told(f"run.trained={second}")
+    assert "Use" in differing
+    assert "has no training of its own" in told(f"run.trained={second}")
 
 
 def test_what_is_not_trained_to_the_end_is_told_before_anything_is_drawn(
