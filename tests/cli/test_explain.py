@@ -7,7 +7,7 @@ import pytest
 from mm_cca import cli
 from mm_cca.cli.commands.explain import explain_key
 from mm_cca.config.declarations import declared, docstrings
-from mm_cca.config.key_words import all_keys, groups
+from mm_cca.config.key_text import all_keys, groups
 from mm_cca.config.keys import TRAIN, Condition, Key, key
 from mm_cca.config.schema import JOBS, PROMPT_FILES, TEXT_FILES
 from mm_cca.config.shipped import ADAPTERS, PROMPT_SETS

@@ -50,10 +50,10 @@ def test_names_are_fit_for_folders():
         (["data.variants=[1,2]"], "data.variants can't be swept"),
         (["loss.beta=[]"], "is an empty list"),
         (["loss.beta=[1,1]"], "the point beta=1 twice"),
-        (["loss.beta"], "is no override"),
+        (["loss.beta"], "is not an override"),
     ],
 )
-def test_what_is_no_sweep(words: list[str], problem: str):
+def test_invalid_sweeps(words: list[str], problem: str):
     with pytest.raises(UserError, match=problem):
         points_of("x.yaml", words)
 
@@ -61,7 +61,7 @@ def test_what_is_no_sweep(words: list[str], problem: str):
 def test_a_wrong_value_is_found_before_any_work(recipe: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"loss\.beta is -1"):
         plan_sweep(str(recipe), ["loss.beta=[0.1,-1]"])
-    with pytest.raises(UserError, match=r"loss\.betta is no key"):
+    with pytest.raises(UserError, match=r"unknown key loss\.betta"):
         plan_sweep(str(recipe), ["loss.betta=[0.1,1]"])
     assert not (tmp_path / "run").exists()
 

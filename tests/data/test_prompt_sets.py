@@ -51,4 +51,4 @@ def test_another_name_is_told_what_there_is(tmp_path: Path):
         read_prompts("atributes")
     recipe = runs.unread_recipe(tmp_path)
     told = runs.message_of(recipe, "sample.prompts=a.pdf", "eval.metrics=[alignment]")
-    assert "a set that is shipped: attributes" in told
+    assert "a built-in set: attributes" in told

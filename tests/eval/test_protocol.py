@@ -117,7 +117,7 @@ def test_a_reference_in_a_file(recipe: Path, copy: str, tmp_path: Path):
         assert one == pytest.approx(other, rel=1e-4)
     assert found["protocol"]["num_reference_images"] == {"train": 12}
     shutil.rmtree(tmp_path / "run" / "eval")
-    with pytest.raises(UserError, match="holds mean and covariance alone"):
+    with pytest.raises(UserError, match="holds only mean and covariance"):
         scored(recipe, *keys, "eval.metrics=[alignment,kernel_distance]")
     with pytest.raises(UserError, match=r"image_size: 16x16 in the file, 8x8 here"):
         scored(recipe, *keys, "eval.metrics=[alignment,frechet_distance]", "eval.image_size=[8,8]")

@@ -5,13 +5,13 @@ import textwrap
 from difflib import get_close_matches
 
 from mm_cca.config.declarations import Declared
-from mm_cca.config.key_words import (
+from mm_cca.config.key_text import (
     all_keys,
-    allowed_words,
-    decides_words,
-    default_words,
+    allowed_text,
+    decides_text,
+    default_text,
     groups,
-    type_words,
+    type_text,
 )
 from mm_cca.errors import UserError
 
@@ -53,10 +53,10 @@ def explain_key(name: str | None) -> str:
 
 def _key_page(entry: Declared) -> str:
     rows = {
-        "type": type_words(entry),
-        "default": default_words(entry),
-        "allowed": allowed_words(entry),
-        "decides": decides_words(entry),
+        "type": type_text(entry),
+        "default": default_text(entry),
+        "allowed": allowed_text(entry),
+        "decides": decides_text(entry),
     }
     lines = [entry.name, ""]
     for word, text in rows.items():
