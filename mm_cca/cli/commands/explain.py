@@ -1,4 +1,4 @@
-"""``mm-cca explain KEY``: what a key of a recipe is, from its declaration."""
+"""``mm-cca explain KEY``: a key of a recipe, from its declaration."""
 
 import argparse
 import textwrap
@@ -31,7 +31,7 @@ def explain_key(name: str | None) -> str:
         name: dotted, such as ``loss.beta``; a group, such as ``loss``; None for the groups.
 
     Raises:
-        UserError: neither a key nor a group, with the nearest ones.
+        UserError: neither a key nor a group; the message names similar ones.
     """
     keys = all_keys()
     if name is None:
@@ -41,12 +41,12 @@ def explain_key(name: str | None) -> str:
     if name in groups():
         return _group_page(name, keys)
     known = [*keys, *groups()]
-    # The last part alone finds "beta" as well as "los.beta".
+    # Comparing only the last part finds "beta" as well as "los.beta".
     near = get_close_matches(name, known, n=3, cutoff=0.6)
     near += [key for key in keys if key.split(".")[-1] == name.split(".")[-1] and key not in near]
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     raise UserError(
-        f"unknown key {name}.{hint} `mm-cca explain` lists the groups, `mm-cca explain loss` the "
+        f"unknown key {name}.{hint} `mm-cca explain` lists the groups, `mm-cca explain GROUP` the "
         "keys of one."
     )
 
@@ -59,8 +59,8 @@ def _key_page(entry: Declared) -> str:
         "decides": decides_text(entry),
     }
     lines = [entry.name, ""]
-    for word, text in rows.items():
-        first = f"  {word:<9}"
+    for label, text in rows.items():
+        first = f"  {label:<9}"
         lines.append(textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=" " * 11))
     return "\n".join([*lines, "", _paragraph(entry.doc)])
 
@@ -70,17 +70,23 @@ def _group_page(name: str, keys: dict[str, Declared]) -> str:
     own = {key: entry for key, entry in keys.items() if key.startswith(f"{name}.")}
     width = max(len(key) for key in own)
     for key, entry in own.items():
-        room = WIDTH - width - 4
-        first = textwrap.shorten(entry.doc, room, placeholder=" ...")
-        lines.append(f"  {key:<{width}}  {first}")
-    return "\n".join([*lines, "", "  mm-cca explain KEY says all about one of them."])
+        summary = textwrap.shorten(entry.doc, WIDTH - width - 4, placeholder=" ...")
+        lines.append(f"  {key:<{width}}  {summary}")
+    return "\n".join([*lines, "", "  mm-cca explain KEY explains one of them."])
 
 
 def _groups_page() -> str:
     lines = [f"  {name:<10} {text}" for name, text in groups().items()]
     job = f"  job        {all_keys()['job'].doc}"
     return "\n".join(
-        ["Groups of keys of a recipe:", "", job, *lines, "", "  mm-cca explain GROUP lists one."]
+        [
+            "Groups of keys of a recipe:",
+            "",
+            job,
+            *lines,
+            "",
+            "  mm-cca explain GROUP lists its keys.",
+        ]
     )
 
 
