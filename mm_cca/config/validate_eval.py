@@ -1,4 +1,4 @@
-"""What makes the values of ``eval`` wrong together, without reading data or weights."""
+"""Checks of ``eval`` that involve several keys; they read no data and no weights."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from mm_cca.negatives import load_words
 
 
 def eval_checks(recipe: Recipe) -> list[Check]:
-    """Checks of the metrics and of what they are computed with."""
+    """Checks of the scores and of the models, images, prompts and texts they need."""
     return [
         *_metrics(recipe),
         *_inception(recipe),
@@ -31,7 +31,7 @@ def _metrics(recipe: Recipe) -> list[Check]:
             "eval.metrics",
             metrics,
             LEAD in metrics,
-            f"a list with {LEAD}, which chooses the best guidance scale",
+            f"a list with {LEAD}, which decides the best guidance scale",
         )
     ]
     if "clip_score" in metrics:
@@ -40,7 +40,7 @@ def _metrics(recipe: Recipe) -> list[Check]:
                 "eval.metrics",
                 "clip_score",
                 is_published_clip(recipe.eval.scorer, recipe.eval.scorer_pretrained),
-                "with a published CLIP only: an open_clip name with a tag, hf-hub:ORG/NAME or "
+                "only with a published CLIP: an open_clip name with a tag, hf-hub:ORG/NAME or "
                 f"hf:ORG/NAME; with eval.scorer={recipe.eval.scorer} use alignment",
             )
         )
@@ -55,7 +55,7 @@ def _inception(recipe: Recipe) -> list[Check]:
                 "eval.metrics",
                 name,
                 recipe.eval.inception_weights is not None,
-                "with eval.inception_weights=download, or a file of torch-fidelity's weights; "
+                "only with eval.inception_weights=download, or a file of torch-fidelity's weights; "
                 f"{', '.join(_distances())} are the same kind of distance on eval.scorer's "
                 "features",
             )
@@ -88,8 +88,8 @@ def _reference(recipe: Recipe) -> list[Check]:
                 "eval.metrics",
                 name,
                 METRICS[name].needs is ReferenceNeed.NONE,
-                "with eval.reference, as prompts from a file (sample.prompts) have no real images "
-                "to compare with",
+                "only with eval.reference: prompts from a file (sample.prompts) have no real "
+                "images to compare with",
             )
             for name in known
         ]
@@ -100,8 +100,8 @@ def _reference(recipe: Recipe) -> list[Check]:
             "eval.metrics",
             name,
             METRICS[name].needs is not ReferenceNeed.IMAGES,
-            f"without it, as {reference} holds only mean and covariance; give a folder, a "
-            "Parquet file or a hub name as eval.reference",
+            "only with a folder, a Parquet file or a hub name as eval.reference; "
+            f"{reference} holds only mean and covariance",
         )
         for name in known
     ]
@@ -136,11 +136,11 @@ def _text_nll(recipe: Recipe) -> list[Check]:
     key, value = "eval.text_nll", recipe.eval.text_nll
     if value != "captions":
         return [text_file(key, value)]
-    allowed = "a text file; 'captions' needs data.heldout_split, which is null"
+    allowed = "null, a text file, or captions if data.heldout_split is set"
     return [(key, value, recipe.data.heldout_split is not None, allowed)]
 
 
 def text_file(key: str, value: str | None) -> Check:
-    """A file of texts, or null."""
-    right = value is None or (Path(value).suffix in TEXT_FILES and Path(value).is_file())
-    return key, value, right, f"null, or a file that ends in {', '.join(TEXT_FILES)}"
+    """Check that a value is null or an existing file of texts."""
+    valid = value is None or (Path(value).suffix in TEXT_FILES and Path(value).is_file())
+    return key, value, valid, f"null, or a file that ends in {', '.join(TEXT_FILES)}"

@@ -142,8 +142,8 @@ def test_runs_that_can_not_be_sampled(reported: Path, second: Path, prompts: Pat
     differing = message_of("model.path=elsewhere", "train.tuning=lora")
     assert "model.path: " in differing
     assert "train.tuning: 'full' there, 'lora' here" in differing
-    assert "Take" in differing
-    assert "trained nothing itself" in message_of(f"run.trained={second}")
+    assert "Use" in differing
+    assert "has no training of its own" in message_of(f"run.trained={second}")
 
 
 def test_an_unfinished_training_is_reported_before_anything_is_drawn(
