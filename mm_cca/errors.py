@@ -6,7 +6,7 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """NaN or infinity while training: this recipe stops, and a sweep goes on with the next one."""
+    """NaN or infinity while training: this recipe stops, and a sweep continues with the next."""
 
 
 class Interrupted(Exception):

@@ -11,10 +11,11 @@ from mm_cca.adapters.base import UnifiedModel
 
 
 def dial_lora(module: PeftModel, dial: float) -> None:
-    """Multiply the scale of every LoRA layer by ``dial``, in place."""
+    """Set the scale of every LoRA layer to ``dial`` times the trained one, whatever it was before."""
     for layer in module.modules():
         if isinstance(layer, LoraLayer):
-            layer.scale_layer(dial)
+            for adapter in layer.scaling:
+                layer.set_scale(adapter, dial)
 
 
 def bake_lora(folder: Path, dial: float) -> None:
@@ -52,11 +53,3 @@ def write_trained(
         model.module.save_pretrained(str(folder), state_dict=weights)
     else:
         model.save(folder, weights)
-
-
-def set_lora(module: PeftModel, dial: float) -> None:
-    """Set the scale of every LoRA layer to ``dial``, regardless of an earlier dial."""
-    for layer in module.modules():
-        if isinstance(layer, LoraLayer):
-            for adapter in layer.scaling:
-                layer.set_scale(adapter, dial)

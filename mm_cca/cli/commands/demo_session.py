@@ -16,7 +16,7 @@ from PIL import Image
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.errors import UserError
-from mm_cca.modeling.lora import set_lora
+from mm_cca.modeling.lora import dial_lora
 from mm_cca.modeling.sampler import image_stream, sample_codes
 from mm_cca.runs.folder import open_run
 from mm_cca.sampling.arms import Arm
@@ -66,7 +66,7 @@ class DemoSession:
     def _trained_at(self, dial: float) -> UnifiedModel:
         if self._trained is not None and dial != self._dial:
             if isinstance(self._trained.module, PeftModel):
-                set_lora(self._trained.module, dial)
+                dial_lora(self._trained.module, dial)
             else:
                 self._trained = None
                 release_memory()  # never three models on the device
