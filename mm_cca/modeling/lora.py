@@ -11,7 +11,7 @@ from mm_cca.adapters.base import UnifiedModel
 
 
 def dial_lora(module: PeftModel, dial: float) -> None:
-    """Set the scale of every LoRA layer to ``dial`` times the trained one, whatever it was before."""
+    """Set the scale of every LoRA layer to ``dial`` times its trained scale, in place."""
     for layer in module.modules():
         if isinstance(layer, LoraLayer):
             for adapter in layer.scaling:
