@@ -159,7 +159,7 @@ def test_codes_outside_the_codebook(
     encode = adapter.encode
     monkeypatch.setattr(adapter, "encode", lambda self, pixels: encode(self, pixels) + 64)
     keys = [f"run.dir={tmp_path / 'run'}", f"run.tokens_dir={tmp_path / 'tokens'}"]
-    with pytest.raises(UserError, match=r"gave codes \d+ to \d+, but the decoder knows 0 to 63"):
+    with pytest.raises(UserError, match=r"gave codes \d+ to \d+, but the decoder has 0 to 63"):
         runs.do(prepared, *keys, stages=["prepare"])
 
 

@@ -90,7 +90,7 @@ def test_the_report_says_how_the_models_were_trained(
     assert "beta 0.02" in description
     assert "3 steps" in description
     assert "Nothing was trained" not in page
-    assert "it comes first" in page
+    assert "must be run first" in page
 
 
 def test_a_reference_adds_distances_and_their_plot(
@@ -108,7 +108,7 @@ def test_a_reference_adds_distances_and_their_plot(
     page = (run / "report.html").read_text(encoding="utf-8")
     assert "Fidelity against diversity" in page
     assert "coverage (diversity)" in page
-    assert f"8 real images ({images})" in page
+    assert f"Real images compared with: 8 ({images})" in page
     assert 'the line "real images"' not in page
     runs.do(reported, *keys, stages=["eval"])  # nothing to do
     (images / "0000.png").unlink()
