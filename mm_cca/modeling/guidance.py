@@ -43,6 +43,12 @@ class Teacher:
     weight: torch.Tensor | None = None
     bias: torch.Tensor | None = None
 
+    def with_head(self, weight: torch.Tensor, bias: torch.Tensor | None) -> "Teacher":
+        """With the model's head where it has none of its own."""
+        if self.weight is not None:
+            return self
+        return replace(self, weight=weight.detach(), bias=None if bias is None else bias.detach())
+
     def log_probs(self, chunk: slice) -> torch.Tensor:
         """[m, K] guided log-probabilities of a chunk of the B * N positions, float32."""
         assert self.weight is not None
@@ -108,9 +114,7 @@ def guided_kl(
     Returns:
         [B] float32 nats per image, differentiable in states, weight and bias.
     """
-    if teacher.weight is None:
-        shared = None if bias is None else bias.detach()
-        teacher = replace(teacher, weight=weight.detach(), bias=shared)
+    teacher = teacher.with_head(weight, bias)
     chunk = max(1, budget // weight.shape[0])
     flat: torch.Tensor = _ChunkedGuidedKL.apply(states.flatten(0, 1), weight, bias, teacher, chunk)
     return flat.view(states.shape[:2]).sum(dim=1)
