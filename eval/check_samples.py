@@ -1,6 +1,4 @@
-"""Is every picture there, and as it was drawn? Asked before scoring."""
-
-from typing import Any
+"""Before scoring: is every image there, and unchanged since sampling?"""
 
 from mm_cca.errors import UserError
 from mm_cca.eval.features.distributed import map_over_ranks
@@ -14,9 +12,9 @@ def refuse_bad_samples(run: RunFolder, arms: list[Arm], prompts: list[Prompt]) -
     """Compare every arm's files with its manifest: same prompts, same bytes, equally many images.
 
     Raises:
-        UserError: every arm with its count, and the first few pictures by name.
+        UserError: every arm with its count, and the first few images by name.
     """
-    listed = {
+    manifests = {
         arm.name: {line["index"]: line for line in manifest_of(run.samples / arm.name)}
         for arm in arms
     }
@@ -24,29 +22,28 @@ def refuse_bad_samples(run: RunFolder, arms: list[Arm], prompts: list[Prompt]) -
 
     def check(item: tuple[str, Prompt]) -> str | None:
         name, prompt = item
-        line = listed[name].get(prompt.index)
+        line = manifests[name].get(prompt.index)
         folder = run.samples / name
         file = picture_file(folder, prompt.index).name
         if line is None:
             return f"{file} is not in {MANIFEST}"
-        return _another_prompt(file, line, prompt) or problem_of(folder, line)
+        if line["prompt"] != prompt.caption:
+            return f"{file} was sampled for another prompt ({line['prompt']!r})"
+        return problem_of(folder, line)
 
-    found = map_over_ranks(work, check, desc="checking pictures", unit="img")
-    told = []
+    problems = map_over_ranks(work, check, desc="checking images", unit="img")
+    messages = []
     for arm in arms:
-        mine = [each for (name, _), each in zip(work, found, strict=True) if name == arm.name]
-        bad = [problem for problem in mine if problem is not None]
-        if bad:
-            told.append(f"  - {arm.name}: {count_problems(bad, len(prompts))}")
-    if told:
-        listing = "\n".join(told)
+        of_arm = [
+            problem
+            for (name, _), problem in zip(work, problems, strict=True)
+            if name == arm.name and problem is not None
+        ]
+        if of_arm:
+            messages.append(f"  - {arm.name}: {count_problems(of_arm, len(prompts))}")
+    if messages:
+        listing = "\n".join(messages)
         raise UserError(
-            f"{run.samples} is not whole, and arms are compared on equally many pictures:\n"
-            f"{listing}\nDelete the folder of each arm named and run `mm-cca sample RECIPE` again."
+            f"{run.samples} is incomplete; all arms need the same images:\n{listing}\n"
+            "Delete the folder of each arm named and run `mm-cca sample RECIPE` again."
         )
-
-
-def _another_prompt(file: str, line: dict[str, Any], prompt: Prompt) -> str | None:
-    if line["prompt"] == prompt.caption:
-        return None
-    return f"{file} was drawn for another prompt ({line['prompt']!r})"

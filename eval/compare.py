@@ -1,10 +1,9 @@
 """Two runs side by side, if they were scored in the same way."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,10 +12,11 @@ from mm_cca.config.keys import COMPARISON
 from mm_cca.config.schema import SampleConfig
 from mm_cca.config.stage_keys import keys_of
 from mm_cca.errors import UserError
+from mm_cca.eval.summary_types import Score, ScoringProtocol, Summary
 
-ARMS_ALONE = (
-    "scorer",  # scorer_sha256 says which; the same weights may lie in two folders
-    # Of the sampling, num_prompts and prompts_sha256 say what was drawn.
+FREE_FIELDS = (
+    "scorer",  # scorer_sha256 decides; the same weights may be in two folders
+    # Of the sampling's keys, prompts and their number are covered by num_prompts, prompts_sha256.
     *(
         f"sampling.{entry.name}"
         for entry in fields(SampleConfig)
@@ -24,9 +24,14 @@ ARMS_ALONE = (
     ),
     "versions.mm-cca",
 )
-"""Fields that differ between runs as they should, or that another field decides."""
+"""Fields that may differ between runs, or that another field decides."""
 INCEPTION = ("inception_sha256", "resize.inception")
 ABSENT = "not recorded"
+
+Fields = Mapping[str, object]
+"""Dotted field of a protocol -> its value."""
+Differences = dict[str, tuple[object, object]]
+"""Dotted field -> its two values."""
 
 
 def compare(first: Path, second: Path, *, allowed: Sequence[str] = ()) -> None:
@@ -51,38 +56,38 @@ def compare(first: Path, second: Path, *, allowed: Sequence[str] = ()) -> None:
     if refused:
         listed = "\n".join(f"  - {key}: {a!r} against {b!r}" for key, (a, b) in refused.items())
         raise UserError(
-            f"{first} and {second} were not scored in the same way:\n{listed}\nScore one of them "
-            "anew as the other was, or accept a difference: "
+            f"{first} and {second} were not scored in the same way:\n{listed}\nRe-run eval "
+            "with matching settings, or accept a difference: "
             + " ".join(f"--allow {key}" for key in refused)
         )
     _print(first, second, results, differing)
 
 
-def differences(first: dict[str, Any], second: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted field -> its two values, where they differ and that matters."""
+def differences(first: ScoringProtocol, second: ScoringProtocol) -> Differences:
+    """The fields that must agree and don't."""
     ours, theirs = dict(_leaves(first)), dict(_leaves(second))
     return {
         key: (ours.get(key, ABSENT), theirs.get(key, ABSENT))
         for key in sorted(ours.keys() | theirs.keys())
         if ours.get(key, ABSENT) != theirs.get(key, ABSENT)
         and not _is_free(key)
-        and not _is_of_one_score(key, ours, theirs)
+        and not _is_of_one_metric(key, ours, theirs)
     }
 
 
 def _is_free(key: str) -> bool:
-    # Which images a reference is made of is said by its sha256; the name is a path.
-    return key in ARMS_ALONE or (key.startswith("reference.") and key.endswith(".images"))
+    # The sha256 of a reference identifies its images; the name is only a path.
+    return key in FREE_FIELDS or (key.startswith("reference.") and key.endswith(".images"))
 
 
-def _is_of_one_score(key: str, ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    """Whether a field is about a score that only one of the two has, and so isn't compared."""
+def _is_of_one_metric(key: str, ours: Fields, theirs: Fields) -> bool:
+    """Whether a field is about a metric that only one of the two has, and so isn't compared."""
     if key.startswith("metrics."):
         return key not in ours or key not in theirs
     return key in INCEPTION and None in (ours.get(key, ABSENT), theirs.get(key, ABSENT))
 
 
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     if not isinstance(node, dict):
         yield prefix, node
         return
@@ -90,17 +95,17 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Summary:
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        summary: Summary = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read: {error}") from error
-    if not isinstance(found, dict) or not {"arms", "protocol"} <= found.keys():
-        raise UserError(f"{path} holds no scores; give a run's report.json or eval/summary.json.")
-    return found
+    if not isinstance(summary, dict) or not {"arms", "protocol"} <= summary.keys():
+        raise UserError(f"{path} has no scores; use a run's report.json or eval/summary.json.")
+    return summary
 
 
-def _refuse_unknown(allowed: Sequence[str], results: list[dict[str, Any]]) -> None:
+def _refuse_unknown(allowed: Sequence[str], results: list[Summary]) -> None:
     known = {key for result in results for key, _ in _leaves(result["protocol"])}
     for key in allowed:
         if key not in known and not any(other.startswith(f"{key}.") for other in known):
@@ -110,8 +115,8 @@ def _refuse_unknown(allowed: Sequence[str], results: list[dict[str, Any]]) -> No
 def _print(
     first: Path,
     second: Path,
-    results: list[dict[str, Any]],
-    differing: dict[str, tuple[Any, Any]],
+    results: list[Summary],
+    differing: Differences,
 ) -> None:
     console = Console()
     shared = set.intersection(*(set(r["protocol"]["num_prompts"]) for r in results))
@@ -131,12 +136,12 @@ def _print(
         console.print(f"allowed: {key} is {a!r} in A and {b!r} in B", soft_wrap=True)
 
 
-def _shared_scores(results: list[dict[str, Any]], split: str) -> list[str]:
-    found = [list(result["arms"][0]["scores"][split]) for result in results]
-    return [name for name in found[0] if name in found[1]]
+def _shared_scores(results: list[Summary], split: str) -> list[str]:
+    ours, theirs = (result["arms"][0]["scores"][split] for result in results)
+    return [name for name in ours if name in theirs]
 
 
-def _cell(score: dict[str, float]) -> str:
-    if "low" not in score:
+def _cell(score: Score) -> str:
+    if "low" not in score or "high" not in score:
         return f"{score['value']:.4g}"
     return f"{score['value']:.4g} [{score['low']:.4g}, {score['high']:.4g}]"

@@ -1,4 +1,4 @@
-"""Score every arm on the same prompts, with floors and intervals, and say how it was done.
+"""Score every arm on the same prompts, with floors and intervals, and record the protocol.
 
 Every rank extracts features; the main rank turns them into scores.
 Shapes: n images of a split, F feature size, c captions of the whole data set.
@@ -11,7 +11,7 @@ import numpy as np
 from accelerate import PartialState
 
 from mm_cca.config.keys import EVAL
-from mm_cca.config.metrics import SCORES, On
+from mm_cca.config.metrics import METRICS, FeatureSource
 from mm_cca.config.schema import Recipe
 from mm_cca.config.stage_keys import settings_of
 from mm_cca.errors import UserError
@@ -19,9 +19,9 @@ from mm_cca.eval.check_samples import refuse_bad_samples
 from mm_cca.eval.features.extract import Extractors, Features, extract
 from mm_cca.eval.features.image_sets import (
     ImageSet,
-    drawn_images,
     real_images_of,
     reconstructed_images,
+    sampled_images,
     size_of,
 )
 from mm_cca.eval.features.inception import load_inception
@@ -31,8 +31,9 @@ from mm_cca.eval.ground_truth import SplitTruth, captions_of, truths_of
 from mm_cca.eval.language import measure_text, texts_of
 from mm_cca.eval.per_prompt import PER_PROMPT, write_per_prompt
 from mm_cca.eval.protocol import protocol_of
-from mm_cca.eval.score_warnings import cautions_of
+from mm_cca.eval.score_warnings import warnings_of
 from mm_cca.eval.scores import ArmScores, measure, scores_of
+from mm_cca.eval.summary_types import ArmEntry, Summary
 from mm_cca.eval.verdicts import verdicts_of
 from mm_cca.runs.files import write_json
 from mm_cca.runs.folder import RunFolder
@@ -44,13 +45,16 @@ from mm_cca.sampling.weights import load_source
 
 FLOORS = ("real", "reconstruction")
 
+FeaturesOfArms = dict[str, dict[str, Features]]
+"""By arm or floor, and split."""
+
 
 def evaluate_arms(recipe: Recipe, run: RunFolder) -> None:
     """Write ``eval/ARM.json``, ``eval/per_prompt.json`` and ``eval/summary.json``.
 
     Raises:
-        UserError: an arm was not drawn to the end or lacks pictures, or an extractor or a
-            reference can't be loaded.
+        UserError: an arm is not fully sampled or lacks images, or an extractor or a reference can't
+            be loaded.
     """
     state = PartialState()
     arms = arms_of(recipe)
@@ -69,7 +73,7 @@ def evaluate_arms(recipe: Recipe, run: RunFolder) -> None:
     captions = captions_of(recipe, run, prompts)
     truths = truths_of(recipe, run, extractors, prompts, captions)
     floors = FLOORS if "base" in recipe.run.sources and has_real_images(recipe) else ()
-    features: dict[str, dict[str, Features]] = {}
+    features: FeaturesOfArms = {}
     for name in (*floors, *(arm.name for arm in arms)):
         sets = _image_sets(recipe, run, name, truths)
         features[name] = {split: extract(images, extractors) for split, images in sets.items()}
@@ -87,22 +91,22 @@ def _write(
     captions: list[str],
     texts: list[str] | None,
     truths: dict[str, SplitTruth],
-    features: dict[str, dict[str, Features]],
+    features: FeaturesOfArms,
 ) -> None:
     measured = {
-        name: {split: measure(found, truths[split]) for split, found in by_split.items()}
+        name: {split: measure(each, truths[split]) for split, each in by_split.items()}
         for name, by_split in features.items()
     }
     sampled_with = read_manifest(run.samples / arms[0].name)[0].get("sampling", {})
-    summary: dict[str, Any] = {
+    summary: Summary = {
         "arms": [_arm_entry(recipe, run, arm, measured[arm.name], truths) for arm in arms],
         "floors": {
-            name: {s: scores_of(recipe, m, truths[s]) for s, m in measured[name].items()}
-            for name in FLOORS
-            if name in measured
+            name: {split: scores_of(recipe, m, truths[split]) for split, m in by_split.items()}
+            for name, by_split in measured.items()
+            if name in FLOORS
         },
         "verdicts": verdicts_of(recipe, arms, measured, truths),
-        "warnings": cautions_of(recipe, extractors, truths, features[arms[0].name]),
+        "warnings": warnings_of(recipe, extractors, truths, features[arms[0].name]),
         "protocol": protocol_of(recipe, extractors, truths, captions, sampled_with),
     }
     if texts is not None:
@@ -112,7 +116,7 @@ def _write(
         if truth.reference is not None:
             save_statistics(recipe, truth.reference, extractors, run.eval / "reference", split)
     for entry in summary["arms"]:
-        write_json(run.eval / f"{entry['name']}.json", entry | {"protocol": summary["protocol"]})
+        write_json(run.eval / f"{entry['name']}.json", {**entry, "protocol": summary["protocol"]})
     write_per_prompt(run.eval / PER_PROMPT, [arm.name for arm in arms], measured, truths)
     write_json(run.eval / "summary.json", summary)
 
@@ -124,7 +128,7 @@ def _settings(recipe: Recipe, run: RunFolder, arms: list[Arm]) -> dict[str, Any]
     for arm in arms:
         path = run.samples / arm.name / "stage.json"
         if not path.exists() or not json.loads(path.read_text())["done"]:
-            raise UserError(f"arm {arm.name} is not drawn yet: run `mm-cca sample RECIPE` first.")
+            raise UserError(f"arm {arm.name} is not sampled yet: run `mm-cca sample RECIPE` first.")
         settings[f"arm {arm.name}"] = json.loads(path.read_text())["settings"]
     return settings
 
@@ -137,7 +141,7 @@ def _extractors(recipe: Recipe) -> Extractors:
         batch_size=recipe.eval.batch_size,
         device=device,
     )
-    if not any(SCORES[name].on is On.INCEPTION for name in recipe.eval.metrics):
+    if not any(METRICS[n].source is FeatureSource.INCEPTION for n in recipe.eval.metrics):
         return Extractors(scorer, None)
     assert recipe.eval.inception_weights is not None
     with PartialState().main_process_first():  # which may have to download
@@ -150,18 +154,24 @@ def _extractors(recipe: Recipe) -> Extractors:
 def _image_sets(
     recipe: Recipe, run: RunFolder, name: str, truths: dict[str, SplitTruth]
 ) -> dict[str, ImageSet]:
-    """What an arm drew, or a floor: the real images of the prompts, or their reconstructions."""
-    prompts = {split: truth.prompts for split, truth in truths.items()}
+    """An arm's images, or a floor's: real images of the prompts, or their reconstructions."""
+    prompts_by_split = {split: truth.prompts for split, truth in truths.items()}
     if name == "real":
         size = size_of(recipe)
         return {
-            split: real_images_of(recipe, run, split, [p.row for p in mine], size)
-            for split, mine in prompts.items()
+            split: real_images_of(recipe, run, split, [prompt.row for prompt in prompts], size)
+            for split, prompts in prompts_by_split.items()
         }
     if name == "reconstruction":
         model = load_source(recipe, run, "base")
-        return {s: reconstructed_images(recipe, run, model, mine) for s, mine in prompts.items()}
-    return {split: drawn_images(recipe, run, name, mine) for split, mine in prompts.items()}
+        return {
+            split: reconstructed_images(recipe, run, model, prompts)
+            for split, prompts in prompts_by_split.items()
+        }
+    return {
+        split: sampled_images(recipe, run, name, prompts)
+        for split, prompts in prompts_by_split.items()
+    }
 
 
 def _arm_entry(
@@ -170,7 +180,7 @@ def _arm_entry(
     arm: Arm,
     measured: dict[str, ArmScores],
     truths: dict[str, SplitTruth],
-) -> dict[str, Any]:
+) -> ArmEntry:
     lines = read_manifest(run.samples / arm.name)
     return {
         "name": arm.name,
@@ -181,5 +191,5 @@ def _arm_entry(
         "num_images": len(lines),
         "forwards_per_image": lines[0]["forward_passes"],
         "seconds_per_image": float(np.mean([line["seconds"] for line in lines])),
-        "scores": {s: scores_of(recipe, m, truths[s]) for s, m in measured.items()},
+        "scores": {split: scores_of(recipe, m, truths[split]) for split, m in measured.items()},
     }

@@ -1,4 +1,4 @@
-"""What every arm of a split is measured against: captions, prompts and a reference set."""
+"""What every arm of a split is compared with: prompts, captions and a reference set."""
 
 from dataclasses import dataclass
 from importlib import metadata
@@ -6,7 +6,7 @@ from importlib import metadata
 import numpy as np
 import torch
 
-from mm_cca.config.metrics import SCORES
+from mm_cca.config.metrics import METRICS, ReferenceNeed
 from mm_cca.config.schema import MIN_IMAGES, Recipe
 from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError
@@ -15,7 +15,6 @@ from mm_cca.eval.features.extract import Extractors
 from mm_cca.eval.features.image_sets import RESIZE, real_bytes_digest, real_images_of, size_of
 from mm_cca.eval.features.references import ReferenceSet, external_reference, reference_of
 from mm_cca.eval.metrics.attributes import Question, questions_of
-from mm_cca.eval.metrics.prdc import NEIGHBOURS
 from mm_cca.negatives import load_words
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.prompts import Prompt, has_real_images, reference_rows, splits_of
@@ -23,7 +22,7 @@ from mm_cca.sampling.prompts import Prompt, has_real_images, reference_rows, spl
 
 @dataclass(frozen=True)
 class SplitTruth:
-    """What the arms of one split are measured against.
+    """What the arms of one split are compared with.
 
     Attributes:
         prompts: [n] the prompts of the split, one for every image.
@@ -31,7 +30,7 @@ class SplitTruth:
         texts: [n, F] features of their captions.
         captions: [c, F] features of all distinct captions.
         own: [n] index of each prompt's caption among them.
-        reference: what distances between sets compare with, if some score is one.
+        reference: real images for distances between sets; None if no metric needs them.
         questions: of ``eval.attributes``, by kind.
     """
 
@@ -52,10 +51,10 @@ def captions_of(recipe: Recipe, run: RunFolder, prompts: list[Prompt]) -> list[s
     """Every distinct caption that retrieval ranks: of all splits, or of the file of prompts."""
     if not has_real_images(recipe):
         return sorted({prompt.caption for prompt in prompts})
-    found: set[str] = set()
+    captions: set[str] = set()
     for split in splits_of(recipe):
-        found |= set(open_cache(run.tokens / split, recipe.data.variants).captions)
-    return sorted(found)
+        captions |= set(open_cache(run.tokens / split, recipe.data.variants).captions)
+    return sorted(captions)
 
 
 def truths_of(
@@ -65,7 +64,7 @@ def truths_of(
     prompts: list[Prompt],
     captions: list[str],
 ) -> dict[str, SplitTruth]:
-    """Split -> what its arms are measured against, the same on every rank.
+    """Split -> what its arms are compared with, the same on every rank.
 
     Args:
         recipe: the run's.
@@ -77,26 +76,28 @@ def truths_of(
     Raises:
         UserError: too few prompts or images, or a reference that can't be read.
     """
-    place = {caption: i for i, caption in enumerate(captions)}
+    row_of = {caption: row for row, caption in enumerate(captions)}
     texts = extractors.scorer.text_features(captions)
-    needs_one = any(SCORES[name].needs_reference for name in recipe.eval.metrics)
+    needs_reference = any(
+        METRICS[name].needs is not ReferenceNeed.NONE for name in recipe.eval.metrics
+    )
     shared = external_reference(recipe, extractors) if recipe.eval.reference else None
     truths = {}
     for split in splits_of(recipe):
-        mine = [p for p in prompts if p.split == split]
-        own = torch.tensor([place[p.caption] for p in mine])
+        of_split = [prompt for prompt in prompts if prompt.split == split]
+        own = torch.tensor([row_of[prompt.caption] for prompt in of_split])
         reference = shared
-        if reference is None and needs_one:
+        if reference is None and needs_reference:
             reference = _rest_of_split(recipe, run, extractors, split)
-        _refuse_too_few(recipe, split, len(mine), reference)
+        _refuse_too_few(recipe, split, len(of_split), reference)
         questions = questions_of(
-            [p.caption for p in mine],
+            [prompt.caption for prompt in of_split],
             recipe.eval.attributes,
             load_words(recipe.data.attribute_words),
             extractors.scorer.text_features,
         )
-        groups = np.unique([p.row for p in mine], return_inverse=True)[1]
-        truths[split] = SplitTruth(mine, groups, texts[own], texts, own, reference, questions)
+        groups = np.unique([prompt.row for prompt in of_split], return_inverse=True)[1]
+        truths[split] = SplitTruth(of_split, groups, texts[own], texts, own, reference, questions)
     return truths
 
 
@@ -120,16 +121,17 @@ def _refuse_too_few(
         raise UserError(_too_few(split, f"{num_prompts} prompts"))
     if reference is not None and reference.features is not None and reference.n < MIN_IMAGES:
         raise UserError(_too_few(split, f"{reference.n} images to compare with"))
-    crowded = {"density", "coverage"} & set(recipe.eval.metrics)
-    if crowded and reference is not None and reference.n <= NEIGHBOURS:
-        raise UserError(
-            f"split {split!r} is compared with {reference.n} images; density and coverage need "
-            f"more than {NEIGHBOURS}. Take them out of eval.metrics, or give an eval.reference."
-        )
+    for name in recipe.eval.metrics:
+        least = METRICS[name].min_reference_images
+        if reference is not None and reference.n < least:
+            raise UserError(
+                f"split {split!r} is compared with {reference.n} images; {name} needs at least "
+                f"{least}. Remove it from eval.metrics, or give an eval.reference."
+            )
 
 
-def _too_few(split: str, found: str) -> str:
+def _too_few(split: str, available: str) -> str:
     return (
-        f"split {split!r} gives {found}; scores need at least {MIN_IMAGES} prompts and as many "
+        f"split {split!r} gives {available}; scores need at least {MIN_IMAGES} prompts and as many "
         f"images to compare with, so {2 * MIN_IMAGES} usable rows."
     )

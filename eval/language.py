@@ -1,7 +1,6 @@
 """What fine-tuning for images did to the language side: nats per token of plain text."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from mm_cca.data.images import load_split
 from mm_cca.data.texts import read_texts
 from mm_cca.errors import UserError
 from mm_cca.eval.metrics.bootstrap import mean_interval
+from mm_cca.eval.summary_types import Interval, TextNll
 from mm_cca.modeling.text_nll import text_batch, text_nll
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.weights import load_source
@@ -24,14 +24,14 @@ MAX_TEXTS = 1000
 
 def texts_of(recipe: Recipe) -> list[str]:
     """At most ``MAX_TEXTS`` distinct texts of ``eval.text_nll``. Raises UserError."""
-    wanted = recipe.eval.text_nll
-    assert wanted is not None
-    if wanted != CAPTIONS:
-        return list(dict.fromkeys(read_texts(wanted, "eval.text_nll")))[:MAX_TEXTS]
+    source = recipe.eval.text_nll
+    assert source is not None
+    if source != CAPTIONS:
+        return list(dict.fromkeys(read_texts(source, "eval.text_nll")))[:MAX_TEXTS]
     split = recipe.data.heldout_split
     if split is None:
         raise UserError(
-            "eval.text_nll is 'captions', which are those of data.heldout_split, and that is null. "
+            "eval.text_nll is 'captions', which needs data.heldout_split, and that is null. "
             "Name a split or a text file."
         )
     return list(dict.fromkeys(load_split(recipe.data, split).captions))[:MAX_TEXTS]
@@ -39,22 +39,28 @@ def texts_of(recipe: Recipe) -> list[str]:
 
 def measure_text(
     recipe: Recipe, run: RunFolder, sources: Sequence[str], texts: list[str]
-) -> dict[str, Any]:
+) -> TextNll:
     """Mean nats per token of every source, and its paired difference to the base."""
-    found: dict[str, np.ndarray] = {}
+    nll: dict[str, np.ndarray] = {}
     for source in sources:
         model = load_source(recipe, run, source)
-        found[source] = _nll(model, texts, recipe.sample.batch_size)
+        nll[source] = _nll(model, texts, recipe.sample.batch_size)
         del model
         release_memory()
-    base = found.get("base")
+    base = nll.get("base")
+
+    def interval(values: np.ndarray) -> Interval:
+        return mean_interval(
+            values, resamples=recipe.eval.bootstrap_samples, seed=recipe.sample.seed
+        )
+
     return {
         "texts": recipe.eval.text_nll,
         "num_texts": len(texts),
-        "sources": {name: mean_interval(values, recipe) for name, values in found.items()},
+        "sources": {name: interval(values) for name, values in nll.items()},
         "minus_base": {
-            name: mean_interval(values - base, recipe)
-            for name, values in found.items()
+            name: interval(values - base)
+            for name, values in nll.items()
             if base is not None and name != "base"
         },
     }

@@ -1,13 +1,14 @@
-"""The numbers behind the means, prompt by prompt: what the report sorts its pictures by."""
+"""The numbers behind the means, prompt by prompt: the report sorts its images by them."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from mm_cca.errors import UserError
+from mm_cca.eval.summary_types import ImageNumbers, SplitNumbers
 from mm_cca.runs.files import write_text
 from mm_cca.sampling.prompts import Prompt
 
@@ -17,14 +18,17 @@ PER_PROMPT = "per_prompt.json"
 class HasNumbers(Protocol):
     """One arm on one split."""
 
-    cosine: np.ndarray
-    rank: np.ndarray
+    @property
+    def cosine(self) -> np.ndarray: ...
+    @property
+    def rank(self) -> np.ndarray: ...
 
 
 class HasPrompts(Protocol):
     """One split."""
 
-    prompts: list[Prompt]
+    @property
+    def prompts(self) -> list[Prompt]: ...
 
 
 def write_per_prompt(
@@ -34,7 +38,7 @@ def write_per_prompt(
     truths: Mapping[str, HasPrompts],
 ) -> None:
     """Alignment x100 and rank (how many captions fit better than the own one) of every image."""
-    found = {
+    numbers: dict[str, SplitNumbers] = {
         split: {
             "indices": [prompt.index for prompt in truth.prompts],
             "captions": [prompt.caption for prompt in truth.prompts],
@@ -42,24 +46,24 @@ def write_per_prompt(
         }
         for split, truth in truths.items()
     }
-    write_text(path, json.dumps(found) + "\n")
+    write_text(path, json.dumps(numbers) + "\n")
 
 
-def _numbers(measured: HasNumbers) -> dict[str, list[float]]:
+def _numbers(measured: HasNumbers) -> ImageNumbers:
     alignment = 100 * measured.cosine.astype(np.float64)  # rounded float32 has a tail of digits
     return {"alignment": alignment.round(3).tolist(), "rank": measured.rank.tolist()}
 
 
-def read_per_prompt(path: Path) -> dict[str, Any]:
-    """What ``write_per_prompt`` wrote.
+def read_per_prompt(path: Path) -> dict[str, SplitNumbers]:
+    """Split -> what ``write_per_prompt`` wrote.
 
     Raises:
-        UserError: this run was scored before there was such a file.
+        UserError: the run was scored before this file existed.
     """
     if not path.exists():
         raise UserError(
-            f"{path} does not exist, so the pictures can't be sorted: this run was scored by an "
+            f"{path} does not exist, so the images can't be sorted: this run was scored by an "
             f"older mm_cca. Delete {path.parent} and run `mm-cca eval RECIPE` again."
         )
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    numbers: dict[str, SplitNumbers] = json.loads(path.read_text())
+    return numbers

@@ -1,4 +1,4 @@
-"""How the scores came about: everything that another run must share to be comparable."""
+"""How the scores were computed: everything that another run must share to be comparable."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from mm_cca.config.metrics import SCORES
+from mm_cca.config.metrics import METRICS
 from mm_cca.config.schema import Recipe
 from mm_cca.eval.features.extract import Extractors
 from mm_cca.eval.features.image_sets import RESIZE, size_of
 from mm_cca.eval.features.inception import RESIZE as INCEPTION_RESIZE
+from mm_cca.eval.features.references import ReferenceSet
 from mm_cca.eval.ground_truth import SplitTruth
+from mm_cca.eval.summary_types import ReferenceEntry, ScoringProtocol
 from mm_cca.runs.digests import texts_digest
 
 PACKAGES = (
@@ -35,8 +37,8 @@ def protocol_of(
     extractors: Extractors,
     truths: Mapping[str, SplitTruth],
     captions: list[str],
-    sampled_with: dict[str, Any],
-) -> dict[str, Any]:
+    sampled_with: Mapping[str, Any],
+) -> ScoringProtocol:
     """The protocol block of a summary.
 
     Args:
@@ -48,33 +50,24 @@ def protocol_of(
     """
     scorer, inception = extractors.scorer, extractors.inception
     seed = recipe.sample.seed
+    texts = {split: [prompt.caption for prompt in t.prompts] for split, t in truths.items()}
+    references = {split: truth.reference for split, truth in truths.items()}
     return {
         "scorer": scorer.name,
         "scorer_sha256": scorer.sha256,
         "inception_sha256": None if inception is None else inception.sha256,
         "metrics": {
-            name: f"{SCORES[name].words}; on {SCORES[name].on.value}"
+            name: f"{METRICS[name].definition}; on {METRICS[name].source.value}"
             for name in recipe.eval.metrics
         },
-        "num_prompts": {split: len(t.prompts) for split, t in truths.items()},
+        "num_prompts": {split: len(each) for split, each in texts.items()},
         "images_per_prompt": recipe.sample.images_per_prompt,
-        "prompts_sha256": {
-            split: texts_digest(p.caption for p in t.prompts) for split, t in truths.items()
-        },
-        "num_reference_images": {
-            split: 0 if t.reference is None else t.reference.n for split, t in truths.items()
-        },
-        "reference": {
-            split: None
-            if t.reference is None
-            else {"images": t.reference.name, "sha256": t.reference.sha256}
-            for split, t in truths.items()
-        },
+        "prompts_sha256": {split: texts_digest(each) for split, each in texts.items()},
+        "num_reference_images": {s: 0 if r is None else r.n for s, r in references.items()},
+        "reference": {split: _reference(each) for split, each in references.items()},
         "num_captions_ranked": len(captions),
         "captions_ranked_sha256": texts_digest(captions),
-        "captions_cut": {
-            split: scorer.num_cut([p.caption for p in t.prompts]) for split, t in truths.items()
-        },
+        "captions_cut": {split: scorer.num_cut(each) for split, each in texts.items()},
         "context_length": scorer.context_length,
         "image_size": size_of(recipe),
         "resize": {
@@ -85,11 +78,17 @@ def protocol_of(
         "features": "image features as the model gives them, not normalised; cmmd normalises",
         "intervals": f"95 %, percentile bootstrap, {recipe.eval.bootstrap_samples} resamples",
         "seeds": {"sampling": seed, "bootstrap": seed, "kernel_subsets": seed, "splits": seed},
-        "sampling": asdict(recipe.sample) | sampled_with,
+        "sampling": asdict(recipe.sample) | dict(sampled_with),
         "dtype": {"model": recipe.model.dtype, "extractors": "float32"},
         "device": _device(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
+
+
+def _reference(reference: ReferenceSet | None) -> ReferenceEntry | None:
+    if reference is None:
+        return None
+    return {"images": reference.name, "sha256": reference.sha256}
 
 
 def _device() -> str:

@@ -1,21 +1,28 @@
-"""The scores of one arm on one split, out of features that were extracted before.
+"""The scores of one arm on one split, computed from features.
 
-Shapes: n images of a split, F feature size, c captions that are told apart.
+``PER_IMAGE`` and ``OF_SETS`` hold a function for every metric of ``config/metrics.py``.
+Shapes: n images of a split, F feature size, c distinct captions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import NamedTuple, cast
 
 import numpy as np
+import torch
 
+from mm_cca.config.metrics import FeatureSource
 from mm_cca.config.schema import Recipe
 from mm_cca.eval.features.extract import Features
+from mm_cca.eval.features.references import ReferenceSet
 from mm_cca.eval.ground_truth import SplitTruth
 from mm_cca.eval.metrics.attributes import answers
 from mm_cca.eval.metrics.bootstrap import mean_interval
 from mm_cca.eval.metrics.distances import cmmd, inception_score, kernel_distance
 from mm_cca.eval.metrics.prdc import density_coverage, precision_recall
 from mm_cca.eval.metrics.retrieval import cosines, retrieval_ranks
+from mm_cca.eval.summary_types import Score, Scores
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,85 @@ class ArmScores:
     rank: np.ndarray
     attributes: dict[str, np.ndarray]
     features: Features
+
+
+class PerImage(NamedTuple):
+    """A mean over images: ``factor`` times the [n] ``values``."""
+
+    factor: float
+    values: Callable[[ArmScores], np.ndarray]
+
+
+@dataclass(frozen=True)
+class SetComparison:
+    """Generated images beside the real ones; what two metrics share is computed once.
+
+    Attributes:
+        generated: [n, F] features of an arm.
+        reference: of real images; None where no metric needs them.
+        seed: of subsets and splits.
+    """
+
+    generated: Features
+    reference: ReferenceSet | None
+    seed: int
+
+    def features(self, source: FeatureSource) -> torch.Tensor:
+        """[n, F] of the generated images."""
+        return self.generated.of(source)
+
+    def real(self, source: FeatureSource) -> torch.Tensor:
+        """[m, F] of the real images."""
+        assert self.reference is not None
+        assert self.reference.features is not None
+        return self.reference.features.of(source)
+
+    def frechet(self, source: FeatureSource) -> float:
+        assert self.reference is not None
+        return self.reference.frechet(self.features(source), source)
+
+    def kernel(self, source: FeatureSource) -> float:
+        return kernel_distance(self.features(source), self.real(source), seed=self.seed)
+
+    @cached_property
+    def precision_recall(self) -> tuple[float, float]:
+        return precision_recall(self.generated.scorer, self.real(FeatureSource.SCORER))
+
+    @cached_property
+    def density_coverage(self) -> tuple[float, float]:
+        return density_coverage(self.generated.scorer, self.real(FeatureSource.SCORER))
+
+
+def _inception_score(sets: SetComparison) -> Score:
+    assert sets.generated.logits is not None
+    mean, deviation = inception_score(sets.generated.logits, seed=sets.seed)
+    return {"value": mean, "deviation": deviation}
+
+
+def _cmmd(sets: SetComparison) -> Score:
+    return {"value": cmmd(sets.generated.scorer, sets.real(FeatureSource.SCORER))}
+
+
+PER_IMAGE: dict[str, PerImage] = {
+    "alignment": PerImage(100, lambda arm: arm.cosine),
+    "clip_score": PerImage(100, lambda arm: arm.cosine.clip(min=0)),
+    "r_at_1": PerImage(1, lambda arm: (arm.rank < 1).astype(np.float64)),
+    "r_at_5": PerImage(1, lambda arm: (arm.rank < 5).astype(np.float64)),
+}
+"""Means over images, which have an interval over prompts."""
+OF_SETS: dict[str, Callable[[SetComparison], Score]] = {
+    "frechet_distance": lambda sets: {"value": sets.frechet(FeatureSource.SCORER)},
+    "kernel_distance": lambda sets: {"value": sets.kernel(FeatureSource.SCORER)},
+    "precision": lambda sets: {"value": sets.precision_recall[0]},
+    "recall": lambda sets: {"value": sets.precision_recall[1]},
+    "density": lambda sets: {"value": sets.density_coverage[0]},
+    "coverage": lambda sets: {"value": sets.density_coverage[1]},
+    "cmmd": _cmmd,
+    "fid": lambda sets: {"value": sets.frechet(FeatureSource.INCEPTION)},
+    "kid": lambda sets: {"value": sets.kernel(FeatureSource.INCEPTION)},
+    "inception_score": _inception_score,
+}
+"""Numbers of a whole set of images."""
 
 
 def measure(features: Features, truth: SplitTruth) -> ArmScores:
@@ -46,66 +132,31 @@ def per_prompt(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return np.bincount(groups, weights=values) / np.bincount(groups)
 
 
-def scores_of(recipe: Recipe, measured: ArmScores, truth: SplitTruth) -> dict[str, Any]:
+def scores_of(recipe: Recipe, measured: ArmScores, truth: SplitTruth) -> Scores:
     """The scores of ``eval.metrics`` in their order, then the attributes.
 
     Each has a ``value``; a mean over prompts also ``low`` and ``high``, its 95 % interval.
     """
-    found = _of_captions(recipe, measured, truth) | _of_sets(recipe, measured.features, truth)
-    scores = {name: found[name] for name in recipe.eval.metrics}
+    sets = SetComparison(measured.features, truth.reference, recipe.sample.seed)
+    scores: Scores = {}
+    for name in recipe.eval.metrics:
+        if name in OF_SETS:
+            scores[name] = OF_SETS[name](sets)
+        else:
+            factor, values = PER_IMAGE[name]
+            means = per_prompt(factor * values(measured), truth.groups)
+            scores[name] = _score(recipe, means)
     for kind, right in measured.attributes.items():
         question = truth.questions[kind]
         means = per_prompt(right, np.unique(truth.groups[question.prompts], return_inverse=True)[1])
-        scores[f"attribute_{kind}"] = mean_interval(means, recipe) | {
-            "count": len(right),
-            "chance": question.chance,
-        }
+        score = _score(recipe, means)
+        score["count"], score["chance"] = len(right), question.chance
+        scores[f"attribute_{kind}"] = score
     return scores
 
 
-def _of_captions(recipe: Recipe, measured: ArmScores, truth: SplitTruth) -> dict[str, Any]:
-    values = {
-        "alignment": 100 * measured.cosine,
-        "clip_score": 100 * measured.cosine.clip(min=0),
-        "r_at_1": measured.rank < 1,
-        "r_at_5": measured.rank < 5,
-    }
-    return {
-        name: mean_interval(per_prompt(each, truth.groups), recipe)
-        for name, each in values.items()
-        if name in recipe.eval.metrics
-    }
-
-
-def _of_sets(recipe: Recipe, ours: Features, truth: SplitTruth) -> dict[str, Any]:
-    wanted, seed, reference = set(recipe.eval.metrics), recipe.sample.seed, truth.reference
-    found: dict[str, Any] = {}
-    if "inception_score" in wanted:
-        assert ours.logits is not None
-        mean, deviation = inception_score(ours.logits, seed=seed)
-        found["inception_score"] = {"value": mean, "deviation": deviation}
-    if reference is None:
-        return found
-    if "frechet_distance" in wanted:
-        found["frechet_distance"] = {"value": reference.frechet(ours, inception=False)}
-    if "fid" in wanted:
-        found["fid"] = {"value": reference.frechet(ours, inception=True)}
-    if reference.features is None:
-        return found
-    real = reference.features
-    if "kernel_distance" in wanted:
-        value = kernel_distance(ours.scorer, real.scorer, seed=seed)
-        found["kernel_distance"] = {"value": value}
-    if "kid" in wanted:
-        assert ours.inception is not None
-        assert real.inception is not None
-        found["kid"] = {"value": kernel_distance(ours.inception, real.inception, seed=seed)}
-    if wanted & {"precision", "recall"}:
-        precision, recall = precision_recall(ours.scorer, real.scorer)
-        found |= {"precision": {"value": precision}, "recall": {"value": recall}}
-    if wanted & {"density", "coverage"}:
-        density, coverage = density_coverage(ours.scorer, real.scorer)
-        found |= {"density": {"value": density}, "coverage": {"value": coverage}}
-    if "cmmd" in wanted:
-        found["cmmd"] = {"value": cmmd(ours.scorer, real.scorer)}
-    return found
+def _score(recipe: Recipe, means: np.ndarray) -> Score:
+    interval = mean_interval(
+        means, resamples=recipe.eval.bootstrap_samples, seed=recipe.sample.seed
+    )
+    return cast(Score, interval)

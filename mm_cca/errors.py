@@ -2,12 +2,12 @@
 
 
 class UserError(Exception):
-    """Something the user can put right: what is wrong, the value, what is allowed, the fix."""
+    """An error that the user can fix: what is wrong, the value, what is allowed, how to fix it."""
 
 
 class Diverged(UserError):
-    """NaN or infinity while training: this recipe can't go on, another one can."""
+    """NaN or infinity while training: this recipe stops, and a sweep continues with the next."""
 
 
 class Interrupted(Exception):
-    """SIGTERM or Ctrl-C while training: the state is saved, the same command goes on from it."""
+    """SIGTERM or Ctrl-C while training: the state is saved, and the same command resumes."""

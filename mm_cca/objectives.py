@@ -1,8 +1,9 @@
 """Objectives as pure functions of log-probabilities. No models, configs, devices or logging here.
 
-Shapes: B pairs of image and own prompt; W = m * B pairs of image and other prompt, m of them per
-image, in m blocks of B. Every ``*_logps`` is the log-probability of an image's codes given a
-prompt, summed over the codes, in nats, float32. ``gap = log p_theta - log p_ref``.
+Shapes: B positive pairs (an image and its own caption); W = m * B negative pairs (an image and a
+negative caption), m per image, in m blocks of B. Every ``*_logps`` is the log-probability of an
+image's codes given a caption, summed over the codes, in nats, float32.
+``gap = log p_theta - log p_ref``.
 """
 
 import torch
@@ -15,13 +16,13 @@ def length_aware_beta(beta: float, beta_codes: int | None, num_codes: int) -> fl
     """The beta to use for images of ``num_codes`` codes.
 
     The gap is a sum over codes and so grows with their number. ``beta_codes`` is the length at
-    which ``beta`` was found (the paper's 0.02 at 576); None leaves ``beta`` as it is.
+    which ``beta`` was tuned (the paper's 0.02 at 576); None leaves ``beta`` as it is.
     """
     return beta if beta_codes is None else beta * beta_codes / num_codes
 
 
 def contrast_stats(positive_gap: torch.Tensor, negative_gap: torch.Tensor) -> Stats:
-    """What tells a healthy run: [B] and [W] gaps -> detached statistics.
+    """Statistics to monitor training by: [B] and [W] gaps -> detached tensors.
 
     ``positive_gap`` [B]; ``negative_gap``, ``margin`` (positive minus negative gap) and
     ``accuracy`` (1 where the positive gap is the larger), each [W].
@@ -48,19 +49,20 @@ def cca(
 ) -> tuple[torch.Tensor, Stats]:
     """Condition Contrastive Alignment (arXiv 2410.09347, equation 11, and thu-ml/CCA's code).
 
-    The positive half asks every pair's gap to rise; the negative half asks the gap under another
-    prompt to fall, with weight ``lambda_``. Rows of the negative half whose prompt is no wrong one
-    (dropped condition, or equal to their own) count as positive with weight 1, as in the published
-    VAR code. The sum is divided by ``max(lambda_, 1)``.
+    The positive term raises the gap of every positive pair; the negative term lowers the gap of
+    every negative pair, with weight ``lambda_``. Negative rows that are not true negatives (dropped
+    condition, or a caption equal to the image's own) count as positive with weight 1, as in the
+    published VAR code. The sum is divided by ``max(lambda_, 1)``.
 
     Args:
-        positive_logps: [B] log p_theta(x | own prompt).
-        negative_logps: [W] log p_theta(x | other prompt).
-        ref_positive_logps: [B] the same of the frozen reference.
-        ref_negative_logps: [W] the same of the frozen reference.
-        counts_as_positive: [W] bool, of the negative half.
-        beta: inverse strength; see ``length_aware_beta``.
-        lambda_: weight of the negative half.
+        positive_logps: [B] log p_theta(x | own caption).
+        negative_logps: [W] log p_theta(x | negative caption).
+        ref_positive_logps: [B] log p_ref(x | own caption), of the frozen reference.
+        ref_negative_logps: [W] log p_ref(x | negative caption), of the frozen reference.
+        counts_as_positive: [W] bool, True for negative rows that are not true negatives.
+        beta: scale of the gap inside the sigmoid; the smaller, the later a pair saturates.
+            See ``length_aware_beta``.
+        lambda_: weight of the negative term.
 
     Returns:
         loss [] and ``contrast_stats``.
@@ -84,12 +86,12 @@ def dpo(
     counts_as_positive: torch.Tensor,
     beta: float,
 ) -> tuple[torch.Tensor, Stats]:
-    """Direct Preference Optimization with swapped conditions, the paper's baseline.
+    """Direct Preference Optimization with swapped conditions, a baseline of the paper.
 
-    arXiv 2305.18290, equation 7, with (image, own prompt) preferred to (image, other prompt) as in
-    arXiv 2410.09347, section 5.3: only the difference of the two gaps matters, so both may fall.
-    Rows without a wrong prompt prefer nothing and have weight 0 (in the published code they add
-    dropout noise). Arguments and result as in ``cca``.
+    arXiv 2305.18290, equation 7, with (image, own caption) preferred to (image, negative caption)
+    as in arXiv 2410.09347, section 5.3: only the difference of the two gaps matters, so both may
+    fall. Rows that are not true negatives have weight 0 (in the published code they add dropout
+    noise). Arguments and result as in ``cca``.
     """
     positive_gap = positive_logps - ref_positive_logps
     negative_gap = negative_logps - ref_negative_logps
@@ -108,11 +110,11 @@ def unlearn(
     lambda_: float,
     num_codes: int,
 ) -> tuple[torch.Tensor, Stats]:
-    """Likelihood of own prompts up, of other prompts down, linearly: the paper's other baseline.
+    """Raises positive and lowers negative log-likelihoods linearly: a baseline of the paper.
 
-    arXiv 2410.09347, section 5.3, and the branch that thu-ml/CCA's LlamaGen code falls into with
-    ``uncond_ratio`` 0. In nats per code, divided by ``max(lambda_, 1)``; **it has no lower bound**
-    with ``lambda_`` above 0. Arguments and result otherwise as in ``cca``.
+    arXiv 2410.09347, section 5.3, and the branch that thu-ml/CCA's LlamaGen code takes with
+    ``uncond_ratio`` 0. In nats per code, divided by ``max(lambda_, 1)``. **The loss has no lower
+    bound** with ``lambda_`` above 0. Arguments and result otherwise as in ``cca``.
     """
     positive_gap = positive_logps - ref_positive_logps
     negative_gap = negative_logps - ref_negative_logps
@@ -125,20 +127,21 @@ def nll(positive_logps: torch.Tensor, num_codes: int) -> torch.Tensor:
     """Negative log-likelihood in nats per code, for pre-training and plain fine-tuning.
 
     Args:
-        positive_logps: [B] log p_theta(x | own prompt).
+        positive_logps: [B] log p_theta(x | own caption).
         num_codes: codes per image.
     """
     return -positive_logps.mean() / num_codes
 
 
 def distill(guided_kl: torch.Tensor, num_codes: int) -> torch.Tensor:
-    """Guidance distillation in nats per code: the plain rival of CCA.
+    """Guidance distillation in nats per code: a baseline for CCA.
 
-    The model without guidance learns the frozen base's guided distribution of the next code, along
-    real images (teacher-forced), as arXiv 2210.03142 does for diffusion.
+    The model learns to predict, without guidance, the next-code distribution of the guided frozen
+    base, along real images (teacher-forced), as arXiv 2210.03142 does for diffusion.
 
     Args:
-        guided_kl: [B] KL(guided base || model), summed over codes; see ``guided_kl.py``.
+        guided_kl: [B] KL(guided base || model), summed over codes; see
+            ``mm_cca.modeling.guidance.guided_kl``.
         num_codes: codes per image.
     """
     return guided_kl.mean() / num_codes
@@ -147,8 +150,8 @@ def distill(guided_kl: torch.Tensor, num_codes: int) -> torch.Tensor:
 def reference_kl(logps_per_code: torch.Tensor, ref_logps_per_code: torch.Tensor) -> torch.Tensor:
     """[B, N] and [B, N] -> [B] estimate of KL(reference || model) in nats per image, never below 0.
 
-    Sum over codes of ``r - 1 - log r`` with ``r = p_theta / p_ref`` (Schulman's k3): unbiased where
-    the codes are drawn from the reference, which real images are only nearly.
+    Sum over codes of ``r - 1 - log r`` with ``r = p_theta / p_ref`` (Schulman's k3). It is unbiased
+    for codes drawn from the reference; on real images it is an approximation.
     """
     log_ratio = logps_per_code.detach() - ref_logps_per_code
     return (log_ratio.expm1() - log_ratio).sum(dim=1)

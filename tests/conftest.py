@@ -17,7 +17,7 @@ from mm_cca.adapters.base import UnifiedModel
 from mm_cca.demo import small_emu3 as tiny
 from mm_cca.testing.tiny_checkpoints import FAMILIES, write_tiny
 from tests.support import runs
-from tests.support.stranger import write_stranger
+from tests.support.third_party import write_third_party
 from tests.support.training import LONG, at
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -141,7 +141,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("families")
     for family in FAMILIES:
         write_tiny(family, root / family, side=4)
-    write_stranger(root / "stranger", root / "lumina-mgpt" / "vqgan.ckpt")
+    write_third_party(root / "third-party", root / "lumina-mgpt" / "vqgan.ckpt")
     return root
 
 

@@ -1,11 +1,11 @@
-"""Objectives: values by hand, every branch, gradients, accumulation, the published code's faults.
+"""Objectives: values by hand, every branch, gradients, accumulation, faults of the published code.
 
-The faults are those of reference/method.md, 1.4, in thu-ml/CCA at 7d5a073. Those that are not here:
-4 (accumulation) test_losses.py::test_micro_batches_do_not_matter, test_ranks.py
-5 (no resume, no seed) test_train.py::test_killed_and_continued_is_bit_for_bit_the_same
-6 (commands that don't run) test_readme.py
-7 (a reference that is not frozen) test_reference.py
-8 (a layout guessed from a file's name) test_contract.py::test_a_folder_of_another_family_is_refused
+The published code is thu-ml/CCA at 7d5a073. Its other faults are tested elsewhere:
+- gradients of micro-batches that don't add up: test_losses.py, test_ranks.py
+- no resuming and no seed: test_resume.py
+- commands that don't run: test_readme.py
+- a reference that is not frozen: test_reference.py
+- a layout guessed from a file's name: test_contract.py
 """
 
 import math
@@ -19,7 +19,7 @@ from tests.support.closeness import assert_close
 
 
 def _random(seed: int, n: int = 7, per_image: int = 1) -> list[torch.Tensor]:
-    """Four rows of log-probabilities: own, others, and the same of the reference."""
+    """Four tensors of log-probabilities: positive, negative, and the same of the reference."""
     generator = torch.Generator().manual_seed(seed)
     counts = (n, per_image * n, n, per_image * n)
     return [-50 * torch.rand(count, generator=generator) for count in counts]
@@ -60,7 +60,7 @@ def test_at_the_start_every_term_is_log_two():
 @pytest.mark.parametrize("lambda_", [0.0, 0.5, 1.0, 30.0, 1000.0])
 @pytest.mark.parametrize("dropped", [[], [0, 3], list(range(7))])
 def test_equals_the_naive_loop(lambda_: float, dropped: list[int]):
-    """Without dropped rows the published LlamaGen code lost its log-sigmoid; ours does not."""
+    """Without dropped rows the published LlamaGen code loses its log-sigmoid; this one does not."""
     values = _random(1)
     as_positive = torch.zeros(7, dtype=torch.bool)
     as_positive[dropped] = True
@@ -69,7 +69,7 @@ def test_equals_the_naive_loop(lambda_: float, dropped: list[int]):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_lambda_zero_leaves_the_wrong_prompts_out():
+def test_lambda_zero_ignores_the_negatives():
     values = _random(2)
     none = torch.zeros(7, dtype=torch.bool)
     first, _ = _loss(values, none, 0.1, 0.0)
@@ -171,8 +171,8 @@ def test_dpo_by_hand():
     assert stats["margin"].item() == 3
 
 
-def test_dpo_cares_for_the_difference_only():
-    """Both likelihoods may fall together, as in the paper's table 3; those of cca may not."""
+def test_dpo_depends_on_the_difference_only():
+    """Both likelihoods may fall together, as in the paper's table 3; with cca they may not."""
     values, none = _random(7), torch.zeros(7, dtype=torch.bool)
     lower = [values[0] - 30, values[1] - 30, *values[2:]]
     before, _ = dpo(*values, counts_as_positive=none, beta=0.1)
@@ -181,8 +181,8 @@ def test_dpo_cares_for_the_difference_only():
     assert _loss(lower, none, 0.1, 1.0)[0] != pytest.approx(_loss(values, none, 0.1, 1.0)[0])
 
 
-def test_dpo_gives_no_gradient_to_rows_without_a_wrong_prompt():
-    """In the published code their margin is dropout noise (fault 9)."""
+def test_dpo_gives_no_gradient_to_rows_that_are_not_true_negatives():
+    """In the published code their margin is dropout noise."""
     values = _random(8)
     as_positive = torch.tensor([True] + [False] * 6)
     positive, negative = values[0].requires_grad_(), values[1].requires_grad_()
@@ -201,7 +201,7 @@ def test_unlearn_by_hand():
 
 
 def test_unlearn_has_no_lower_bound_and_cca_has():
-    """Fault 1: without dropped rows the published loss is the first, under the second's name."""
+    """Without dropped rows the published code computes ``unlearn`` where it says ``cca``."""
     far = [torch.tensor([v]) for v in (0.0, -1e6, 0.0, 0.0)]
     none = torch.tensor([False])
     assert unlearn(*far, counts_as_positive=none, lambda_=1.0, num_codes=1)[0].item() == -1e6
@@ -209,7 +209,7 @@ def test_unlearn_has_no_lower_bound_and_cca_has():
 
 
 def test_nothing_dropped_is_the_limit_of_few_dropped():
-    """Faults 1 and 2: their loss and their logging change when uncond_ratio is exactly 0."""
+    """In the published code loss and logging change when uncond_ratio is exactly 0."""
     values, none = _random(9, n=1000), torch.zeros(1000, dtype=torch.bool)
     one = none.clone()
     one[0] = True
@@ -219,7 +219,7 @@ def test_nothing_dropped_is_the_limit_of_few_dropped():
 
 
 def test_every_objective_of_a_recipe_exists_by_that_name():
-    """Fault 3: a choice that the code spells another way."""
+    """In the published code one choice has another name than its implementation."""
     from mm_cca import objectives
     from mm_cca.config.schema import OBJECTIVES
 
@@ -227,7 +227,7 @@ def test_every_objective_of_a_recipe_exists_by_that_name():
 
 
 def test_a_row_that_counts_as_positive_is_pushed_up_not_weighted_by_lambda():
-    """Their flag ``neg_weight`` is true for rows that are treated as positive."""
+    """In the published code ``neg_weight`` is true for rows that count as positive."""
     values = _random(10)
     same = torch.tensor([True, False, False, False, False, False, False])
     negative = values[1].requires_grad_()

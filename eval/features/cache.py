@@ -1,8 +1,8 @@
-"""Features of a split's real images, kept beside its token cache for the next evaluation.
+"""Features of a split's real images, saved beside its token cache for the next evaluation.
 
-They are more than what is drawn, and every point of a sweep compares with the same ones. A file is
-named after the images' bytes and after what the networks make of a probe, so that other weights,
-preprocessing, libraries or devices find no file of theirs.
+There are more real images than sampled ones, and every point of a sweep uses the same ones. A
+file's name is a digest of the images' bytes and of the networks' features of a test image, so
+other weights, preprocessing, libraries or devices get a file of their own.
 """
 
 import hashlib
@@ -27,36 +27,36 @@ PROBE_SIDE = 96
 def extract_once(
     images: ImageSet, extractors: Extractors, folder: Path, made_from: list[str]
 ) -> Features:
-    """``extract``, or what it gave before.
+    """``extract``, or its saved result.
 
     Args:
         images: the set.
         extractors: the networks.
-        folder: the cache; one file for each set and pair of networks.
-        made_from: tells this set from all others: its bytes and what becomes of them.
+        folder: of the cache; one file for each set and pair of networks.
+        made_from: identifies the set: a digest of its bytes, and its preprocessing.
 
     Raises:
         UserError: an image or a file of the cache can't be read.
     """
     key = hashlib.sha256(repr([*made_from, images.count, *_probe(extractors)]).encode())
     path = folder / f"{key.hexdigest()[:32]}.safetensors"
-    # One rank looks, for another run may finish the file while the ranks look one by one.
+    # Rank 0 decides for all: another run may finish the file between the ranks' checks.
     if gather_object([path.exists()])[0]:
         return _read(path)
-    found = extract(images, extractors)
+    features = extract(images, extractors)
     if PartialState().is_main_process:
-        _write(path, found)
-    return found
+        _write(path, features)
+    return features
 
 
 def _probe(extractors: Extractors) -> list[str]:
-    """Digests of the features of one picture."""
+    """Digests of the features of one test image."""
     pixels = np.random.default_rng(0).integers(0, 256, (PROBE_SIDE, PROBE_SIDE, 3), dtype=np.uint8)
-    picture = [Image.fromarray(pixels)]
-    found = [extractors.scorer.image_features(picture)]
+    image = [Image.fromarray(pixels)]
+    outputs = [extractors.scorer.image_features(image)]
     if extractors.inception is not None:
-        found.append(extractors.inception.features(picture)[0])
-    return [hashlib.sha256(features.numpy().tobytes()).hexdigest() for features in found]
+        outputs.append(extractors.inception.features(image)[0])
+    return [hashlib.sha256(features.numpy().tobytes()).hexdigest() for features in outputs]
 
 
 def _read(path: Path) -> Features:
@@ -65,7 +65,7 @@ def _read(path: Path) -> Features:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             sha256 = file.metadata()["sha256"]
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} can't be read: {error}\nDelete it to make it anew.") from error
+        raise UserError(f"{path} can't be read: {error}\nDelete it to recompute.") from error
     return Features(tensors["scorer"], tensors.get("inception"), tensors.get("logits"), sha256)
 
 
@@ -80,5 +80,5 @@ def _write(path: Path, features: Features) -> None:
         with atomic_path(path) as temporary:
             save_file(present, temporary, metadata={"sha256": features.sha256})
     except (OSError, SafetensorError) as error:
-        # The scores are right without it, and tokens may be shared by people who only read them.
-        print(f"features of real images were not kept: {error}", file=sys.stderr)
+        # The scores don't need the file, and shared tokens may be read-only.
+        print(f"features of real images were not saved: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Work spread over the ranks of a run and gathered in its order.
+"""Work divided among the ranks of a run, with the results gathered in order.
 
-Whole batches go to ranks, so a batch holds the same images however many ranks there are, and the
-numbers are those of one process to the last bit.
+Ranks take whole batches, so a batch has the same images for any number of ranks, and the numbers
+are those of one process to the last bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,23 +25,23 @@ def map_over_ranks(
     Args:
         items: the same on every rank.
         work: done for each item by one rank; its result must be picklable.
-        desc: what the progress bar says.
+        desc: label of the progress bar.
         unit: of the progress bar.
 
     Raises:
-        UserError: what ``work`` raised on any rank, on all of them, so that none waits for another.
+        UserError: what ``work`` raised on any rank; all ranks raise it, so that none hangs.
     """
     state = PartialState()
     numbers = range(state.process_index, len(items), state.num_processes)
     bar = tqdm(numbers, desc=desc, unit=unit, leave=False, disable=not state.is_main_process)
-    found: list[tuple[int, Result]] = []
-    mistakes: list[str] = []
+    results: list[tuple[int, Result]] = []
+    messages: list[str] = []
     for number in bar:
         try:
-            found.append((number, work(items[number])))
+            results.append((number, work(items[number])))
         except UserError as error:
-            mistakes.append(str(error))
+            messages.append(str(error))
             break
-    if mistakes := gather_object(mistakes):
-        raise UserError(mistakes[0])
-    return [result for _, result in sorted(gather_object(found), key=lambda pair: pair[0])]
+    if messages := gather_object(messages):
+        raise UserError(messages[0])
+    return [result for _, result in sorted(gather_object(results), key=lambda pair: pair[0])]

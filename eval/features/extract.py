@@ -1,4 +1,4 @@
-"""Features of a set of images, extracted once for all scores and map_over_ranks over the ranks.
+"""Features of a set of images, extracted once for all metrics, divided among the ranks.
 
 Shapes: n images, F feature size of the scorer.
 """
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from mm_cca.config.metrics import FeatureSource
 from mm_cca.eval.features.distributed import map_over_ranks
 from mm_cca.eval.features.image_sets import ImageSet
 from mm_cca.eval.features.inception import Inception
@@ -17,7 +18,7 @@ from mm_cca.eval.features.scorer import Scorer
 
 @dataclass(frozen=True)
 class Extractors:
-    """The networks that a recipe's scores need."""
+    """The networks that a recipe's metrics need."""
 
     scorer: Scorer
     inception: Inception | None
@@ -29,7 +30,7 @@ class Features:
 
     Attributes:
         scorer: [n, F].
-        inception: [n, 2048], if some score needs them.
+        inception: [n, 2048], if a metric needs them.
         logits: [n, 1008], likewise.
         sha256: over the pixels in their order.
     """
@@ -41,6 +42,13 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.scorer)
+
+    def of(self, source: FeatureSource) -> torch.Tensor:
+        """[n, F] features of a metric's source; those of Inception must have been extracted."""
+        if source is not FeatureSource.INCEPTION:
+            return self.scorer
+        assert self.inception is not None
+        return self.inception
 
 
 class _Batch(NamedTuple):
@@ -78,5 +86,5 @@ def extract(images: ImageSet, extractors: Extractors) -> Features:
 
 
 def _joined(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
-    found = [part for part in parts if part is not None]
-    return torch.cat(found) if found else None
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None

@@ -1,6 +1,6 @@
 """CLIP and SigLIP in the layout of transformers, as a scorer: ``hf:NAME_OR_FOLDER``."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -43,17 +43,17 @@ class HfScorer:
     @torch.no_grad()
     def image_features(self, images: Iterable[Image.Image]) -> torch.Tensor:
         """[n, F] float32 on the CPU, not normalised."""
-        found = []
+        parts = []
         for batch in in_batches(images, self.batch_size):
             pixels = self.processor.image_processor(batch, return_tensors="pt")["pixel_values"]
             output = self.model.get_image_features(pixel_values=pixels.to(self.device))  # type: ignore[operator]
-            found.append(output.pooler_output.float().cpu())
-        return torch.cat(found)
+            parts.append(output.pooler_output.float().cpu())
+        return torch.cat(parts)
 
     @torch.no_grad()
     def text_features(self, captions: Sequence[str]) -> torch.Tensor:
-        """[m, F] float32 on the CPU, not normalised; what is too long is cut before its end."""
-        found = []
+        """[m, F] float32 on the CPU, not normalised; captions that are too long are truncated."""
+        parts = []
         for batch in in_batches(captions, self.batch_size):
             tokens = self.processor.tokenizer(
                 batch,
@@ -68,8 +68,8 @@ class HfScorer:
             output = self.model.get_text_features(  # type: ignore[operator]
                 input_ids=tokens["input_ids"], attention_mask=mask
             )
-            found.append(output.pooler_output.float().cpu())
-        return torch.cat(found)
+            parts.append(output.pooler_output.float().cpu())
+        return torch.cat(parts)
 
     def num_cut(self, captions: Sequence[str]) -> int:
         """How many captions are longer than ``context_length`` tokens."""
@@ -81,7 +81,7 @@ def load_hf(name: str, *, batch_size: int, device: torch.device) -> HfScorer:
     """Load ``hf:NAME_OR_FOLDER`` with its own preprocessing and tokenizer.
 
     Raises:
-        UserError: not there, unreadable, or neither a CLIP nor a SigLIP.
+        UserError: missing, unreadable, or neither a CLIP nor a SigLIP.
     """
     place = name.removeprefix(HF)
     try:
@@ -111,7 +111,7 @@ def load_hf(name: str, *, batch_size: int, device: torch.device) -> HfScorer:
     )
 
 
-def _resize_in_words(settings: dict[str, Any]) -> str:
+def _resize_in_words(settings: Mapping[str, object]) -> str:
     keys = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
     named = ", ".join(f"{key} {settings[key]}" for key in keys if settings.get(key) is not None)
     return f"transformers {settings['image_processor_type']}: {named}, antialiased"

@@ -1,6 +1,6 @@
-"""Sets of images that are opened when they are needed: drawn, real, reconstructed, a reference.
+"""Sets of images, opened when needed: sampled, real, reconstructed, or a reference.
 
-All are brought to one size by the same function before any extractor sees them.
+All are resized by the same function before any extractor sees them.
 """
 
 import hashlib
@@ -19,10 +19,11 @@ from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError
 from mm_cca.eval.features.distributed import map_over_ranks
 from mm_cca.runs.folder import RunFolder
+from mm_cca.sampling.manifest import picture_file
 from mm_cca.sampling.prompts import Prompt
 
 RESIZE = "shorter side fitted, centre cropped, bicubic, antialiased (Pillow), on white"
-READ_AT_ONCE = 256
+ROWS_PER_READ = 256
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -46,10 +47,9 @@ def size_of(recipe: Recipe) -> list[int]:
     return recipe.eval.image_size or recipe.data.image_size
 
 
-def drawn_images(recipe: Recipe, run: RunFolder, arm: str, prompts: list[Prompt]) -> ImageSet:
-    """What an arm drew for these prompts."""
-    folder = run.samples / arm
-    files = [folder / f"{prompt.index:06d}.png" for prompt in prompts]
+def sampled_images(recipe: Recipe, run: RunFolder, arm: str, prompts: list[Prompt]) -> ImageSet:
+    """An arm's images for these prompts."""
+    files = [picture_file(run.samples / arm, prompt.index) for prompt in prompts]
     return _files(arm, files, recipe.eval.image_size)
 
 
@@ -62,15 +62,15 @@ def folder_images(folder: Path, size: list[int]) -> ImageSet:
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     if not files:
         raise UserError(
-            f"eval.reference {folder} holds no image; looked for {', '.join(SUFFIXES)} in it and "
-            "its subfolders."
+            f"eval.reference {folder} has no images; allowed there and in its subfolders: "
+            f"{', '.join(SUFFIXES)}."
         )
     return _files(str(folder), files, size)
 
 
 def _files(name: str, files: list[Path], size: list[int] | None) -> ImageSet:
     def open_some(numbers: Sequence[int]) -> list[Image.Image]:
-        return [_picture({"bytes": None, "path": str(files[n])}, size, files[n]) for n in numbers]
+        return [_image({"bytes": None, "path": str(files[n])}, size, files[n]) for n in numbers]
 
     return ImageSet(name, len(files), open_some)
 
@@ -85,7 +85,7 @@ def real_images_of(
 
     def open_some(numbers: Sequence[int]) -> list[Image.Image]:
         places = [int(source_rows[rows[number]]) for number in numbers]
-        return [_picture(table[p][column], size, f"row {p} of {recipe.data.path}") for p in places]
+        return [_image(table[p][column], size, f"row {p} of {recipe.data.path}") for p in places]
 
     return ImageSet(f"real {split}", len(rows), open_some)
 
@@ -102,7 +102,7 @@ def real_bytes_digest(recipe: Recipe, run: RunFolder, split: str, rows: Sequence
 
     def work(start: int) -> str:
         digest = hashlib.sha256()
-        cells = table[places[start : start + READ_AT_ONCE]][recipe.data.image_column]
+        cells = table[places[start : start + ROWS_PER_READ]][recipe.data.image_column]
         for cell in cells:
             try:
                 raw = cell["bytes"] or Path(cell["path"]).read_bytes()
@@ -111,7 +111,7 @@ def real_bytes_digest(recipe: Recipe, run: RunFolder, split: str, rows: Sequence
             digest.update(hashlib.sha256(raw).digest())
         return digest.hexdigest()
 
-    starts = range(0, len(places), READ_AT_ONCE)
+    starts = range(0, len(places), ROWS_PER_READ)
     digests = map_over_ranks(starts, work, desc=f"reading real {split}", unit="block")
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
@@ -126,7 +126,7 @@ def table_images(recipe: Recipe, source: str, split: str, size: list[int]) -> Im
     table = load_images(source, column, split, "eval.reference")
 
     def open_some(numbers: Sequence[int]) -> list[Image.Image]:
-        return [_picture(table[n][column], size, f"row {n} of {source}") for n in numbers]
+        return [_image(table[n][column], size, f"row {n} of {source}") for n in numbers]
 
     return ImageSet(source, len(table), open_some)
 
@@ -134,7 +134,7 @@ def table_images(recipe: Recipe, source: str, split: str, size: list[int]) -> Im
 def reconstructed_images(
     recipe: Recipe, run: RunFolder, model: UnifiedModel, prompts: list[Prompt]
 ) -> ImageSet:
-    """What the image tokenizer of ``model`` makes of the real images of the prompts."""
+    """The real images of the prompts, encoded and decoded by the image tokenizer of ``model``."""
     grid = grid_of(model, recipe.data.image_size)
     device = PartialState().device
     cache = open_cache(run.tokens / prompts[0].split, recipe.data.variants)
@@ -152,11 +152,11 @@ def reconstructed_images(
     return ImageSet(f"reconstructed {prompts[0].split}", len(prompts), open_some)
 
 
-def _picture(
+def _image(
     cell: dict[str, bytes | str | None], size: list[int] | None, name: object
 ) -> Image.Image:
     try:
         image = open_image(cell)
     except ValueError as error:
-        raise UserError(f"{name}: {error}. Mend it or leave it out.") from error
+        raise UserError(f"{name}: {error}. Fix or remove this image.") from error
     return image if size is None else fitted(image, *size)

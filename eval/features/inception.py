@@ -31,7 +31,7 @@ READ_ERRORS = (OSError, RuntimeError, ValueError, EOFError, KeyError)
 
 @dataclass(frozen=True)
 class Inception:
-    """The network, and the sha256 of the file that its weights came from."""
+    """The network, and the sha256 of its weights file."""
 
     sha256: str
     model: nn.Module
@@ -54,7 +54,7 @@ class Inception:
 
 
 def load_inception(weights: str, sha256: str | None, device: torch.device) -> Inception:
-    """Load the weights after checking that the file is the one it should be.
+    """Load the weights after checking the sha256 of their file.
 
     Args:
         weights: a file, or ``download``.
@@ -71,35 +71,33 @@ def load_inception(weights: str, sha256: str | None, device: torch.device) -> In
             f"{Path(URL_INCEPTION_V3).name} ({URL_INCEPTION_V3}) or {DOWNLOAD!r}."
         )
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    wanted = (sha256 or PUBLISHED).lower()
-    if not found.startswith(wanted):
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    expected = (sha256 or PUBLISHED).lower()
+    if not digest.startswith(expected):
         raise UserError(
-            f"{path} has the sha256 {found}, which should begin with {wanted}: it is torn, or "
-            "another file. Fetch it again, or name its sha256 in eval.inception_sha256 if you "
-            "mean these weights."
+            f"{path} has the sha256 {digest}, which should begin with {expected}: the download is "
+            "incomplete, or it is a different file. Download it again, or set "
+            "eval.inception_sha256 if you mean these weights."
         )
     try:
-        return Inception(found, _build(path).to(device), device)
-    except UnpicklingError as error:  # torch's own advice is to switch the guard off
+        return Inception(digest, _build(path).to(device), device)
+    except UnpicklingError as error:  # torch's own advice is to load it unsafely
         raise UserError(
-            f"{path} holds no weights of torch-fidelity's Inception: it would run code when read. "
-            "Fetch the published file, or save a plain state dict."
+            f"{path} has no weights of torch-fidelity's Inception: it would run code when read. "
+            "Download the published file, or save a plain state dict."
         ) from error
     except READ_ERRORS as error:
-        raise UserError(
-            f"{path} holds no weights of torch-fidelity's Inception: {error}"
-        ) from error
+        raise UserError(f"{path} has no weights of torch-fidelity's Inception: {error}") from error
 
 
 def _build(path: Path) -> nn.Module:
-    """torch-fidelity unpickles whatever file it is given; give it tensors that we have read."""
+    """torch-fidelity unpickles any file; pass it only tensors that were loaded safely."""
     tensors = torch.load(path, map_location="cpu", weights_only=True)
-    ours = io.BytesIO()
-    torch.save(tensors, ours)
-    ours.seek(0)
+    safe = io.BytesIO()
+    torch.save(tensors, safe)
+    safe.seek(0)
     return FeatureExtractorInceptionV3(
-        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=ours
+        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=safe
     )
 
 
@@ -112,7 +110,7 @@ def _downloaded() -> Path:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=PUBLISHED)
         except (URLError, OSError, RuntimeError) as error:
             raise UserError(
-                f"{URL_INCEPTION_V3} can't be fetched: {error}\nFetch it on another machine and "
-                "name the file in eval.inception_weights."
+                f"{URL_INCEPTION_V3} can't be downloaded: {error}\nDownload it on another "
+                "machine and name the file in eval.inception_weights."
             ) from error
     return path

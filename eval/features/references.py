@@ -1,4 +1,4 @@
-"""What distances between sets compare with: real images, or their mean and covariance in a file.
+"""Reference sets of distances: real images, or a file with their mean and covariance.
 
 Shapes: m images, F feature size.
 """
@@ -6,11 +6,11 @@ Shapes: m images, F feature size.
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from mm_cca.config.metrics import METRICS, FeatureSource, ReferenceNeed
 from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
 from mm_cca.eval.features.extract import Extractors, Features, extract
@@ -22,6 +22,9 @@ from mm_cca.runs.files import atomic_path
 FIELDS = ("extractor", "extractor_sha256", "resize", "image_size", "images", "images_sha256")
 """Protocol fields of a file of statistics, all of them text."""
 INCEPTION_SIZE = 2048
+NOT_RECORDED = "not recorded"
+KINDS = {FeatureSource.SCORER: "scorer", FeatureSource.INCEPTION: "inception"}
+"""What a file of statistics is called after."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,12 @@ class ReferenceSet:
     """One reference set.
 
     Attributes:
-        name: what it is.
+        name: a path, a hub name, or the split.
         n: images.
         sha256: over their pixels in order, or over the file of statistics.
         features: of its images; None where only statistics are left.
-        statistics: of the extractor that ``frechet`` is asked about; None with features.
+        statistics: of the only extractor that ``frechet`` may then be called for; None with
+            features.
     """
 
     name: str
@@ -55,23 +59,19 @@ class ReferenceSet:
     features: Features | None
     statistics: Statistics | None
 
-    def frechet(self, generated: Features, *, inception: bool) -> float:
-        """Frechet distance of a generated set, on Inception or on the scorer's features."""
-        ours = generated.inception if inception else generated.scorer
-        assert ours is not None
+    def frechet(self, generated: torch.Tensor, source: FeatureSource) -> float:
+        """Frechet distance of [n, F] generated features of the same source."""
         if self.statistics is not None:
-            return frechet_to(ours, self.statistics.gaussian)
+            return frechet_to(generated, self.statistics.gaussian)
         assert self.features is not None
-        real = self.features.inception if inception else self.features.scorer
-        assert real is not None
-        return frechet_distance(ours, real)
+        return frechet_distance(generated, self.features.of(source))
 
 
 def external_reference(recipe: Recipe, extractors: Extractors) -> ReferenceSet:
-    """What ``eval.reference`` names.
+    """The reference set that ``eval.reference`` names.
 
     Raises:
-        UserError: nothing there, or statistics of another extractor.
+        UserError: it does not exist, or is statistics of another extractor.
     """
     name = recipe.eval.reference
     assert name is not None
@@ -90,7 +90,7 @@ def external_reference(recipe: Recipe, extractors: Extractors) -> ReferenceSet:
 def files_digest(name: str) -> str | None:
     """sha256 over the names and sizes of ``eval.reference``'s files; None for one of the hub.
 
-    A reference that was exchanged must not pass for the one that a run was scored with.
+    A run scored with another reference must be noticed.
     """
     path = Path(name)
     if not path.exists():
@@ -101,7 +101,7 @@ def files_digest(name: str) -> str | None:
 
 
 def reference_of(images: ImageSet, features: Features) -> ReferenceSet:
-    """A reference of images that are at hand."""
+    """A reference set of these images."""
     return ReferenceSet(images.name, images.count, features.sha256, features, None)
 
 
@@ -125,23 +125,28 @@ def save_statistics(
 
 def write_statistics(path: Path, features: torch.Tensor, protocol: dict[str, str]) -> None:
     """Write mu [F], sigma [F, F], n and the protocol of [m, F] features to an ``.npz``."""
-    found = gaussian_of(features)
-    arrays: dict[str, Any] = {"mu": found.mu, "sigma": found.sigma, "n": found.n, **protocol}
+    gaussian = gaussian_of(features)
+    arrays = {
+        "mu": gaussian.mu,
+        "sigma": gaussian.sigma,
+        "n": np.array(gaussian.n),
+        **{key: np.array(text) for key, text in protocol.items()},
+    }
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def read_statistics(path: Path) -> Statistics:
-    """Read an ``.npz`` of ours, or one with ``mu`` and ``sigma`` of another tool.
+    """Read an ``.npz`` of mm_cca, or one with ``mu`` and ``sigma`` of another tool.
 
     Raises:
-        UserError: not there, not such a file, or shapes that don't fit.
+        UserError: missing, not such a file, or shapes that don't fit.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             mu, sigma = (file[key].astype(np.float64) for key in ("mu", "sigma"))
             n = int(file["n"]) if "n" in file else 0
-            protocol = {key: str(file[key]) if key in file else "not recorded" for key in FIELDS}
+            protocol = {key: str(file[key]) if key in file else NOT_RECORDED for key in FIELDS}
     except (OSError, KeyError, ValueError) as error:
         raise UserError(
             f"eval.reference {path} can't be read: {error}\nIt must be an .npz with mu [F] and "
@@ -149,7 +154,7 @@ def read_statistics(path: Path) -> Statistics:
         ) from error
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise UserError(
-            f"eval.reference {path} holds mu {mu.shape} and sigma {sigma.shape}; they must be [F] "
+            f"eval.reference {path} has mu {mu.shape} and sigma {sigma.shape}; they must be [F] "
             "and [F, F]."
         )
     return Statistics(Gaussian(mu, sigma, n), protocol)
@@ -157,14 +162,15 @@ def read_statistics(path: Path) -> Statistics:
 
 def _from_file(recipe: Recipe, path: Path, extractors: Extractors) -> ReferenceSet:
     statistics = read_statistics(path)
-    kinds = {"frechet_distance": "scorer", "fid": "inception"}
-    wanted = [kinds[name] for name in recipe.eval.metrics if name in kinds]
-    if len(wanted) != 1:
+    frechet = {n: m for n, m in METRICS.items() if m.needs is ReferenceNeed.STATISTICS}
+    chosen = [name for name in recipe.eval.metrics if name in frechet]
+    if len(chosen) != 1:
         raise UserError(
-            f"eval.reference {path} serves one extractor, and eval.metrics asks for "
-            f"{len(wanted)} of fid and frechet_distance. Ask for one of them."
+            f"eval.reference {path} has statistics of one extractor, and eval.metrics has "
+            f"{len(chosen)} of {' and '.join(frechet)}. Use exactly one of them."
         )
-    _refuse_another_extractor(path, statistics, _protocol(recipe, extractors, wanted[0]), wanted[0])
+    kind = KINDS[frechet[chosen[0]].source]
+    _refuse_another_extractor(path, statistics, _protocol(recipe, extractors, kind), kind)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return ReferenceSet(str(path), statistics.gaussian.n, digest, None, statistics)
 
@@ -173,12 +179,12 @@ def _refuse_another_extractor(
     path: Path, statistics: Statistics, ours: dict[str, str], kind: str
 ) -> None:
     theirs = statistics.protocol
-    if theirs["extractor"] == "not recorded":
+    if theirs["extractor"] == NOT_RECORDED:
         if kind == "inception" and len(statistics.gaussian.mu) == INCEPTION_SIZE:
-            return  # told in the summary's warnings
+            return  # the summary's warnings say so
         raise UserError(
-            f"eval.reference {path} does not say which extractor made it, and only fid takes such "
-            f"a file, of {INCEPTION_SIZE} features. Make it anew with `mm-cca eval`."
+            f"eval.reference {path} does not say which extractor made it; only fid takes such a "
+            f"file, with {INCEPTION_SIZE} features. Recompute it with `mm-cca eval`."
         )
     differing = [
         f"  - {key}: {theirs[key]} in the file, {ours[key]} here"
@@ -188,8 +194,8 @@ def _refuse_another_extractor(
     if differing:
         listed = "\n".join(differing)
         raise UserError(
-            f"eval.reference {path} was made in another way:\n{listed}\nUse the same extractor "
-            "and size, or make the file anew with `mm-cca eval`."
+            f"eval.reference {path} was made with other settings:\n{listed}\nUse the same "
+            "extractor and size, or recompute the file with `mm-cca eval`."
         )
 
 

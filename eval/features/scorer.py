@@ -1,7 +1,7 @@
-"""Image and text features of a two-tower model, and how well the two agree.
+"""Image and text features of a two-tower model.
 
-Scores carry the model's name. Only a published CLIP gives a CLIP score; the demo's ``emoji-clip``
-gives an alignment that compares arms of one run and nothing else.
+Scores are reported with the model's name. Only a published CLIP gives a CLIP score; the alignment
+of the demo's ``emoji-clip`` compares arms of one run and nothing else.
 
 Shapes: n images, m captions, F feature size.
 """
@@ -29,7 +29,7 @@ class Scorer(Protocol):
     Attributes:
         name: as in ``eval.scorer``, with the pretrained tag.
         sha256: over all weights.
-        resize: what becomes of an image before the tower sees it, in words.
+        resize: the preprocessing of images, in words.
         context_length: tokens of a caption that the text tower sees, start and end among them.
         batch_size: images or captions at a time.
     """
@@ -50,7 +50,7 @@ class Scorer(Protocol):
         ...
 
     def text_features(self, captions: Sequence[str]) -> torch.Tensor:
-        """[m, F] float32 on the CPU, not normalised; what is too long is cut before its end."""
+        """[m, F] float32 on the CPU, not normalised; captions that are too long are truncated."""
         ...
 
     def num_cut(self, captions: Sequence[str]) -> int:
@@ -75,19 +75,19 @@ class OpenClipScorer:
     @torch.no_grad()
     def image_features(self, images: Iterable[Image.Image]) -> torch.Tensor:
         encode: Callable[..., torch.Tensor] = self.model.encode_image  # type: ignore[assignment]
-        found = []
+        parts = []
         for batch in in_batches(images, self.batch_size):
             pixels = torch.stack([self.preprocess(image) for image in batch])
-            found.append(encode(pixels.to(self.device)).float().cpu())
-        return torch.cat(found)
+            parts.append(encode(pixels.to(self.device)).float().cpu())
+        return torch.cat(parts)
 
     @torch.no_grad()
     def text_features(self, captions: Sequence[str]) -> torch.Tensor:
         encode: Callable[..., torch.Tensor] = self.model.encode_text  # type: ignore[assignment]
-        found = []
+        parts = []
         for batch in in_batches(captions, self.batch_size):
-            found.append(encode(self.tokenize(batch).to(self.device)).float().cpu())
-        return torch.cat(found)
+            parts.append(encode(self.tokenize(batch).to(self.device)).float().cpu())
+        return torch.cat(parts)
 
     def num_cut(self, captions: Sequence[str]) -> int:
         return sum(self._num_tokens(caption) > self.context_length for caption in captions)
@@ -136,7 +136,7 @@ def load_scorer(
     full_name = name if pretrained is None else f"{name} {pretrained}"
     return OpenClipScorer(
         full_name,
-        _digest(model),
+        _float32_digest(model),
         resize,
         int(tokenize.context_length),
         batch_size,
@@ -147,8 +147,12 @@ def load_scorer(
     )
 
 
-def _digest(model: nn.Module) -> str:
-    """sha256 over all weights in the order of their names: two equal scorers have one digest."""
+def _float32_digest(model: nn.Module) -> str:
+    """sha256 over all weights as float32, in the order of their names.
+
+    Not ``runs.digests.weights_digest``, which hashes dtypes and shapes too: ``scorer_sha256`` of
+    earlier reports must stay comparable.
+    """
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())

@@ -1,7 +1,7 @@
 """Is the style word right, the colour, the number? The own caption against its edited variants.
 
-A scorer that prefers the own caption to the same caption with another value of one attribute says
-that this attribute is right. Shapes: n prompts, T edited captions in all, F feature size.
+An attribute is right if the scorer prefers the own caption to the same caption with any other
+value of that attribute. Shapes: n prompts, T edited captions in all, F feature size.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ def questions_of(
         text_features: [m] captions -> [m, F].
     """
     by_caption = [variants(caption, lists) for caption in captions]
-    found = {}
+    questions = {}
     for kind in kinds:
         others = [texts.get(kind, []) for texts in by_caption]
         owner = np.repeat(np.arange(len(captions)), [len(texts) for texts in others])
@@ -54,8 +54,8 @@ def questions_of(
         flat = [text for texts in others for text in texts]
         asked = np.unique(owner)
         chance = float(np.mean([1 / (1 + len(others[i])) for i in asked]))
-        found[kind] = Question(asked, torch.from_numpy(owner), text_features(flat), chance)
-    return found
+        questions[kind] = Question(asked, torch.from_numpy(owner), text_features(flat), chance)
+    return questions
 
 
 def answers(images: torch.Tensor, own: torch.Tensor, question: Question) -> np.ndarray:

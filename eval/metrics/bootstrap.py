@@ -1,4 +1,4 @@
-"""Bootstrap intervals over prompts."""
+"""Bootstrap intervals over prompts: 95 %, by percentiles."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,40 +6,64 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap
 
-from mm_cca.config.schema import Recipe
+from mm_cca.eval.summary_types import Interval
 
 
-def mean_interval(values: np.ndarray, recipe: Recipe) -> dict[str, float]:
-    """Mean of [n] values and its 95 % percentile interval."""
+def mean_interval(values: np.ndarray, *, resamples: int, seed: int) -> Interval:
+    """Mean of [n] values and its interval.
+
+    Args:
+        values: one per prompt.
+        resamples: of the bootstrap.
+        seed: of the resampling; equal seeds resample the same prompts.
+    """
     numbers = values.astype(np.float64)
-    return _interval(numbers, lambda x, axis: x.mean(axis=axis), recipe, vectorized=True)
+    value = float(numbers.mean())
+    if np.ptp(numbers) == 0:
+        return {"value": value, "low": value, "high": value}
+    low, high = _percentiles(
+        numbers,
+        lambda x, axis: x.mean(axis=axis),
+        resamples=resamples,
+        seed=seed,
+        vectorized=True,
+        batch=100,
+    )
+    return {"value": value, "low": low, "high": high}
 
 
 def statistic_interval(
-    num_prompts: int, statistic: Callable[[np.ndarray], float], recipe: Recipe, resamples: int
-) -> dict[str, float]:
-    """A number that is no mean, computed anew from resampled prompt indices [n]."""
-    return _interval(np.arange(num_prompts), statistic, recipe, vectorized=False, count=resamples)
+    num_prompts: int, statistic: Callable[[np.ndarray], float], *, resamples: int, seed: int
+) -> Interval:
+    """A number that is no mean, and its interval.
+
+    Args:
+        num_prompts: n.
+        statistic: [n] indices of prompts, some more than once -> the number.
+        resamples: of the bootstrap.
+        seed: of the resampling.
+    """
+    everyone = np.arange(num_prompts)
+    low, high = _percentiles(everyone, statistic, resamples=resamples, seed=seed, vectorized=False)
+    return {"value": float(statistic(everyone)), "low": low, "high": high}
 
 
-def _interval(
+def _percentiles(
     sample: np.ndarray,
     statistic: Callable[..., Any],
-    recipe: Recipe,
     *,
+    resamples: int,
+    seed: int,
     vectorized: bool,
-    count: int | None = None,
-) -> dict[str, float]:
-    value = float(statistic(sample, axis=-1) if vectorized else statistic(sample))
-    if vectorized and np.ptp(sample) == 0:
-        return {"value": value, "low": value, "high": value}
+    batch: int | None = None,
+) -> tuple[float, float]:
     interval = bootstrap(
         (sample,),
         statistic,
-        n_resamples=count or recipe.eval.bootstrap_samples,
+        n_resamples=resamples,
         vectorized=vectorized,
-        batch=100 if vectorized else None,
+        batch=batch,
         method="percentile",
-        rng=np.random.default_rng(recipe.sample.seed),
+        rng=np.random.default_rng(seed),
     ).confidence_interval
-    return {"value": value, "low": float(interval.low), "high": float(interval.high)}
+    return float(interval.low), float(interval.high)

@@ -24,11 +24,13 @@ from torchmetrics.image.kid import KernelInceptionDistance
 KERNEL_SUBSETS = 50
 KERNEL_SUBSET_SIZE = 1000
 INCEPTION_SPLITS = 10
+CMMD_SIGMA = 10.0
+CMMD_SCALE = 1000.0
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """What a Frechet distance knows of a set.
+    """Mean and covariance of a set, which is all that a Frechet distance needs.
 
     Attributes:
         mu: [F] float64 mean.
@@ -42,7 +44,7 @@ class Gaussian:
 
 
 class _Features(nn.Module):
-    """Stands where torchmetrics expects an extractor: the features are there already."""
+    """Takes the place of torchmetrics' extractor, as features are already extracted."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -54,8 +56,8 @@ class _Features(nn.Module):
 
 def gaussian_of(features: torch.Tensor) -> Gaussian:
     """Mean and covariance of [n, F] features in float64."""
-    found = fid_features_to_statistics(features.double())
-    return Gaussian(found["mu"], found["sigma"], len(features))
+    statistics = fid_features_to_statistics(features.double())
+    return Gaussian(statistics["mu"], statistics["sigma"], len(features))
 
 
 def frechet_distance(generated: torch.Tensor, real: torch.Tensor) -> float:
@@ -68,7 +70,7 @@ def frechet_distance(generated: torch.Tensor, real: torch.Tensor) -> float:
 
 
 def frechet_to(generated: torch.Tensor, real: Gaussian) -> float:
-    """Frechet distance of [n, F] features to a set of which only mean and covariance are left."""
+    """Frechet distance of [n, F] features to a set given by mean and covariance."""
     own = gaussian_of(generated)
     return float(
         fid_statistics_to_metric(
@@ -86,7 +88,7 @@ def kernel_distance(generated: torch.Tensor, real: torch.Tensor, *, seed: int) -
     """Mean kernel distance (cubic kernel) over 50 subsets of at most 1,000 rows."""
     size = kernel_subset_size(len(generated), len(real))
     with warnings.catch_warnings():
-        # That it keeps all features is what the caller did already.
+        # It warns that it keeps all features in memory, where they already are.
         warnings.simplefilter("ignore", UserWarning)
         metric = KernelInceptionDistance(
             feature=_Features(real.shape[1]),
@@ -121,15 +123,11 @@ def inception_score(logits: torch.Tensor, *, seed: int) -> tuple[float, float]:
     return float(mean), float(deviation)
 
 
-SIGMA = 10.0
-SCALE = 1000.0
-
-
 def cmmd(generated: torch.Tensor, real: torch.Tensor, *, chunk: int = 1024) -> float:
-    """CMMD of [n, F] and [m, F] embeddings, not normalised yet; 0 for equal sets."""
+    """CMMD (Jayasumana et al., 2024) of [n, F] and [m, F] features, normalised here; 0 if equal."""
     ours, theirs = (normalize(x.double(), dim=-1) for x in (generated, real))
     between = _mean_kernel(ours, theirs, chunk)
-    return SCALE * (
+    return CMMD_SCALE * (
         _mean_kernel(ours, ours, chunk) + _mean_kernel(theirs, theirs, chunk) - 2 * between
     )
 
@@ -139,5 +137,5 @@ def _mean_kernel(a: torch.Tensor, b: torch.Tensor, chunk: int) -> float:
     total = 0.0
     for part in a.split(chunk):
         squared = (2 - 2 * part @ b.T).clamp_min(0)
-        total += float(torch.exp(-squared / (2 * SIGMA**2)).sum())
+        total += float(torch.exp(-squared / (2 * CMMD_SIGMA**2)).sum())
     return total / (len(a) * len(b))

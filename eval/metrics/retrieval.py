@@ -25,7 +25,7 @@ def retrieval_ranks(
     """
     texts = nn.functional.normalize(captions, dim=-1)
     ranks = []
-    for part, mine in zip(images.split(chunk), own.split(chunk), strict=True):
+    for part, own_index in zip(images.split(chunk), own.split(chunk), strict=True):
         scores = nn.functional.normalize(part, dim=-1) @ texts.T
-        ranks.append((scores > scores.gather(1, mine[:, None])).sum(dim=1))
+        ranks.append((scores > scores.gather(1, own_index[:, None])).sum(dim=1))
     return torch.cat(ranks)

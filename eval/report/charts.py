@@ -1,60 +1,82 @@
-"""What the report's plots show: every arm as a point, and which points a line joins."""
+"""The report's plots of arms: each arm's point, and which points a line joins."""
 
-from typing import Any
+from collections.abc import Sequence
 
+from mm_cca.config.metrics import LEAD, METRICS
 from mm_cca.eval.report.scatter import PlotPoint, scatter
-from mm_cca.eval.report.tables import scores_of
+from mm_cca.eval.report.tables import score_columns
 from mm_cca.eval.report.wording import prompts_in_words
+from mm_cca.eval.summary_types import ArmEntry
+
+FORWARDS = "forwards"
 
 
-def cost_plot(summary: dict[str, Any], split: str) -> str:
+def cost_plot(arms: Sequence[ArmEntry], split: str) -> str:
     """Alignment against forward passes."""
     return scatter(
-        _points(summary, split, "forwards", "alignment"),
+        _points(arms, split, FORWARDS, LEAD),
         "forward passes per image",
-        "alignment ×100",
+        METRICS[LEAD].heading,
         about=prompts_in_words(split),
         lines=[],
-        x_ticks=sorted({arm["forwards_per_image"] for arm in summary["arms"]}),
+        x_ticks=sorted({arm["forwards_per_image"] for arm in arms}),
     )
 
 
-def trade_plot(summary: dict[str, Any], split: str) -> str | None:
-    """A Frechet distance against recall or coverage, along every sweep; None where one lacks."""
-    present = scores_of(summary)
-    diversity = next((name for name in ("recall", "coverage") if name in present), None)
-    fidelity = next((name for name in ("frechet_distance", "fid") if name in present), None)
-    if diversity is None or fidelity is None:
-        return None
+def trade_plot(arms: Sequence[ArmEntry], split: str) -> str | None:
+    """Fidelity against diversity, along every sweep of guidance; None where one lacks."""
+    columns = score_columns(arms)
+    axes = {}
+    for axis in ("diversity", "fidelity"):
+        plotted = [name for name in columns if name in METRICS and METRICS[name].axis == axis]
+        if not plotted:
+            return None
+        axes[axis] = plotted[0]
     return scatter(
-        _points(summary, split, diversity, fidelity),
-        f"{present[diversity][0]} (diversity)",
-        f"{present[fidelity][0]} (fidelity, lower is better)",
+        _points(arms, split, axes["diversity"], axes["fidelity"]),
+        axis_label(axes["diversity"]),
+        axis_label(axes["fidelity"]),
         about=prompts_in_words(split),
-        lines=sweeps(summary["arms"]),
+        lines=guidance_lines(arms),
     )
 
 
-def told_of(summary: dict[str, Any], arm: dict[str, Any], split: str) -> str:
-    """What a point says of its arm."""
-    scores = scores_of(summary)
-    said = [
-        f"{scores[key][0]} {score['value']:.{scores[key][2]}f}"
-        for key, score in arm["scores"][split].items()
+def axis_label(name: str) -> str:
+    """A metric's heading with what its axis shows, and its direction where that is down."""
+    metric = METRICS[name]
+    notes = [metric.axis or "", "" if metric.higher_is_better else "lower is better"]
+    note = ", ".join(note for note in notes if note)
+    return f"{metric.heading} ({note})" if note else metric.heading
+
+
+def tooltip_of(arms: Sequence[ArmEntry], arm: ArmEntry, split: str) -> str:
+    """An arm's scores, for the tooltip of its point."""
+    columns = score_columns(arms)
+    scores = [
+        f"{columns[name].heading} {columns[name].text(score['value'])}"
+        for name, score in arm["scores"][split].items()
     ]
-    return f"{arm['name']}: {', '.join(said)}, {arm['forwards_per_image']} forward passes per image"
+    passes = f"{arm['forwards_per_image']} forward passes per image"
+    return f"{arm['name']}: {', '.join(scores)}, {passes}"
 
 
-def _points(summary: dict[str, Any], split: str, x: str, y: str) -> list[PlotPoint]:
+def _points(arms: Sequence[ArmEntry], split: str, x: str, y: str) -> list[PlotPoint]:
     points = []
-    for arm in summary["arms"]:
-        values = {name: s["value"] for name, s in arm["scores"][split].items()}
-        values["forwards"] = arm["forwards_per_image"]
+    for arm in arms:
+        values = {name: score["value"] for name, score in arm["scores"][split].items()}
+        values[FORWARDS] = arm["forwards_per_image"]
         label = _label(arm["name"])
-        series = _series(arm["source"], label)
-        told = told_of(summary, arm, split)
-        main = label == "cca"
-        points.append(PlotPoint(arm["source"], series, label, values[x], values[y], told, main))
+        points.append(
+            PlotPoint(
+                source=arm["source"],
+                series=_series(arm["source"], label),
+                label=label,
+                x=values[x],
+                y=values[y],
+                tooltip=tooltip_of(arms, arm, split),
+                is_main=label == "cca",
+            )
+        )
     return points
 
 
@@ -65,15 +87,15 @@ def _series(source: str, label: str) -> str:
 
 
 def _label(name: str) -> str:
-    """``base``, ``3``, ``3 neg1``, ``dial 0.5``, ``CFG 3``: the colour says which source."""
+    """``base``, ``3``, ``3 neg1``, ``dial 0.5``, ``CFG 3``: the colour shows the source."""
     source, *parts = name.split("+")
     scale = "CFG " if source == "cca" else ""
     words = [part.replace("cfg", scale).replace("dial", "dial ") for part in parts]
     return " ".join(words) if words else source
 
 
-def sweeps(arms: list[dict[str, Any]]) -> list[list[int]]:
-    """Places of the arms that a line joins, in its order.
+def guidance_lines(arms: Sequence[ArmEntry]) -> list[list[int]]:
+    """Indices of the arms that each line joins, in its order.
 
     One line for every model and negative prompt, from no guidance to the most; one along each
     model's dial, on which the base is 0 and the trained model 1. Points of a sweep are models.
@@ -94,9 +116,9 @@ def sweeps(arms: list[dict[str, Any]]) -> list[list[int]]:
     return lines + [sorted(line, key=lambda n: arms[n]["dial"] or 0.0) for line in dialled.values()]
 
 
-def _model(arm: dict[str, Any]) -> str:
+def _model(arm: ArmEntry) -> str:
     return f"{arm['source']} {arm.get('values')}"
 
 
-def _is_plain(arm: dict[str, Any]) -> bool:
+def _is_plain(arm: ArmEntry) -> bool:
     return arm["guidance_scale"] == 1.0 and arm["dial"] in (None, 1.0)

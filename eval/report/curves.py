@@ -1,18 +1,17 @@
-"""Training curves: what metrics.jsonl says, and what to think of it."""
+"""Training curves of metrics.jsonl, and whether training was healthy."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mm_cca.eval.report.svg import COLLAPSE, COLOURS, HEALTHY, canvas, inked, svg_of
+from mm_cca.eval.report.svg import COLLAPSE, COLOURS, HEALTHY, canvas, svg_of, svg_style
 from mm_cca.training.health import COLLAPSE as COLLAPSED
 
 HEALTHY_GAP = -0.5
-"""Nats per code that a healthy run's positive gap does not fall below."""
+"""The lowest positive gap of a healthy run, in nats per code."""
 LAST_SHARE = 0.1
 MAX_POINTS = 300
 PANELS = {
@@ -45,18 +44,17 @@ Signals = dict[str, Series]
 
 def read_signals(path: Path, num_codes: int) -> Signals:
     """The panels' signals of a metrics.jsonl, gaps divided by the codes of an image."""
-    lines: list[dict[str, Any]] = []
-    if path.exists():
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-    found = {}
+    text = path.read_text() if path.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines()]
+    signals = {}
     for name in PANELS:
         known = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         if known:
             steps, values = (
                 np.array(column, dtype=np.float64) for column in zip(*known, strict=True)
             )
-            found[name] = Series(steps, values / (num_codes if name in PER_IMAGE else 1))
-    return found
+            signals[name] = Series(steps, values / (num_codes if name in PER_IMAGE else 1))
+    return signals
 
 
 def smoothed(values: np.ndarray, span: int) -> np.ndarray:
@@ -69,7 +67,7 @@ def smoothed(values: np.ndarray, span: int) -> np.ndarray:
 
 
 def span_of(count: int) -> int:
-    """How many steps one point of a smooth line is the mean of."""
+    """Over how many steps a smooth line averages."""
     return max(1, count // 40)
 
 
@@ -83,7 +81,7 @@ def panels(trainings: dict[str, Signals]) -> dict[str, str]:
 
 
 def _panel(name: str, series: dict[str, Series]) -> str:
-    with inked(name):
+    with svg_style(name):
         figure = canvas(3.7, 2.5)
         axes = figure.add_subplot()
         for source, one in series.items():
@@ -93,7 +91,7 @@ def _panel(name: str, series: dict[str, Series]) -> str:
             axes.plot(steps, one.values[::every], color=colour, linewidth=0.7, alpha=0.35)
             axes.plot(steps, smooth[::every], color=colour, linewidth=1.7, label=source)
         if name == "positive_gap":
-            # The limits come from the data alone: a band far away says nothing.
+            # The limits come from the data alone: the band may be far away.
             low, high = axes.get_ylim()
             axes.axhspan(HEALTHY_GAP, 0, color=HEALTHY, alpha=0.13, linewidth=0)
             axes.axhline(COLLAPSED, color=COLLAPSE, linestyle="--", linewidth=1)
@@ -107,7 +105,7 @@ def _panel(name: str, series: dict[str, Series]) -> str:
 
 
 def health(signals: Signals) -> str | None:
-    """One sentence on where a contrastive training ended; None where there are no gaps."""
+    """One sentence on how a contrastive training ended; None where there are no gaps."""
     if not {"positive_gap", "negative_gap"} <= signals.keys():
         return None
     positive, negative = signals["positive_gap"].last, signals["negative_gap"].last
@@ -116,13 +114,13 @@ def health(signals: Signals) -> str | None:
 
 
 def judged(positive: float, negative: float) -> str:
-    """What to think of the gaps, in nats per code, that training ended with."""
+    """An assessment of the gaps, in nats per code, at the end of training."""
     if positive < COLLAPSED:
-        return "that is collapse; raise loss.beta, or lower loss.lambda_ or train.learning_rate"
+        return "collapsed; raise loss.beta, or lower loss.lambda_ or train.learning_rate"
     if negative > positive - 0.5:
-        return "right and wrong prompts are hardly told apart yet; train longer"
+        return "positive and negative captions are barely separated yet; train longer"
     if positive < HEALTHY_GAP:
-        return "lower than healthy runs; watch the pictures"
+        return "lower than usual; check the images"
     return "healthy"
 
 

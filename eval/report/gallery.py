@@ -1,13 +1,13 @@
-"""The picture grid's data: captions, scores, thumbnails, and what could not be shown.
+"""The image grid's data: captions, scores, thumbnails, and images that can't be shown.
 
-Not every picture fits into one file. Those of the columns and rows that are looked at first are
-inside the report; the others are read from the run folder when they come into view.
+Not every image fits into one file. The most relevant ones (``display_order``) are inside the
+report; the page reads the others from the run folder when they come into view.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from PIL import Image
@@ -17,9 +17,11 @@ from mm_cca.data.images import decode_image, load_split
 from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError
 from mm_cca.eval.report.tables import best_guided
-from mm_cca.eval.report.thumbnails import EXACT_SIDE, Budget, check_picture, open_picture, thumbnail
+from mm_cca.eval.report.thumbnails import EXACT_SIDE, Budget, check_image, read_image, thumbnail
+from mm_cca.eval.summary_types import ArmEntry, ImageNumbers, SplitNumbers
 from mm_cca.runs.files import atomic_path
 from mm_cca.runs.folder import RunFolder
+from mm_cca.sampling.manifest import picture_file
 from mm_cca.sampling.prompts import Prompt, has_real_images, prompts_of
 
 REAL = "real"
@@ -27,21 +29,21 @@ REAL = "real"
 
 @dataclass(frozen=True)
 class Problem:
-    """A picture that can't be shown: where it should be, and what is wrong."""
+    """An image that can't be shown: where it should be, and why."""
 
     where: str
     what: str
 
 
 @dataclass
-class Column:
-    """One way of drawing, over all rows.
+class GridColumn:
+    """One arm, or the real images, over all rows.
 
     Attributes:
         name: of the arm, or ``real``.
-        shown: whether it is seen without being asked for.
+        shown: whether it is visible at first.
         thumbs: row -> base64.
-        missing: rows without a picture.
+        missing: rows without an image.
     """
 
     name: str
@@ -50,8 +52,20 @@ class Column:
     missing: list[int] = field(default_factory=list)
 
 
+class Grid(TypedDict):
+    """What grid.js reads; ``exact`` says that thumbnails have every pixel."""
+
+    split: str
+    indices: list[int]
+    captions: list[str]
+    scores: dict[str, ImageNumbers]
+    baseline: str | None
+    exact: bool
+    columns: list[dict[str, Any]]
+
+
 class RealImages:
-    """The training data's images of a split, cropped to the size the model was given."""
+    """The training data's images of a split, cropped to the model's image size."""
 
     def __init__(self, recipe: Recipe, run: RunFolder, split: str) -> None:
         self._data = recipe.data
@@ -68,81 +82,95 @@ class RealImages:
 def grid_of_split(
     recipe: Recipe,
     run: RunFolder,
-    summary: dict[str, Any],
-    numbers: dict[str, Any],
+    arms: Sequence[ArmEntry],
+    numbers: SplitNumbers,
     split: str,
     budget: Budget,
-) -> tuple[dict[str, Any], list[Problem]]:
-    """What the script needs to show the grid of a split, and what is wrong with its pictures.
+) -> tuple[Grid, list[Problem]]:
+    """The data of a split's grid, and its images that can't be shown.
 
     Args:
         recipe: of the run.
         run: its folder.
-        summary: of the evaluation.
+        arms: of its summary.
         numbers: this split's part of per_prompt.json.
         split: its name.
         budget: is used up.
     """
-    columns = columns_of(summary, split)
+    columns = columns_of(arms, split)
     problems: list[Problem] = []
     real = None
     if has_real_images(recipe):
         try:
             real = RealImages(recipe, run, split)
-            columns.insert(0, Column(REAL, shown=True))
+            columns.insert(0, GridColumn(REAL, shown=True))
         except UserError as error:
             problems.append(Problem(f"the real images of {split}", str(error)))
-    prompts = [p for p in prompts_of(recipe, run) if p.split == split]
-    rival = rival_of(summary, split)
-    order = looked_at_first(gains_of(numbers, rival), len(prompts))
-    for row, column in _in_order(order, columns):
-        path = picture_path(run, column.name, prompts[row].index)
-        try:
-            if column.name == REAL and real is not None:
-                _take_real(real.open(prompts[row]), path, column, row, budget)
-            else:
-                _take(path, column, row, budget)
-        except ValueError as error:
-            problems.append(Problem(str(path.relative_to(run.root)), str(error)))
-            column.missing.append(row)
-    grid = {
+    baseline = baseline_of(arms, split)
+    order = display_order(gains_of(numbers, baseline), len(numbers["indices"]))
+    prompts = [prompt for prompt in prompts_of(recipe, run) if prompt.split == split]
+    problems += _fill(run, columns, real, prompts, order, budget)
+    grid: Grid = {
         "split": split,
         "indices": numbers["indices"],
         "captions": numbers["captions"],
         "scores": numbers["arms"],
-        "rival": rival,
+        "baseline": baseline,
         "exact": max(recipe.data.image_size) <= EXACT_SIDE,
         "columns": [asdict(column) for column in columns],
     }
     return grid, problems
 
 
-def columns_of(summary: dict[str, Any], split: str) -> list[Column]:
-    """Every arm; shown are those without guidance and the best guided ones."""
-    best = {best_guided(summary, split, source) for source in ("base", "control")}
+def _fill(
+    run: RunFolder,
+    columns: list[GridColumn],
+    real: RealImages | None,
+    prompts: list[Prompt],
+    order: Sequence[int],
+    budget: Budget,
+) -> list[Problem]:
+    """Put thumbnails into the columns, most relevant first, and check all other images."""
+    problems = []
+    for row, column in _in_order(order, columns):
+        path = image_path(run, column.name, prompts[row].index)
+        try:
+            if column.name == REAL and real is not None:
+                _add_real(real.open(prompts[row]), path, column, row, budget)
+            else:
+                _add(path, column, row, budget)
+        except ValueError as error:
+            problems.append(Problem(str(path.relative_to(run.root)), str(error)))
+            column.missing.append(row)
+    return problems
+
+
+def columns_of(arms: Sequence[ArmEntry], split: str) -> list[GridColumn]:
+    """Every arm; visible at first are those without guidance and the best guided ones."""
+    best = {best_guided(arms, split, source) for source in ("base", "control")}
     return [
-        Column(arm["name"], shown=arm["guidance_scale"] == 1.0 or arm["name"] in best)
-        for arm in summary["arms"]
+        GridColumn(arm["name"], shown=arm["guidance_scale"] == 1.0 or arm["name"] in best)
+        for arm in arms
     ]
 
 
-def rival_of(summary: dict[str, Any], split: str) -> str | None:
-    """What CCA's gain is measured against: the best guided base, else the base; None without."""
-    names = {arm["name"] for arm in summary["arms"]}
+def baseline_of(arms: Sequence[ArmEntry], split: str) -> str | None:
+    """The arm that CCA's gain is relative to: the best guided base, else the base; or None."""
+    names = {arm["name"] for arm in arms}
     if "cca" not in names or "base" not in names:
         return None
-    return best_guided(summary, split) or "base"
+    return best_guided(arms, split) or "base"
 
 
-def gains_of(numbers: dict[str, Any], rival: str | None) -> np.ndarray | None:
-    """[n] alignment of CCA minus the rival's."""
-    if rival is None:
+def gains_of(numbers: SplitNumbers, baseline: str | None) -> np.ndarray | None:
+    """[n] alignment of CCA minus the baseline's."""
+    if baseline is None:
         return None
-    ours, theirs = (np.array(numbers["arms"][name]["alignment"]) for name in ("cca", rival))
+    ours, theirs = (np.array(numbers["arms"][name]["alignment"]) for name in ("cca", baseline))
     return ours - theirs
 
 
-def looked_at_first(gains: np.ndarray | None, count: int) -> list[int]:
+def display_order(gains: np.ndarray | None, count: int) -> list[int]:
     """Rows in turn from the top, from the largest gain and from the largest loss, each once."""
     if gains is None:
         return list(range(count))
@@ -151,14 +179,14 @@ def looked_at_first(gains: np.ndarray | None, count: int) -> list[int]:
     return list(dict.fromkeys(turns.tolist()))
 
 
-def picture_path(run: RunFolder, column: str, index: int) -> Path:
-    """Where the report looks for a picture that is not inside it."""
+def image_path(run: RunFolder, column: str, index: int) -> Path:
+    """Where the page finds an image that is not inside the report; grid.js knows it, too."""
     if column == REAL:
-        return run.root / REAL / f"{index:06d}.webp"
-    return run.samples / column / f"{index:06d}.png"
+        return picture_file(run.root / REAL, index).with_suffix(".webp")
+    return picture_file(run.samples / column, index)
 
 
-def _in_order(order: Sequence[int], columns: list[Column]) -> Iterator[tuple[int, Column]]:
+def _in_order(order: Sequence[int], columns: list[GridColumn]) -> Iterator[tuple[int, GridColumn]]:
     for shown in (True, False):
         for row in order:
             for column in columns:
@@ -166,17 +194,17 @@ def _in_order(order: Sequence[int], columns: list[Column]) -> Iterator[tuple[int
                     yield row, column
 
 
-def _take(path: Path, column: Column, row: int, budget: Budget) -> None:
+def _add(path: Path, column: GridColumn, row: int, budget: Budget) -> None:
     if budget.is_spent:
-        check_picture(path)
+        check_image(path)
         return
-    text = thumbnail(open_picture(path))
+    text = thumbnail(read_image(path))
     if budget.takes(text):
         column.thumbs[row] = text
 
 
-def _take_real(image: Image.Image, path: Path, column: Column, row: int, budget: Budget) -> None:
-    """Real images lie in the data set, so what does not fit into the report becomes a file."""
+def _add_real(image: Image.Image, path: Path, column: GridColumn, row: int, budget: Budget) -> None:
+    """Real images are in the data set, so those that don't fit into the report become files."""
     if not budget.is_spent:
         text = thumbnail(image)
         if budget.takes(text):

@@ -1,4 +1,4 @@
-"""The templates of report and sweep."""
+"""The HTML templates of report and sweep."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from mm_cca.eval.report.wording import prompts_in_words
 
 
 def templates() -> jinja2.Environment:
-    """The folder of this file; what is inserted is escaped, what is missing an error."""
-    found = jinja2.Environment(
+    """The templates beside this file; values are escaped, a missing one is an error."""
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters["prompts"] = prompts_in_words
-    return found
+    environment.filters["prompts"] = prompts_in_words
+    return environment

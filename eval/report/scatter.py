@@ -1,4 +1,4 @@
-"""The report's plot of arms: points that say their values, lines that join sweeps."""
+"""The report's plot of arms: points with tooltips, lines that join sweeps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, BboxBase
 
-from mm_cca.eval.report.svg import COLOURS, POINT, canvas, inked, svg_of
+from mm_cca.eval.report.svg import COLOURS, POINT, canvas, svg_of, svg_style
 
 MARKERS = {"base": "o", "cca": "*", "control": "s"}
 PLACES = (
@@ -21,7 +21,7 @@ PLACES = (
     ((0, 12), "center"),
     ((0, -18), "center"),
 )
-"""Where a label may go, in points from its mark; those named first are liked best."""
+"""Positions of a label, in points from its mark, best first."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class PlotPoint:
 
     Attributes:
         source: decides its colour.
-        series: what the legend calls it and its like.
-        label: what is written beside it.
-        x: where it is.
-        y: where it is.
-        told: what it says when it is pointed at.
-        is_main: drawn large.
+        series: its entry in the legend.
+        label: text beside it.
+        x: coordinate.
+        y: coordinate.
+        tooltip: text shown on hover or focus.
+        is_main: with a large mark.
     """
 
     source: str
@@ -43,7 +43,7 @@ class PlotPoint:
     label: str
     x: float
     y: float
-    told: str
+    tooltip: str
     is_main: bool = False
 
 
@@ -58,10 +58,10 @@ def scatter(
 ) -> str:
     """An SVG element: arms as points; each of ``lines`` joins those points in its order.
 
-    ``about`` says what the plot is of, and with the axes tells it from the others of a page.
+    ``about`` names the prompts; with the axes it identifies the plot in a page.
     """
     name = f"{about}: {y_label} against {x_label}"
-    with inked(name):
+    with svg_style(name):
         figure = canvas(4.9, 3.7)
         axes = figure.add_subplot()
         for line in lines:
@@ -74,7 +74,9 @@ def scatter(
             axes.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
         figure.legend(loc="outside lower center", ncols=2)
         _place_labels(figure, axes, points)
-        return svg_of(figure, f"Plot of {name}", {n: point.told for n, point in enumerate(points)})
+        return svg_of(
+            figure, f"Plot of {name}", {n: point.tooltip for n, point in enumerate(points)}
+        )
 
 
 def _join(axes: Axes, joined: list[PlotPoint]) -> None:
@@ -83,14 +85,14 @@ def _join(axes: Axes, joined: list[PlotPoint]) -> None:
         [p.y for p in joined],
         linewidth=1,
         color=COLOURS[joined[-1].source],
-        # The dial leads from one model to another, guidance away from the same one.
+        # The dial joins two models; guidance stays with one.
         linestyle="-" if len({p.source for p in joined}) == 1 else "--",
         zorder=1,
     )
 
 
 def _mark(axes: Axes, points: list[PlotPoint]) -> None:
-    named: set[str] = set()
+    in_legend: set[str] = set()
     for number, point in enumerate(points):
         axes.plot(
             [point.x],
@@ -99,15 +101,15 @@ def _mark(axes: Axes, points: list[PlotPoint]) -> None:
             marker=MARKERS[point.source],
             markersize=14 if point.is_main else 7,
             color=COLOURS[point.source],
-            label=None if point.series in named else point.series,
+            label=None if point.series in in_legend else point.series,
             zorder=3 if point.source == "cca" else 2,
             gid=f"{POINT}{number}",
         )
-        named.add(point.series)
+        in_legend.add(point.series)
 
 
 def _place_labels(figure: Figure, axes: Axes, points: list[PlotPoint]) -> None:
-    """Beside each mark, at the first place that hides least and stays inside the figure."""
+    """Beside each mark, at the first position with least overlap that stays inside the figure."""
     figure.draw_without_rendering()
     taken = [_around(axes, point) for point in points]
     for point in sorted(points, key=lambda p: not p.is_main):
@@ -124,14 +126,14 @@ def _place_labels(figure: Figure, axes: Axes, points: list[PlotPoint]) -> None:
         taken.append(_settle(label, taken, figure.bbox))
 
 
-def _settle(label: Annotation, taken: list[Bbox], room: Bbox) -> Bbox:
+def _settle(label: Annotation, taken: list[Bbox], room: BboxBase) -> Bbox:
     best: tuple[float, Bbox, tuple[tuple[int, int], str]] | None = None
     for place in PLACES:
         box = _put(label, place)
-        hides = sum(box.overlaps(other) for other in taken)
+        overlaps = sum(box.overlaps(other) for other in taken)
         outside = max(0.0, room.x0 - box.x0, box.x1 - room.x1)
-        if best is None or hides + outside < best[0]:
-            best = (hides + outside, box, place)
+        if best is None or overlaps + outside < best[0]:
+            best = (overlaps + outside, box, place)
     assert best is not None
     _put(label, best[2])
     return best[1]

@@ -1,7 +1,7 @@
-"""Matplotlib figures as SVG elements that take their colours, and so light and dark, from the page.
+"""Matplotlib figures as SVG elements that take their colours, light or dark, from the page.
 
-Matplotlib only knows fixed colours, so it draws with stand-ins; in the SVG text they become CSS
-variables of style.css.
+Matplotlib has fixed colours only, so it draws with placeholders, which are replaced in the SVG text
+by the CSS variables of style.css.
 """
 
 import io
@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,16 +26,16 @@ VARIABLES = {
     HEALTHY: "var(--good)",
     COLLAPSE: "var(--bad)",
 }
-INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+TEXT_AND_LINES = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 POINT = "mm-cca-point-"
-"""A group with this id and a number becomes one that has a title and takes the keyboard's focus."""
+"""Groups whose id is this and a number get a title and keyboard focus."""
 
 
 @contextmanager
-def inked(name: str) -> Iterator[None]:
-    """Draw inside this; ``name`` makes the ids of the figure differ from those of other figures."""
-    look = {
-        **dict.fromkeys(INKED, INK),
+def svg_style(name: str) -> Iterator[None]:
+    """Matplotlib's settings for a figure; ``name`` makes its ids unique in the page."""
+    style: dict[Any, object] = {
+        **dict.fromkeys(TEXT_AND_LINES, INK),
         "grid.color": INK,
         "grid.alpha": 0.15,
         "axes.grid": True,
@@ -47,14 +48,14 @@ def inked(name: str) -> Iterator[None]:
         "svg.hashsalt": f"mm_cca {name}",
         "svg.fonttype": "none",
     }
-    with mpl.rc_context(look):
+    with mpl.rc_context(style):
         yield
 
 
 def canvas(width: float, height: float) -> Figure:
-    """An empty figure, in inches, that needs no window system."""
+    """An empty figure of ``width`` x ``height`` inches that needs no window system."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # this one can measure texts
+    FigureCanvasAgg(figure)  # this canvas can measure text
     return figure
 
 
@@ -62,29 +63,25 @@ def svg_of(figure: Figure, label: str, titles: Mapping[int, str]) -> str:
     """The figure as an SVG element.
 
     Args:
-        figure: drawn inside ``inked``.
-        label: what a screen reader says instead of it.
-        titles: what is said of the groups ``POINT`` with these numbers.
+        figure: plotted inside ``svg_style``.
+        label: text for screen readers.
+        titles: tooltips of the groups ``POINT`` with these numbers.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    for stand_in, variable in VARIABLES.items():
-        text = text.replace(stand_in, variable)
+    for placeholder, variable in VARIABLES.items():
+        text = text.replace(placeholder, variable)
     text = text.replace("'DejaVu Sans'", "system-ui")
     text = re.sub(rf'<g id="{POINT}(\d+)">', lambda m: _focusable(titles[int(m[1])]), text)
     used = set(re.findall(r'#([^")]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else "", text)
-    role = (
-        f'role="group" aria-label="{escape(label)}"'
-        if titles
-        else (f'role="img" aria-label="{escape(label)}"')
-    )
-    return text.replace("<svg ", f"<svg {role} ", 1)
+    role = "group" if titles else "img"
+    return text.replace("<svg ", f'<svg role="{role}" aria-label="{escape(label)}" ', 1)
 
 
 def _focusable(title: str) -> str:
-    said = escape(title)
-    return f'<g class="point" tabindex="0" role="img" aria-label="{said}"><title>{said}</title>'
+    text = escape(title)
+    return f'<g class="point" tabindex="0" role="img" aria-label="{text}"><title>{text}</title>'

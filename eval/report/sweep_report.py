@@ -1,68 +1,32 @@
-"""Points of a sweep that differ in nothing but ``train.seed``, as one row: mean and extremes."""
+"""sweep.json, sweep.html and the sweep's tables in the terminal: all points beside the base."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from mm_cca.config.load import dump
+from mm_cca.config.metrics import LEAD, METRICS
 from mm_cca.config.schema import Recipe
 from mm_cca.config.sweep_grid import Sweep
-from mm_cca.eval.report.charts import sweeps, told_of
+from mm_cca.eval.report.charts import axis_label, guidance_lines, tooltip_of
 from mm_cca.eval.report.pages import templates
 from mm_cca.eval.report.scatter import PlotPoint, scatter
-from mm_cca.eval.report.tables import best_guided, score_table, scores_of, seed_table
+from mm_cca.eval.report.tables import best_guided, score_columns, score_table, seed_table
 from mm_cca.eval.report.wording import prompts_in_words
+from mm_cca.eval.summary_types import (
+    ArmEntry,
+    BestArms,
+    Interval,
+    SeedsEntry,
+    Summary,
+    SweepSummary,
+)
 from mm_cca.runs.files import write_json, write_text
 from mm_cca.runs.folder import RunFolder
 
 SEED = "train.seed"
-
-
-def over_seeds(arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry for every group of trained arms of several seeds, in the order of the arms.
-
-    Returns:
-        ``name`` without the seed, ``seeds``, ``forwards_per_image``, and ``scores`` and ``signals``
-        as means, scores with ``low`` and ``high``, the lowest and highest seed.
-    """
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for arm in arms:
-        if SEED in arm.get("values", {}):
-            groups.setdefault(_name_without_seed(arm), []).append(arm)
-    return [_summed_up(name, mine) for name, mine in groups.items() if len(mine) > 1]
-
-
-def _name_without_seed(arm: dict[str, Any]) -> str:
-    seed = f"seed={arm['values'][SEED]}"
-    return str(arm["name"].replace(f",{seed}", "").replace(f"{seed},", "").replace(seed, "cca"))
-
-
-def _summed_up(name: str, arms: list[dict[str, Any]]) -> dict[str, Any]:
-    scores = {
-        split: {
-            key: _spread([arm["scores"][split][key]["value"] for arm in arms]) for key in by_name
-        }
-        for split, by_name in arms[0]["scores"].items()
-    }
-    signals = {
-        key: float(np.mean([arm["signals"][key] for arm in arms])) for key in arms[0]["signals"]
-    }
-    return {
-        "name": name,
-        "seeds": [arm["values"][SEED] for arm in arms],
-        "forwards_per_image": arms[0]["forwards_per_image"],
-        "scores": scores,
-        "signals": signals,
-    }
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"value": float(np.mean(values)), "low": min(values), "high": max(values)}
-
-
 LAST_STEPS = 20
 
 
@@ -76,14 +40,9 @@ def write_sweep(sweep: Sweep, diverged: dict[str, str]) -> None:
     base = _summary(sweep.base)
     arms = list(base["arms"])
     for name, recipe in sweep.points.items():
-        if name in diverged:
-            continue
-        signals = _last_signals(RunFolder.of(recipe).train / "metrics.jsonl")
-        for arm in _summary(recipe)["arms"]:
-            renamed = arm["name"].replace("cca", name, 1)
-            values = sweep.values[name].values
-            arms.append(arm | {"name": renamed, "values": values, "signals": signals})
-    summary = {
+        if name not in diverged:
+            arms += _arms_of_point(name, recipe, sweep)
+    summary: SweepSummary = {
         "arms": arms,
         "over_seeds": over_seeds(arms),
         "diverged": diverged,
@@ -96,9 +55,20 @@ def write_sweep(sweep: Sweep, diverged: dict[str, str]) -> None:
     _print(summary, sweep.root / "sweep.html")
 
 
-def _summary(recipe: Recipe) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RunFolder.of(recipe).eval / "summary.json").read_text())
-    return found
+def _arms_of_point(name: str, recipe: Recipe, sweep: Sweep) -> list[ArmEntry]:
+    signals = _last_signals(RunFolder.of(recipe).train / "metrics.jsonl")
+    arms = []
+    for arm in _summary(recipe)["arms"]:
+        arm["name"] = arm["name"].replace("cca", name, 1)
+        arm["values"] = sweep.values[name].values
+        arm["signals"] = signals
+        arms.append(arm)
+    return arms
+
+
+def _summary(recipe: Recipe) -> Summary:
+    summary: Summary = json.loads((RunFolder.of(recipe).eval / "summary.json").read_text())
+    return summary
 
 
 def _last_signals(path: Path) -> dict[str, float]:
@@ -112,30 +82,72 @@ def _last_signals(path: Path) -> dict[str, float]:
     return means
 
 
-def _best(arms: list[dict[str, Any]], split: str) -> dict[str, str | None]:
-    """The point without guidance and the guided arm of the base with the highest alignment."""
-    points = [arm for arm in arms if "values" in arm and arm["guidance_scale"] == 1.0]
-    best = max(points, key=lambda a: a["scores"][split]["alignment"]["value"], default=None)
+def over_seeds(arms: list[ArmEntry]) -> list[SeedsEntry]:
+    """One entry for every group of trained arms that differ only in ``train.seed``.
+
+    Returns:
+        in the order of the arms: ``name`` without the seed, ``seeds``, ``forwards_per_image``, and
+        ``scores`` and ``signals`` as means, scores with ``low`` and ``high``, the lowest and
+        highest seed.
+    """
+    groups: dict[str, list[ArmEntry]] = {}
+    for arm in arms:
+        if SEED in arm.get("values", {}):
+            groups.setdefault(_name_without_seed(arm), []).append(arm)
+    return [_mean_over_seeds(name, group) for name, group in groups.items() if len(group) > 1]
+
+
+def _name_without_seed(arm: ArmEntry) -> str:
+    seed = f"seed={arm['values'][SEED]}"
+    return arm["name"].replace(f",{seed}", "").replace(f"{seed},", "").replace(seed, "cca")
+
+
+def _mean_over_seeds(name: str, arms: list[ArmEntry]) -> SeedsEntry:
+    first = arms[0]
     return {
-        "point": None if best is None else best["name"],
-        "base": best_guided({"arms": arms}, split, "base"),
-        "control": best_guided({"arms": arms}, split, "control"),
+        "name": name,
+        "seeds": [arm["values"][SEED] for arm in arms],
+        "forwards_per_image": first["forwards_per_image"],
+        "scores": {
+            split: {
+                key: _spread([arm["scores"][split][key]["value"] for arm in arms]) for key in scores
+            }
+            for split, scores in first["scores"].items()
+        },
+        "signals": {
+            key: float(np.mean([arm["signals"][key] for arm in arms])) for key in first["signals"]
+        },
     }
 
 
-def _render(sweep: Sweep, summary: dict[str, Any]) -> str:
-    splits = list(summary["protocol"]["num_prompts"])
+def _spread(values: list[float]) -> Interval:
+    return {"value": float(np.mean(values)), "low": min(values), "high": max(values)}
+
+
+def _best(arms: list[ArmEntry], split: str) -> BestArms:
+    """The point without guidance and the guided arms with the highest alignment."""
+    points = [arm for arm in arms if "values" in arm and arm["guidance_scale"] == 1.0]
+    best = max(points, key=lambda arm: arm["scores"][split][LEAD]["value"], default=None)
+    return {
+        "point": None if best is None else best["name"],
+        "base": best_guided(arms, split, "base"),
+        "control": best_guided(arms, split, "control"),
+    }
+
+
+def _render(sweep: Sweep, summary: SweepSummary) -> str:
+    arms, splits = summary["arms"], list(summary["protocol"]["num_prompts"])
     return (
         templates()
         .get_template("sweep.html.j2")
         .render(
             summary=summary,
-            scores=scores_of(summary),
+            scores=score_columns(arms),
             splits=splits,
             plots={
                 split: [
-                    _plot(summary, split, "alignment", "alignment ×100"),
-                    _plot(summary, split, "recall", "recall (diversity)"),
+                    _plot(arms, split, LEAD, _on_axis("fidelity")),
+                    _plot(arms, split, _on_axis("diversity"), _on_axis("fidelity")),
                 ]
                 for split in splits
             },
@@ -144,32 +156,44 @@ def _render(sweep: Sweep, summary: dict[str, Any]) -> str:
     )
 
 
-def _plot(summary: dict[str, Any], split: str, score: str, label: str) -> str:
+def _on_axis(axis: str) -> str:
+    """The metric of a sweep's plots that shows fidelity or diversity."""
+    return next(n for n, metric in METRICS.items() if metric.on_sweep_page and metric.axis == axis)
+
+
+def _plot(arms: list[ArmEntry], split: str, x: str, y: str) -> str:
     points = []
-    for arm in summary["arms"]:
-        values = {name: s["value"] for name, s in arm["scores"][split].items()}
-        series = (
-            "points of the sweep" if "values" in arm else f"{arm['source']} (number: CFG scale)"
+    for arm in arms:
+        scores = arm["scores"][split]
+        is_point = "values" in arm
+        points.append(
+            PlotPoint(
+                source=arm["source"],
+                series="points of the sweep"
+                if is_point
+                else f"{arm['source']} (number: CFG scale)",
+                label=_label(arm),
+                x=scores[x]["value"],
+                y=scores[y]["value"],
+                tooltip=tooltip_of(arms, arm, split),
+            )
         )
-        x, y = values[score], values["frechet_distance"]
-        told = told_of(summary, arm, split)
-        points.append(PlotPoint(arm["source"], series, _label(arm), x, y, told))
     return scatter(
         points,
-        label,
-        "FD (lower is better)",
+        axis_label(x),
+        axis_label(y),
         about=prompts_in_words(split),
-        lines=sweeps(summary["arms"]),
+        lines=guidance_lines(arms),
     )
 
 
-def _label(arm: dict[str, Any]) -> str:
+def _label(arm: ArmEntry) -> str:
     if "values" in arm or arm["guidance_scale"] == 1.0:
-        return str(arm["name"])
+        return arm["name"]
     return f"{arm['guidance_scale']:g}"
 
 
-def _print(summary: dict[str, Any], path: Path) -> None:
+def _print(summary: SweepSummary, path: Path) -> None:
     console = Console()
     for split, best in summary["best"].items():
         console.print(score_table(summary, split, bold=best["point"], best=best["base"]))

@@ -1,4 +1,4 @@
-"""Pictures inside the report: small ones as they are, larger ones shrunk, within a size limit."""
+"""Images inside the report: small ones unchanged, larger ones as thumbnails, up to a size limit."""
 
 import base64
 import io
@@ -7,9 +7,8 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 EXACT_SIDE = 96
-"""A picture with no longer side is kept as it is, pixel by pixel."""
+"""Images up to this side, in pixels, are stored losslessly."""
 THUMB_SIDE = 192
-PREFIX = "data:image/webp;base64,"
 
 
 def thumbnail(image: Image.Image) -> str:
@@ -29,11 +28,11 @@ def is_exact(image: Image.Image) -> bool:
     return max(image.size) <= EXACT_SIDE
 
 
-def open_picture(path: Path) -> Image.Image:
-    """A picture, read to its end.
+def read_image(path: Path) -> Image.Image:
+    """An RGB image, read completely.
 
     Raises:
-        ValueError: missing or unreadable, in words.
+        ValueError: it is missing or unreadable.
     """
     try:
         with Image.open(path) as image:
@@ -44,8 +43,8 @@ def open_picture(path: Path) -> Image.Image:
         raise ValueError(f"unreadable ({error})") from error
 
 
-def check_picture(path: Path) -> None:
-    """The same without decoding: checksums only. Raises ValueError."""
+def check_image(path: Path) -> None:
+    """As ``read_image`` without decoding: checksums only. Raises ValueError."""
     try:
         with Image.open(path) as image:
             image.verify()
@@ -56,13 +55,13 @@ def check_picture(path: Path) -> None:
 
 
 class Budget:
-    """How many more characters of pictures the report takes."""
+    """How many more characters of images fit into the report."""
 
     def __init__(self, megabytes: float) -> None:
         self._left = megabytes * 1e6
 
     def takes(self, text: str) -> bool:
-        """Whether ``text`` still fits; the first that does not ends it."""
+        """Whether ``text`` still fits; after the first that does not, nothing fits."""
         self._left -= len(text)
         return self._left >= 0
 

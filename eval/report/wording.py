@@ -1,62 +1,66 @@
 """Verdicts in plain words."""
 
 from collections.abc import Mapping
-from typing import Any
 
+from mm_cca.config.metrics import LEAD, METRICS, Metric, Verdict
+from mm_cca.eval.summary_types import Interval, Scores, VerdictEntry, differences_of
 from mm_cca.sampling.prompts import PROMPTS
 
 LEVEL, AHEAD, BEHIND = "level", "ahead", "behind"
 PREPOSITIONS = {LEVEL: "level with", AHEAD: "ahead of", BEHIND: "behind"}
-LEAD = "alignment"
-"""The score that a verdict is about first."""
-JUDGED = {LEAD: ("alignment", 1, False), "frechet_distance": ("FD", 2, True)}
-"""Scores that a sentence speaks of: what they are called, digits, whether lower is better."""
 
 
-def standing(interval: Mapping[str, float], *, lower_is_better: bool = False) -> str:
+def outcome(interval: Interval, *, higher_is_better: bool = True) -> str:
     """``level`` when the interval of a difference includes 0, else ``ahead`` or ``behind``."""
     if interval["low"] <= 0 <= interval["high"]:
         return LEVEL
-    return AHEAD if (interval["low"] > 0) != lower_is_better else BEHIND
+    return AHEAD if (interval["low"] > 0) == higher_is_better else BEHIND
 
 
-def verdict_sentence(verdict: Mapping[str, Any], passes: Mapping[str, int]) -> str:
+def lead_outcome(verdict: VerdictEntry) -> str:
+    """The outcome in the metric that comes first."""
+    return outcome(differences_of(verdict)[LEAD], higher_is_better=METRICS[LEAD].higher_is_better)
+
+
+def verdict_sentence(verdict: VerdictEntry, passes: Mapping[str, int]) -> str:
     """One comparison as a sentence.
 
     Args:
-        verdict: ``arm``, ``against``, and for each score the difference with its interval.
+        verdict: with the difference in each metric.
         passes: forward passes per image of every arm.
     """
     ours, theirs = verdict["arm"], verdict["against"]
-    parts = []
-    for key, (name, digits, lower) in JUDGED.items():
-        if key not in verdict:
+    differences = differences_of(verdict)
+    parts: list[str] = []
+    for name, metric in METRICS.items():
+        if metric.verdict is not Verdict.SENTENCE or name not in differences:
             continue
-        stands = standing(verdict[key], lower_is_better=lower)
-        who = f"{PREPOSITIONS[stands]} {in_words(theirs)}" if not parts else stands
-        parts.append(f"{who} in {name} ({_difference(verdict[key], digits, lower)})")
+        result = outcome(differences[name], higher_is_better=metric.higher_is_better)
+        who = result if parts else f"{PREPOSITIONS[result]} {in_words(theirs)}"
+        parts.append(f"{who} in {metric.label} ({_difference(differences[name], metric)})")
     return (
         f"{_capital(in_words(ours))} is {' and '.join(parts)} {cost(passes[ours], passes[theirs])}."
     )
 
 
-def fid_sentence(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+def fid_sentence(ours: Scores, theirs: Scores) -> str:
     """Two FIDs, where there are any; they have no interval over prompts."""
     if "fid" not in ours:
         return ""
-    one, other = (scores["fid"]["value"] for scores in (ours, theirs))
-    return f" FID {one:.2f} against {other:.2f} (lower is better; other seeds show its spread)."
+    label, digits = METRICS["fid"].label, METRICS["fid"].digits
+    values = [f"{scores['fid']['value']:.{digits}f}" for scores in (ours, theirs)]
+    return f" {label} {' against '.join(values)} (lower is better; other seeds show its spread)."
 
 
 def cost(ours: int, theirs: int) -> str:
-    """What our forward passes are beside theirs."""
+    """Our forward passes relative to theirs."""
     if ours == theirs:
         return "at the same number of forward passes"
     return f"at {ours / theirs:.2g}x the forward passes"
 
 
 def in_words(arm: str) -> str:
-    """An arm's name, as a reader says it."""
+    """An arm's name in a sentence."""
     source, *parts = arm.split("+")
     if source == "cca":
         dial = "".join(f" at dial {p.removeprefix('dial')}" for p in parts if p.startswith("dial"))
@@ -70,9 +74,12 @@ def prompts_in_words(split: str) -> str:
     return "prompts of the file" if split == PROMPTS else f"{split} prompts"
 
 
-def _difference(interval: Mapping[str, float], digits: int, lower: bool) -> str:
-    value, low, high = (f"{interval[key]:+.{digits}f}" for key in ("value", "low", "high"))
-    hint = "; lower is better" if lower else ""
+def _difference(interval: Interval, metric: Metric) -> str:
+    value, low, high = (
+        f"{number:+.{metric.digits}f}"
+        for number in (interval["value"], interval["low"], interval["high"])
+    )
+    hint = "" if metric.higher_is_better else "; lower is better"
     return f"difference {value}, 95 % interval {low} to {high}{hint}"
 
 

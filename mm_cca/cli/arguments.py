@@ -1,4 +1,4 @@
-"""Arguments that several verbs share, and those of verbs with many."""
+"""Arguments that several verbs share, and those of verbs with many arguments."""
 
 import argparse
 from pathlib import Path
@@ -24,7 +24,7 @@ def add_export(verbs: Verbs) -> None:
     """``mm-cca export RUN DIR``."""
     export = verbs.add_parser(
         "export",
-        help="write the model of a finished run for others, with a model card",
+        help="write the model of a finished run for sharing, with a model card",
         description="Write the model of a finished run so that plain transformers or peft loads "
         "it, with guidance off in its generation config and a model card.",
     )
@@ -49,15 +49,15 @@ def add_comparison(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar=("A.json", "B.json"),
         help="instead of scoring: print two runs' report.json or eval/summary.json side by side; "
-        "refused, field by field, where they were not scored in the same way",
+        "refused, with the fields that differ, if they were not scored in the same way",
     )
     parser.add_argument(
         "--allow",
         action="append",
         default=[],
         metavar="KEY",
-        help="a field of the protocol that may differ, such as device or versions.torch; again for "
-        "each",
+        help="a field of the protocol that may differ, such as device or versions.torch; may be "
+        "repeated",
     )
 
 
@@ -65,11 +65,11 @@ def add_export_samples(verbs: Verbs) -> None:
     """``mm-cca export-samples RUN ARM DIR --format FORM``."""
     samples = verbs.add_parser(
         "export-samples",
-        help="write one arm's pictures in the layout of another evaluator",
-        description="Write the pictures of one arm in the layout that another evaluator reads: "
+        help="write one arm's images in the layout of another evaluator",
+        description="Write the images of one arm in the layout that another evaluator reads: "
         "adm-npz (OpenAI's FID, IS, precision and recall), geneval, dpg (DPG-Bench), "
-        "t2i-compbench, hpsv2. Draw the evaluator's own prompts with sample.prompts; geneval, dpg "
-        "and hpsv2 need its file here too, to put every picture where they look for it.",
+        "t2i-compbench, hpsv2. Sample the evaluator's prompts with sample.prompts; geneval, dpg "
+        "and hpsv2 also need its prompt files (--prompts), which decide the file names.",
     )
     samples.add_argument("run", type=Path, help="the run folder (run.dir of the recipe)")
     samples.add_argument("arm", help="such as cca, base or base+cfg3")
@@ -89,7 +89,9 @@ def add_export_samples(verbs: Verbs) -> None:
     )
     samples.add_argument("--split", help="only this split of the data (default: all)")
     samples.add_argument(
-        "--size", type=int, help="adm-npz: side in pixels (default: as drawn), bicubic, antialiased"
+        "--size",
+        type=int,
+        help="adm-npz: side in pixels (default: as sampled), bicubic, antialiased",
     )
 
 
@@ -98,12 +100,12 @@ def add_coco_prompts(verbs: Verbs) -> None:
     coco = verbs.add_parser(
         "coco-prompts",
         help="write the prompts of the COCO-30k protocol, for sample.prompts",
-        description="Write one caption each of 30,000 images of COCO val2014, drawn by a seed, as "
-        "JSON lines for sample.prompts. The recipe coco30k says what follows.",
+        description="Write one caption each of 30,000 images of COCO val2014, chosen by a seed, as "
+        "JSON lines for sample.prompts. The recipe coco30k describes the next steps.",
     )
     coco.add_argument(
         "annotations", type=Path, help="captions_val2014.json of annotations_trainval2014.zip"
     )
     coco.add_argument("file", type=Path, help="the .jsonl to write; must not exist")
     coco.add_argument("--num-images", type=int, default=30_000, help="how many (default: 30,000)")
-    coco.add_argument("--seed", type=int, default=0, help="which (default: 0)")
+    coco.add_argument("--seed", type=int, default=0, help="seed of the choice (default: 0)")

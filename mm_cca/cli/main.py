@@ -1,4 +1,4 @@
-"""``mm-cca VERB``: finds the verb's command, and turns a user's mistake into one message."""
+"""``mm-cca VERB``: runs the verb's command, and reports a user's mistake as one message."""
 
 import argparse
 import sys
@@ -18,7 +18,7 @@ COMMANDS = {
     "export": "export:export",
     "report": "report:report",
     "demo": "demo:demo",
-    "export-samples": "export_samples:export_pictures",
+    "export-samples": "export_samples:export_images",
     "coco-prompts": "coco_prompts:coco_prompts",
     "suggest": "suggest:suggest",
     "sweep": "sweep:sweep",

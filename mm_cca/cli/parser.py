@@ -57,7 +57,7 @@ STAGE_HELP = {
     "run": "all stages of the recipe; finished ones are skipped",
     "prepare": "encode images once (the token cache)",
     "train": "fine-tune, resuming from the newest checkpoint",
-    "sample": "draw the images of every arm",
+    "sample": "sample the images of every arm",
     "eval": "score every arm",
     "report": "write report.html and report.json",
     "validate": "check a recipe without reading data or weights",
@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
 def _add_stages(verbs: Verbs) -> None:
     for name, text in STAGE_HELP.items():
         stage = verbs.add_parser(name, help=text, description=text)
-        # mm-cca eval --compare takes two results instead.
+        # mm-cca eval --compare takes two results instead of a recipe.
         add_recipe(stage, "such as train.seed=1 loss.beta=0.1", optional=name == "eval")
         if name == "report":
             _add_serve(stage)
@@ -109,7 +109,7 @@ def _add_serve(report: argparse.ArgumentParser) -> None:
     report.add_argument(
         "--serve",
         action="store_true",
-        help="then serve the report and its images to this machine and open a browser",
+        help="then serve the report and its images on this machine and open a browser",
     )
     report.add_argument(
         "--port", type=int, default=0, help="with --serve: the port (default: any free one)"
@@ -123,11 +123,14 @@ def _add_recipe_verbs(verbs: Verbs) -> None:
     copy.add_argument("target", type=Path, help="the file to write; must not exist")
     explain = verbs.add_parser(
         "explain",
-        help="say what a key of a recipe does",
-        description="Type, default, allowed values, the stages that it decides, and what it does.",
+        help="explain a key of a recipe",
+        description="Show a key's type, default, allowed values, the stages it decides, and what "
+        "it does.",
     )
     explain.add_argument(
-        "key", nargs="?", help="a key such as loss.beta, or a group such as loss (default: groups)"
+        "key",
+        nargs="?",
+        help="a key such as loss.beta, or a group such as loss (default: list the groups)",
     )
 
 
@@ -141,7 +144,7 @@ def _add_tiny(verbs: Verbs) -> None:
     tiny.add_argument("family", help="emu3, chameleon, janus or lumina-mgpt")
     tiny.add_argument("folder", type=Path, help="where to write it")
     tiny.add_argument(
-        "--side", type=int, help="codes along each side of an image (default: the real family's)"
+        "--side", type=int, help="codes along each side of an image (default: the family's)"
     )
 
 
@@ -162,7 +165,7 @@ def _add_suggest(verbs: Verbs) -> None:
         "suggest",
         help="measure the base on a few pairs and propose a beta and a lambda",
         description="Measure log p(x|c) - log p(x) and log p(x|c) - log p(x|negative c) of the "
-        "base on a few pairs (prepare runs first), propose a beta and a lambda, and say why.",
+        "base on a few pairs (prepare runs first), propose a beta and a lambda, and explain them.",
     )
     add_recipe(suggest, "such as model.path=DIR")
     suggest.add_argument(

@@ -1,4 +1,4 @@
-"""What a check is, and the checks that follow from a key's declaration."""
+"""The type of a check, and the checks derived from the declarations of keys."""
 
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
@@ -8,11 +8,11 @@ from mm_cca.config.keys import value_of
 from mm_cca.config.schema import AnyRecipe
 
 Check = tuple[str, Any, bool, str]
-"""Key, value, whether it is right, what is allowed."""
+"""Key, value, whether it is valid, what is allowed."""
 
 
 def declared_checks(recipe: AnyRecipe) -> Iterator[Check]:
-    """Range, choices and number of items of every key, as declared beside it."""
+    """Checks of range, choices and number of items, as declared for each key."""
     for name, entry in declared(type(recipe)).items():
         value = value_of(recipe, name)
         if value is None:
@@ -21,11 +21,11 @@ def declared_checks(recipe: AnyRecipe) -> Iterator[Check]:
             yield name, value, _fits(entry, value), entry.allowed
             continue
         if entry.rules.items is not None:
-            fewest, most = entry.rules.items
-            right = fewest <= len(value) and (most is None or len(value) <= most)
-            if most is not None:  # such as [height, width]: one value in several numbers
-                right = right and all(_fits(entry, item) for item in value)
-            yield name, value, right, entry.allowed
+            low, high = entry.rules.items
+            valid = low <= len(value) and (high is None or len(value) <= high)
+            if high is not None:  # such as [height, width]: the items are one value
+                valid = valid and all(_fits(entry, item) for item in value)
+            yield name, value, valid, entry.allowed
         if entry.rules.items is None or entry.rules.items[1] is None:
             yield from ((name, item, _fits(entry, item), entry.allowed) for item in value)
         if entry.rules.distinct:
@@ -41,13 +41,13 @@ def _fits(entry: Declared, value: object) -> bool:
 
 
 def _all_different(values: list[Any]) -> bool:
-    # Numbers become names of arms with six digits.
+    # The names of arms show numbers with six digits.
     names = [value if isinstance(value, str) else f"{value:g}" for value in values]
     return len(set(names)) == len(names)
 
 
-def wrong_words(entry: Declared, value: Any) -> list[Any]:
-    """The values (of a list: its items) that are none of a ``Literal``'s words."""
+def invalid_choices(entry: Declared, value: Any) -> list[Any]:
+    """The values (of a list: its items) that are not among the choices of a ``Literal``."""
     if get_origin(entry.item) is not Literal or value is None:
         return []
     items = value if isinstance(value, list) else [value]

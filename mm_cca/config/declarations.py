@@ -1,7 +1,7 @@
-"""The keys of a recipe with all that the schema says of them: type, default, range, docstring.
+"""The declared keys of a recipe: type, default, range, docstring.
 
 Checks, ``mm-cca explain``, the reference table, the JSON schema and the settings that make a stage
-stale are all read from here.
+stale are all derived from them.
 """
 
 import ast
@@ -19,13 +19,13 @@ from mm_cca.config.keys import Key
 
 @dataclass(frozen=True)
 class Declared:
-    """A key of a recipe with all that its declaration says.
+    """A declared key of a recipe.
 
     Attributes:
         name: dotted, such as ``loss.beta``.
         kind: its type without None.
         optional: whether null is allowed.
-        default: ``omegaconf.MISSING`` where it is required.
+        default: ``omegaconf.MISSING`` if it is required.
         rules: see ``Key``.
         doc: its docstring, lines joined.
     """
@@ -39,7 +39,7 @@ class Declared:
 
     @property
     def required(self) -> bool:
-        """Whether a recipe must give it."""
+        """Whether a recipe must set it."""
         return isinstance(self.default, str) and self.default == REQUIRED
 
     @property
@@ -53,17 +53,17 @@ class Declared:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """Allowed words; empty where any text is."""
+        """Allowed values; empty if any text is allowed."""
         literal = get_origin(self.item) is Literal
         return get_args(self.item) if literal else self.rules.choices
 
     @property
     def allowed(self) -> str:
-        """What is allowed, as messages say it; empty where every value of the type is."""
-        if self.rules.words:
-            return self.rules.words
-        found = ", ".join(self.choices) or _range(self.rules)
-        return f"{found}, or null" if found and self.optional else found
+        """What is allowed, as shown in messages; empty if every value of the type is."""
+        if self.rules.allowed:
+            return self.rules.allowed
+        text = ", ".join(self.choices) or _range(self.rules)
+        return f"{text}, or null" if text and self.optional else text
 
 
 def declared(schema: type) -> dict[str, Declared]:
@@ -74,16 +74,16 @@ def declared(schema: type) -> dict[str, Declared]:
 @lru_cache
 def _read(schema: type, prefix: str) -> dict[str, Declared]:
     hints, docs = get_type_hints(schema), docstrings(schema)
-    found: dict[str, Declared] = {}
+    keys: dict[str, Declared] = {}
     for entry in fields(schema):
         name, hint = f"{prefix}{entry.name}", hints[entry.name]
         if is_dataclass(hint):
             assert isinstance(hint, type)
-            found |= _read(hint, f"{name}.")
+            keys |= _read(hint, f"{name}.")
             continue
         kinds = [kind for kind in get_args(hint) if kind is not NoneType]
         optional = NoneType in get_args(hint)
-        found[name] = Declared(
+        keys[name] = Declared(
             name,
             kinds[0] if optional else hint,
             optional,
@@ -91,14 +91,14 @@ def _read(schema: type, prefix: str) -> dict[str, Declared]:
             entry.metadata.get("key", Key()),
             docs.get(entry.name, ""),
         )
-    return found
+    return keys
 
 
 def docstrings(schema: type) -> dict[str, str]:
     """Field -> the string literal under it, on one line; fields without one are left out."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(schema))).body
     assert isinstance(tree, ast.ClassDef)
-    found = {}
+    docs = {}
     for statement, below in zip(tree.body, tree.body[1:], strict=False):
         if (
             isinstance(statement, ast.AnnAssign)
@@ -106,8 +106,8 @@ def docstrings(schema: type) -> dict[str, str]:
             and isinstance(below, ast.Expr)
             and isinstance(below.value, ast.Constant)
         ):
-            found[statement.target.id] = " ".join(str(below.value.value).split())
-    return found
+            docs[statement.target.id] = " ".join(str(below.value.value).split())
+    return docs
 
 
 def _default(entry: "Field[Any]") -> Any:

@@ -1,6 +1,7 @@
-"""What is generated from the declared keys: the table in recipes/README.md and the JSON schema.
+"""Generated from the declared keys: the table in recipes/README.md and the JSON schema.
 
-``python -m mm_cca.config.key_table`` writes both into a checkout; a test compares them.
+``python -m mm_cca.config.key_table`` writes both into a checkout; tests check that they are up to
+date.
 """
 
 import json
@@ -9,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
 
 from mm_cca.config.declarations import Declared, declared
-from mm_cca.config.key_words import (
+from mm_cca.config.key_text import (
     all_keys,
-    allowed_words,
-    decides_words,
-    default_words,
+    allowed_text,
+    decides_text,
+    default_text,
     groups,
 )
 from mm_cca.config.schema import JOBS
@@ -26,12 +27,12 @@ def markdown_table() -> str:
     """One table for each group of keys."""
     keys = all_keys()
     lines = [f"`job`: {keys['job'].doc}", ""]
-    for group, words in groups().items():
-        lines += [f"### `{group}`", "", words, "", "| key | default | allowed | decides |"]
+    for group, doc in groups().items():
+        lines += [f"### `{group}`", "", doc, "", "| key | default | allowed | decides |"]
         lines.append("|---|---|---|---|")
         for name, entry in keys.items():
             if name.startswith(f"{group}."):
-                cells = (default_words(entry), allowed_words(entry), decides_words(entry))
+                cells = (default_text(entry), allowed_text(entry), decides_text(entry))
                 middle = " | ".join(cell.replace("|", r"\|") for cell in cells)
                 lines.append(f"| `{name}`<br>{entry.doc} | {middle} |")
         lines.append("")
@@ -39,14 +40,14 @@ def markdown_table() -> str:
 
 
 def with_table(page: str) -> str:
-    """A page with the table between its two markers."""
+    """``page`` with the table inserted between the two markers."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{markdown_table()}{END}{after}"
 
 
 def json_schema() -> dict[str, Any]:
-    """The schema (draft 2020-12) of a recipe of one of the jobs."""
+    """The JSON schema (draft 2020-12) of a recipe for any job."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "mm-cca recipe",
@@ -57,7 +58,7 @@ def json_schema() -> dict[str, Any]:
 def _job(job: str, schema: type) -> dict[str, Any]:
     keys = declared(schema)
     properties: dict[str, Any] = {"job": {"const": job, "description": keys["job"].doc}}
-    needed = [] if job == "finetune" else ["job"]
+    required_groups = [] if job == "finetune" else ["job"]
     for group, hint in get_type_hints(schema).items():
         if group == "job":
             continue
@@ -70,32 +71,32 @@ def _job(job: str, schema: type) -> dict[str, Any]:
             "required": required,
             "additionalProperties": False,
         }
-        needed += [group] if required else []
+        required_groups += [group] if required else []
     return {
         "title": " ".join((schema.__doc__ or "").split()),
         "type": "object",
         "properties": properties,
-        "required": needed,
+        "required": required_groups,
         "additionalProperties": False,
     }
 
 
 def _property(entry: Declared) -> dict[str, Any]:
-    found: dict[str, Any] = {"description": f"{entry.doc} Allowed: {allowed_words(entry)}."}
+    schema: dict[str, Any] = {"description": f"{entry.doc} Allowed: {allowed_text(entry)}."}
     if not entry.required:
-        found["default"] = entry.default
+        schema["default"] = entry.default
     kinds = [_value(entry)]
     if entry.is_list:
-        fewest, most = entry.rules.items or (0, None)
-        listed: dict[str, Any] = {"type": "array", "items": _value(entry)}
-        listed |= {"minItems": fewest} if fewest else {}
-        listed |= {"maxItems": most} if most is not None else {}
-        listed |= {"uniqueItems": True} if entry.rules.distinct else {}
-        # One bare value is a list of one.
-        kinds = [listed] if fewest > 1 else [listed, _value(entry)]
+        low, high = entry.rules.items or (0, None)
+        array: dict[str, Any] = {"type": "array", "items": _value(entry)}
+        array |= {"minItems": low} if low else {}
+        array |= {"maxItems": high} if high is not None else {}
+        array |= {"uniqueItems": True} if entry.rules.distinct else {}
+        # A single value is read as a list of one.
+        kinds = [array] if low > 1 else [array, _value(entry)]
     if entry.optional:
         kinds.append({"type": "null"})
-    return found | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds})
+    return schema | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds})
 
 
 def _value(entry: Declared) -> dict[str, Any]:
@@ -108,8 +109,8 @@ def _value(entry: Declared) -> dict[str, Any]:
         "maximum": entry.rules.at_most,
         "exclusiveMaximum": entry.rules.below,
     }
-    given = {name: bound for name, bound in bounds.items() if bound is not None}
-    return {"type": JSON_TYPES[entry.item], **given}
+    declared_bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+    return {"type": JSON_TYPES[entry.item], **declared_bounds}
 
 
 def main() -> None:

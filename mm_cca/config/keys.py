@@ -1,6 +1,6 @@
-"""How a key of a recipe is declared: its range, its words, and which stages it decides.
+"""How a key of a recipe is declared: its range, its choices, and the stages it decides.
 
-The schema files use ``key(...)`` as the default of a field and a docstring under it;
+In the schema files a field's default is ``key(...)`` and a docstring follows it;
 ``declarations.py`` reads both.
 """
 
@@ -18,11 +18,11 @@ class Condition:
     """When a key decides a stage.
 
     Attributes:
-        words: in a sentence, such as ``train.keep is best``.
-        holds: whether a recipe is such a one.
+        text: in a sentence, such as ``train.keep is best``.
+        holds: whether it holds for a recipe.
     """
 
-    words: str
+    text: str
     holds: Callable[[Any], bool]
 
 
@@ -32,12 +32,12 @@ class Decides:
 
     Attributes:
         stage: its name.
-        words: the same for people.
-        condition: None where it always does.
+        label: its name for users.
+        condition: None if it always does.
     """
 
     stage: str
-    words: str
+    label: str
     condition: Condition | None = None
 
     def given(self, condition: Condition) -> "Decides":
@@ -49,7 +49,7 @@ TOKENS = Decides("tokens", "token cache")
 SHARDS = Decides("shards", "files of the token cache, while it is incomplete")
 REFERENCE = Decides("reference", "reference cache")
 TRAIN = Decides("train", "training")
-STEPS = Decides("steps", "number of training steps (more of them continue a finished run)")
+STEPS = Decides("steps", "number of training steps (more steps extend a finished run)")
 ARMS = Decides("arms", "which arms are trained and sampled")
 SAMPLE = Decides("sample", "samples")
 EVAL = Decides("eval", "scores")
@@ -60,19 +60,19 @@ DEMO = Decides("demo", "training of the demo's tokenizer or scorer")
 
 @dataclass(frozen=True)
 class Key:
-    """What is declared of a key beside its type, its default and its docstring.
+    """The declaration of a key, apart from its type, default and docstring.
 
     Attributes:
         at_least, above, at_most, below: the range of a number, or of each number of a list.
-        items: fewest and most (None: any number) items of a list.
-        distinct: no item of a list twice; numbers are compared with six digits.
-        choices: allowed words, where they are not a ``Literal``.
-        words: what is allowed, where range and choices do not say it all.
-        decides: the stages whose results depend on it; none: it may change at any time.
-        content: a file that counts by what is in it, not by its path: by its bytes (``file``),
-            together with the built-in attribute words (``words``), or by the texts that are read
-            from it (``texts``).
-        because: why a change is refused that looks harmless.
+        items: minimum and maximum (None: no maximum) length of a list.
+        distinct: all items of a list must differ; numbers are compared with six digits.
+        choices: allowed values, if the type is not a ``Literal``.
+        allowed: what is allowed, if range and choices do not fully describe it.
+        decides: the stages whose results depend on it; empty: it may change at any time.
+        content: the value is a file that is compared by content, not by path: by its bytes
+            (``file``), together with the built-in attribute words (``words``), or by the texts
+            read from it (``texts``).
+        reason: why a seemingly harmless change is refused.
     """
 
     at_least: float | None = None
@@ -82,10 +82,10 @@ class Key:
     items: tuple[int, int | None] | None = None
     distinct: bool = False
     choices: tuple[str, ...] = ()
-    words: str = ""
+    allowed: str = ""
     decides: tuple[Decides, ...] = ()
     content: Literal["file", "words", "texts"] | None = None
-    because: str = ""
+    reason: str = ""
 
     def has(self, value: float) -> bool:
         """Whether a number is finite and in the range."""
@@ -108,14 +108,14 @@ def key(
     items: tuple[int, int | None] | None = None,
     distinct: bool = False,
     choices: tuple[str, ...] = (),
-    words: str = "",
+    allowed: str = "",
     decides: tuple[Decides, ...] = (),
     content: Literal["file", "words", "texts"] | None = None,
-    because: str = "",
+    reason: str = "",
 ) -> Any:
     """A field of a recipe; see ``Key`` for the arguments. Without ``default`` it is required."""
     rules = Key(
-        at_least, above, at_most, below, items, distinct, choices, words, decides, content, because
+        at_least, above, at_most, below, items, distinct, choices, allowed, decides, content, reason
     )
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={"key": rules})

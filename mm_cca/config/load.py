@@ -1,7 +1,7 @@
-"""How a YAML file and ``key=value`` overrides become a typed recipe.
+"""Load a YAML file and ``key=value`` overrides as a typed recipe.
 
 Precedence: defaults in ``schema.py`` < the YAML file < overrides. All mistakes are reported
-together, before any weight is read.
+together, before any weights are read.
 """
 
 import re
@@ -25,13 +25,13 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     """Read, merge and validate a recipe.
 
     Args:
-        path_or_name: a YAML file, or the name of a shipped recipe (``mm-cca ls``).
+        path_or_name: a YAML file, or the name of a built-in recipe (``mm-cca ls``).
         overrides: ``key=value`` with dotted keys; the value is parsed as YAML.
 
     Raises:
         UserError: every mistake in one message.
     """
-    from mm_cca.config.constraints import wrong_words
+    from mm_cca.config.constraints import invalid_choices
     from mm_cca.config.validate import problems
 
     path = find_recipe(path_or_name)
@@ -43,30 +43,30 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
         raise UserError(f"{path}: job is {job!r}; allowed: {', '.join(JOBS)}.")
     schema = JOBS[job]
     recipe = OmegaConf.structured(schema)
-    found: list[str] = []
+    errors: list[str] = []
     keys = declared(schema)
     for key, value in _leaves(raw, schema):
         if (unknown := _unknown_key(key, keys)) is not None:
-            found.append(unknown)
+            errors.append(unknown)
             continue
         entry = keys[key]
-        if wrong := wrong_words(entry, value):
-            found += [f"{key} is {word!r}; allowed: {entry.allowed}" for word in wrong]
+        if invalid := invalid_choices(entry, value):
+            errors += [f"{key} is {choice!r}; allowed: {entry.allowed}" for choice in invalid]
             continue
-        bare = entry.is_list and value is not None and not isinstance(value, list)
+        single = entry.is_list and value is not None and not isinstance(value, list)
         try:
-            OmegaConf.update(recipe, key, [value] if bare else value)  # sample.dial=0.5 is [0.5]
+            OmegaConf.update(recipe, key, [value] if single else value)  # sample.dial=0.5 is [0.5]
         except OmegaConfBaseException as error:
-            found.append(f"{key} is {value!r}: {str(error).splitlines()[0]}")
+            errors.append(f"{key} is {value!r}: {str(error).splitlines()[0]}")
     given = {key for key, _ in _leaves(raw, schema)}
     missing = OmegaConf.missing_keys(recipe)
-    found += [f"{key} is missing; set it in the YAML file" for key in missing - given]
+    errors += [f"{key} is missing; set it in the YAML file" for key in missing - given]
     if not missing:
         typed: AnyRecipe = OmegaConf.to_object(recipe)  # type: ignore[assignment]
-        found += problems(typed)
-    if found:
-        listed = "\n".join(f"  - {problem}" for problem in sorted(found))
-        raise UserError(f"{path} has {len(found)} mistake(s):\n{listed}")
+        errors += problems(typed)
+    if errors:
+        listed = "\n".join(f"  - {error}" for error in sorted(errors))
+        raise UserError(f"{path} has {len(errors)} mistake(s):\n{listed}")
     return typed
 
 
@@ -82,7 +82,7 @@ def own_copy(recipe: Path) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Only true and false are booleans, so that ``mixed_precision: no`` says what it says."""
+    """Only true and false are booleans, so that ``mixed_precision: no`` is text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own name)
         letter: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:bool"]
@@ -109,7 +109,7 @@ def split_override(override: str) -> tuple[str, Any]:
     """``key=value`` -> the key, and the value read as YAML. Raises UserError."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"{override!r} is no override; write key=value, as in train.seed=1.")
+        raise UserError(f"{override!r} is not an override; use key=value, such as train.seed=1.")
     try:
         return key, yaml.load(text, _Loader)
     except yaml.YAMLError as error:
@@ -129,7 +129,7 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def _leaves(node: dict[str, Any], schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; a group that the schema lacks is walked too, to name its keys."""
+    """Dotted keys and values, including those in groups that the schema does not have."""
     hints = get_type_hints(schema) if is_dataclass(schema) else {}
     for name, value in node.items():
         inner = hints.get(str(name), object)
@@ -144,4 +144,4 @@ def _unknown_key(key: str, known: Iterable[str]) -> str | None:
         return None
     near = get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{key} is no key of this recipe{hint}"
+    return f"unknown key {key}{hint}"

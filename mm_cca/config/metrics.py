@@ -1,66 +1,234 @@
-"""The scores that ``eval.metrics`` chooses from: what each needs, and what it is in words."""
+"""The metrics of ``eval.metrics``: everything about each that is not its computation.
+
+A new metric is an entry here and a function of the same name in ``eval/scores.py``. Recipe checks,
+protocol, report, verdicts, model card and sweep page read this table. Nothing here imports torch,
+as recipes are checked before it is loaded.
+"""
 
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Literal
 
 
-class On(Enum):
-    """What a score looks at."""
+class FeatureSource(Enum):
+    """What a metric is computed from; the value is how the protocol says it."""
 
     CAPTIONS = "scorer, image and caption"
     SCORER = "scorer's image features"
     INCEPTION = "Inception features"
 
 
+class ReferenceNeed(Enum):
+    """What a metric needs of the real images."""
+
+    NONE = "nothing"
+    STATISTICS = "their mean and covariance"
+    IMAGES = "every single image"
+
+
+class Verdict(Enum):
+    """How CCA's difference to a baseline in this metric is reported."""
+
+    NONE = "not computed"
+    TABLE = "in the table of differences"
+    SENTENCE = "in the table and in the sentence of the verdict"
+
+
 @dataclass(frozen=True)
-class Score:
-    """One score.
+class Metric:
+    """One metric.
 
     Attributes:
-        on: which features.
-        needs_images: whether single reference images are needed, not mean and covariance alone.
-        needs_reference: whether it compares with real images at all.
-        words: its definition, for the protocol.
+        label: its name in tables, plots and sentences.
+        definition: in words, for the protocol; runs compare only if it is the same.
+        digits: shown after the decimal point.
+        source: of the features it is computed from.
+        needs: what it needs of real images.
+        higher_is_better: its direction.
+        unit: added to the label in headings, such as the factor of the alignment.
+        hint: what it measures, in a word or two, for the tooltip of its column.
+        min_reference_images: fewer real images than this are refused.
+        is_default: whether recipes that name no metrics compute it.
+        terminal_priority: the five lowest numbers that a run has get a column in the terminal;
+            None never does.
+        on_model_card: whether ``mm-cca export`` lists it.
+        on_sweep_page: whether a sweep can't do without it.
+        axis: of the plot of fidelity against diversity; the first metric that a run has is plotted.
+        verdict: how differences between arms are reported.
     """
 
-    on: On
-    needs_reference: bool
-    needs_images: bool
-    words: str
+    label: str
+    definition: str
+    digits: int
+    source: FeatureSource
+    needs: ReferenceNeed = ReferenceNeed.NONE
+    higher_is_better: bool = True
+    unit: str = ""
+    hint: str = ""
+    min_reference_images: int = 0
+    is_default: bool = False
+    terminal_priority: int | None = None
+    on_model_card: bool = False
+    on_sweep_page: bool = False
+    axis: Literal["fidelity", "diversity"] | None = None
+    verdict: Verdict = Verdict.NONE
+
+    @property
+    def heading(self) -> str:
+        """The label with its unit."""
+        return f"{self.label} {self.unit}".rstrip()
+
+    @property
+    def direction(self) -> str:
+        """Which way is better, and what is measured."""
+        better = "higher is better" if self.higher_is_better else "lower is better"
+        return f"{better}: {self.hint}" if self.hint else better
 
 
-SCORES = {
-    "alignment": Score(On.CAPTIONS, False, False, "mean of 100 cos(image, caption)"),
-    "clip_score": Score(On.CAPTIONS, False, False, "mean of 100 max(cos(image, caption), 0)"),
-    "r_at_1": Score(On.CAPTIONS, False, False, "share whose own caption is the best of all"),
-    "r_at_5": Score(On.CAPTIONS, False, False, "share whose own caption is among the best 5"),
-    "frechet_distance": Score(On.SCORER, True, False, "Frechet distance (torchmetrics)"),
-    "kernel_distance": Score(
-        On.SCORER,
-        True,
-        True,
-        "cubic-kernel MMD, mean of 50 subsets of at most 1,000",
+METRICS = {
+    "alignment": Metric(
+        label="alignment",
+        unit="×100",
+        definition="mean of 100 cos(image, caption)",
+        digits=1,
+        source=FeatureSource.CAPTIONS,
+        is_default=True,
+        terminal_priority=1,
+        on_model_card=True,
+        on_sweep_page=True,
+        verdict=Verdict.SENTENCE,
     ),
-    "precision": Score(On.SCORER, True, True, "improved precision, 3 neighbours (torch-fidelity)"),
-    "recall": Score(On.SCORER, True, True, "improved recall, 3 neighbours (torch-fidelity)"),
-    "density": Score(On.SCORER, True, True, "density, 5 neighbours (Naeem et al., 2020)"),
-    "coverage": Score(On.SCORER, True, True, "coverage, 5 neighbours (Naeem et al., 2020)"),
-    "cmmd": Score(On.SCORER, True, True, "1000 x MMD^2, Gaussian kernel of width 10, normalised"),
-    "fid": Score(On.INCEPTION, True, False, "Frechet Inception distance (torchmetrics)"),
-    "kid": Score(On.INCEPTION, True, True, "cubic-kernel MMD, mean of 50 subsets of at most 1,000"),
-    "inception_score": Score(On.INCEPTION, False, False, "10 shuffled splits (torchmetrics)"),
+    "r_at_1": Metric(
+        label="R@1",
+        definition="share whose own caption is the best of all",
+        digits=3,
+        source=FeatureSource.CAPTIONS,
+        is_default=True,
+        terminal_priority=7,
+        on_sweep_page=True,
+    ),
+    "r_at_5": Metric(
+        label="R@5",
+        definition="share whose own caption is among the best 5",
+        digits=3,
+        source=FeatureSource.CAPTIONS,
+        is_default=True,
+        terminal_priority=2,
+        on_model_card=True,
+        on_sweep_page=True,
+        verdict=Verdict.TABLE,
+    ),
+    "frechet_distance": Metric(
+        label="FD",
+        definition="Frechet distance (torchmetrics)",
+        digits=2,
+        source=FeatureSource.SCORER,
+        needs=ReferenceNeed.STATISTICS,
+        higher_is_better=False,
+        is_default=True,
+        terminal_priority=3,
+        on_model_card=True,
+        on_sweep_page=True,
+        axis="fidelity",
+        verdict=Verdict.SENTENCE,
+    ),
+    "kernel_distance": Metric(
+        label="KD",
+        definition="cubic-kernel MMD, mean of 50 subsets of at most 1,000",
+        digits=3,
+        source=FeatureSource.SCORER,
+        needs=ReferenceNeed.IMAGES,
+        higher_is_better=False,
+        is_default=True,
+    ),
+    "precision": Metric(
+        label="precision",
+        definition="improved precision, 3 neighbours (torch-fidelity)",
+        digits=3,
+        source=FeatureSource.SCORER,
+        needs=ReferenceNeed.IMAGES,
+        hint="fidelity",
+        is_default=True,
+    ),
+    "recall": Metric(
+        label="recall",
+        definition="improved recall, 3 neighbours (torch-fidelity)",
+        digits=3,
+        source=FeatureSource.SCORER,
+        needs=ReferenceNeed.IMAGES,
+        hint="diversity",
+        is_default=True,
+        terminal_priority=6,
+        on_sweep_page=True,
+        axis="diversity",
+    ),
+    "clip_score": Metric(
+        label="CLIP score",
+        definition="mean of 100 max(cos(image, caption), 0)",
+        digits=2,
+        source=FeatureSource.CAPTIONS,
+        terminal_priority=5,
+        on_model_card=True,
+    ),
+    "density": Metric(
+        label="density",
+        definition="density, 5 neighbours (Naeem et al., 2020)",
+        digits=3,
+        source=FeatureSource.SCORER,
+        needs=ReferenceNeed.IMAGES,
+        hint="fidelity",
+        min_reference_images=6,
+    ),
+    "coverage": Metric(
+        label="coverage",
+        definition="coverage, 5 neighbours (Naeem et al., 2020)",
+        digits=3,
+        source=FeatureSource.SCORER,
+        needs=ReferenceNeed.IMAGES,
+        hint="diversity",
+        min_reference_images=6,
+        axis="diversity",
+    ),
+    "cmmd": Metric(
+        label="CMMD",
+        definition="1000 x MMD^2, Gaussian kernel of width 10, normalised",
+        digits=3,
+        source=FeatureSource.SCORER,
+        needs=ReferenceNeed.IMAGES,
+        higher_is_better=False,
+    ),
+    "fid": Metric(
+        label="FID",
+        definition="Frechet Inception distance (torchmetrics)",
+        digits=2,
+        source=FeatureSource.INCEPTION,
+        needs=ReferenceNeed.STATISTICS,
+        higher_is_better=False,
+        terminal_priority=4,
+        on_model_card=True,
+        axis="fidelity",
+    ),
+    "kid": Metric(
+        label="KID",
+        definition="cubic-kernel MMD, mean of 50 subsets of at most 1,000",
+        digits=4,
+        source=FeatureSource.INCEPTION,
+        needs=ReferenceNeed.IMAGES,
+        higher_is_better=False,
+    ),
+    "inception_score": Metric(
+        label="IS",
+        definition="10 shuffled splits (torchmetrics)",
+        digits=2,
+        source=FeatureSource.INCEPTION,
+    ),
 }
-DEFAULT = [
-    "alignment",
-    "r_at_1",
-    "r_at_5",
-    "frechet_distance",
-    "kernel_distance",
-    "precision",
-    "recall",
-]
-NEEDED_BY_SWEEP = ("alignment", "r_at_1", "r_at_5", "frechet_distance", "recall")
+"""In the order of the columns of a table."""
+LEAD = "alignment"
+"""The metric that chooses the best guidance scale and comes first in a verdict."""
+DEFAULT = [name for name, metric in METRICS.items() if metric.is_default]
+NEEDED_BY_SWEEP = tuple(name for name, metric in METRICS.items() if metric.on_sweep_page)
 """Columns and plots of sweep.html."""
 
 

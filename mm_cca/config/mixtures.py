@@ -1,4 +1,4 @@
-"""Weighted mixtures of names (``cca + 0.1 nll``), and what the objectives in one need."""
+"""Weighted sums of names (``cca + 0.1 nll``), and what the objectives in a sum need."""
 
 import math
 import re
@@ -12,29 +12,29 @@ _TERM = re.compile(r"^(?:(?P<weight>[0-9.]+(?:e-?[0-9]+)?)\s*\*?\s*)?(?P<name>[a
 
 
 def parse_sum(text: str, allowed: Sequence[str]) -> dict[str, float]:
-    """Names and weights in the order written; a name alone has weight 1.
+    """Names and weights in the order written; a name without a weight has weight 1.
 
     Raises:
-        ValueError: not such a sum, an unknown name, a name twice, or a weight that is not above 0.
+        ValueError: an invalid term, an unknown or repeated name, or a weight that is not above 0.
     """
     terms: dict[str, float] = {}
     for part in text.split("+"):
-        found = _TERM.match(part.strip())
-        if found is None:
+        match = _TERM.match(part.strip())
+        if match is None:
             raise ValueError(
-                f"{part.strip()!r} is no term such as {allowed[0]} or 0.5 {allowed[0]}"
+                f"{part.strip()!r} is not a valid term, e.g. {allowed[0]} or 0.5 {allowed[0]}"
             )
-        name = found["name"]
+        name = match["name"]
         if name not in allowed:
             near = get_close_matches(name, allowed, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{name!r} is none of {', '.join(allowed)}{hint}")
+            raise ValueError(f"{name!r} is not one of {', '.join(allowed)}{hint}")
         if name in terms:
-            raise ValueError(f"{name!r} stands there twice")
+            raise ValueError(f"{name!r} appears twice")
         try:
-            terms[name] = float(found["weight"] or 1.0)
+            terms[name] = float(match["weight"] or 1.0)
         except ValueError:
-            raise ValueError(f"{found['weight']!r} is no number") from None
+            raise ValueError(f"{match['weight']!r} is not a number") from None
         if not 0 < terms[name] < math.inf:
             raise ValueError(f"the weight of {name!r} must be above 0 and finite")
     return terms
@@ -59,15 +59,15 @@ class LossTerms:
 
     @property
     def needs_negatives(self) -> bool:
-        """Whether other prompts, and the reference's log-probabilities, are looked at."""
+        """Whether negative captions and the reference's log-probabilities are needed."""
         return any(name in self.weights for name in CONTRASTIVE)
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the base is asked for its guided distributions."""
+        """Whether the base's guided distributions are needed."""
         return "distill" in self.weights
 
     @property
     def needs_text(self) -> bool:
-        """Whether plain texts are scored too."""
+        """Whether plain texts are needed."""
         return self.config.text_weight > 0

@@ -1,7 +1,7 @@
-"""What a recipe may say: one typed dataclass per group of keys, with its defaults.
+"""The schema of a recipe: one typed dataclass per group of keys, with defaults.
 
-Under every key stands what it does; range, choices and the stages it decides are declared beside
-it (see ``keys.py``). ``mm-cca explain KEY`` shows both.
+Every key has a docstring; its range, its choices and the stages it decides are declared with it
+(see ``keys.py``). ``mm-cca explain KEY`` shows both.
 """
 
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ STAGES: tuple[StageName, ...] = get_args(StageName)
 Source = Literal["base", "cca", "control"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 TEXT_FILES = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-"""Endings of files that hold texts, and the reader of ``datasets`` for each."""
+"""File extensions of text files, and the ``datasets`` reader for each."""
 EDITS = Condition(
     "loss.negatives has edit and loss.objective has cca, dpo or unlearn",
     lambda recipe: "edit" in recipe.loss.negatives and WITH_NEGATIVES.holds(recipe),
@@ -73,113 +73,113 @@ CAPTIONS = (TOKENS, TRAIN, SAMPLE.given(FROM_CAPTIONS), DEMO)
 
 @dataclass
 class RunConfig:
-    """Where the run lives and what ``mm-cca run`` does."""
+    """The run folder, and what ``mm-cca run`` does."""
 
     dir: str = key()
-    """The run folder: everything the run writes lies in it. Another name is another run."""
+    """The run folder, which holds everything the run writes. Another folder is another run."""
     tokens_dir: str | None = key(None)
-    """Folder of the token cache, to share it between runs; null is DIR/tokens."""
+    """Folder of the token cache, to share it between runs; null: DIR/tokens."""
     reference_dir: str | None = key(None)
-    """Folder of the reference cache (train.reference=cached), to share it between runs; null is
+    """Folder of the reference cache (train.reference=cached), to share it between runs; null:
     DIR/reference."""
     trained: str | None = key(
-        None, words="null, or the folder of a finished run (job finetune only)"
+        None, allowed="null, or the folder of a finished run (job finetune only)"
     )
-    """A finished run whose models are sampled and scored here, with other prompts or scores; null
-    trains here."""
+    """A finished run whose models are sampled and scored here, with other prompts or scores; null:
+    train here."""
     stages: list[StageName] = key(list(STAGES))
-    """The stages that `mm-cca run` does, always in the order of this list's default."""
+    """The stages of `mm-cca run`, which run in the default order."""
     sources: list[Source] = key(list(SOURCES), decides=(ARMS,))
-    """Models to train, sample and score: the base as it is, what the recipe trains (cca), and the
-    control of train.control."""
+    """Models to train, sample and score: the base, the model that the recipe trains (cca), and the
+    control (see train.control)."""
 
 
 @dataclass
 class ModelConfig:
-    """Which checkpoint, read by which adapter."""
+    """The checkpoint, and the adapter that reads it."""
 
     adapter: str = key(
-        words="emu3, chameleon, janus, lumina-mgpt, or package.module:Class",
+        allowed="emu3, chameleon, janus, lumina-mgpt, or package.module:Class",
         decides=(TOKENS, REFERENCE, TRAIN, SAMPLE),
     )
-    """The model family, or a class of your own that reads another one (see CONTRIBUTING.md)."""
+    """The model family, or your own adapter class for another family (see CONTRIBUTING.md)."""
     path: str = key(decides=(TOKENS, REFERENCE, TRAIN, SAMPLE))
-    """The checkpoint: a folder, a hub name, or a model that comes with the package (emu3-emoji)."""
+    """The checkpoint: a folder, a hub name, or the built-in model emu3-emoji."""
     dtype: Literal["float32", "bfloat16", "float16"] = key(
         "bfloat16", decides=(TOKENS, REFERENCE, TRAIN, SAMPLE)
     )
     """Precision of the weights in memory. Full fine-tuning needs float32 (half precision rounds
-    most updates away) or FSDP; LoRA and sampling take bfloat16."""
+    most updates away) or FSDP; bfloat16 is enough for LoRA and sampling."""
     image_tokenizer: str | None = key(None, decides=(TOKENS, REFERENCE, TRAIN, SAMPLE))
-    """Chameleon family only: the file vqgan.ckpt, where the checkpoint's folder lacks it."""
+    """Chameleon family only: the path of vqgan.ckpt, if the checkpoint folder lacks it."""
 
 
 @dataclass
 class DataConfig:
-    """Captioned images, and how they are encoded."""
+    """The captioned images, and how they are encoded."""
 
     path: str = key(decides=(*IMAGES, SAMPLE.given(FROM_CAPTIONS)))
     """Captioned images: a folder with metadata.jsonl, a Parquet file, a hub name, or emoji."""
     image_column: str = key("image", decides=(*IMAGES, SAMPLE.given(FROM_CAPTIONS)))
     """Column of the images."""
     caption_column: str = key("caption", decides=CAPTIONS)
-    """Column of the captions; a folder with metadata.jsonl often calls it text."""
+    """Column of the captions; in a folder with metadata.jsonl it is often text."""
     split_column: str | None = key(None, decides=CAPTIONS)
-    """Column that names the split of every row, where one table holds several; null: the splits
-    are those of the data set itself."""
+    """Column that names the split of each row, if one table holds several splits; null: the data
+    set's own splits."""
     train_split: str = key("train", decides=(TRAIN, SAMPLE.given(FROM_CAPTIONS), DEMO))
-    """The split that is trained on."""
+    """The split to train on."""
     heldout_split: str | None = key(
         None, decides=(TRAIN.given(KEEPS_BEST), SAMPLE.given(FROM_CAPTIONS), DEMO)
     )
-    """A split that is never trained on: for the held-out loss (train.eval_every), and sampled and
-    scored beside the train split."""
+    """A split that is never trained on: used for the held-out loss (train.eval_every), and sampled
+    and scored in addition to the train split."""
     image_size: list[int] = key(
         at_least=1,
         items=(2, 2),
-        words="[height, width]",
+        allowed="[height, width]",
         decides=(*IMAGES, SAMPLE),
     )
-    """Height and width in pixels to which images are resized, and of the images drawn. Must be a
-    size that the model family can draw."""
+    """Height and width in pixels: images are resized to it, and sampled at it. Must be a size that
+    the model family supports."""
     variants: int = key(1, at_least=1, decides=IMAGES[:3])
-    """Augmented versions of every image in the token cache; the first is the image as it is. More
-    of them help small data sets and take as many times the encoding."""
+    """Versions of every image in the token cache: the unchanged image, then augmented ones. More
+    variants help small data sets and take proportionally longer to encode."""
     max_zoom: float = key(1.0, at_least=1, decides=IMAGES)
-    """Largest zoom of an augmented version, as a factor; 1 is none."""
+    """Largest zoom factor of an augmented version; 1: no zoom."""
     max_shift: float = key(0.0, at_least=0, below=1, decides=IMAGES)
-    """Largest shift of an augmented version, as a fraction of the image's sides."""
+    """Largest shift of an augmented version, as a fraction of height and width."""
     max_bad: int = key(0, at_least=0)
-    """How many unreadable rows are left out before prepare fails; all are listed in
+    """How many unreadable rows are skipped before prepare fails; all are listed in
     bad_rows.jsonl."""
     attribute_words: str | None = key(
         None,
-        words="null, or a YAML file of word lists",
+        allowed="null, or a YAML file of word lists",
         content="words",
         decides=(TRAIN.given(EDITS), REFERENCE.given(EDITS), EVAL.given(ATTRIBUTES)),
     )
-    """A YAML file that adds to the built-in colours, numbers, styles ...: the words that the
-    negatives edit swaps and that eval.attributes asks about."""
+    """A YAML file that extends the built-in word lists (colours, numbers, styles ...), which
+    loss.negatives=edit swaps and eval.attributes scores."""
     text_path: str | None = key(
         None,
-        words=f"null, or a file that ends in {', '.join(TEXT_FILES)}",
+        allowed=f"null, or a file that ends in {', '.join(TEXT_FILES)}",
         content="file",
         decides=(TRAIN.given(is_above_zero("loss.text_weight")),),
     )
-    """Plain texts for loss.text_weight: one a line, or the column text; null: the captions."""
+    """Plain texts for loss.text_weight: one per line, or the column text; null: the captions."""
     encode_batch_size: int = key(64, at_least=1)
-    """Images that prepare encodes at once. Lower it when memory runs out; the codes are the same
+    """Images that prepare encodes per batch. Lower it when memory runs out; the codes are the same
     up to rounding."""
     rows_per_shard: int = key(1024, at_least=1, decides=(SHARDS,))
-    """Rows per file of the token cache: what an interruption loses at most. The codes are the same
-    with any number."""
+    """Rows per file of the token cache; an interruption loses at most one file. Does not change the
+    codes."""
 
 
 @dataclass
 class Recipe:
     """Fine-tune a unified model and measure it (job: finetune)."""
 
-    job: str = key("finetune", words="finetune, tokenizer, scorer")
+    job: str = key("finetune", allowed="finetune, tokenizer, scorer")
     """Which kind of recipe this is: finetune, or the demo's own tokenizer and scorer."""
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -194,7 +194,7 @@ class Recipe:
 class TokenizerRecipe:
     """Train the demo's image tokenizer and assemble an untrained Emu3 (job: tokenizer)."""
 
-    job: str = key("tokenizer", words="finetune, tokenizer, scorer")
+    job: str = key("tokenizer", allowed="finetune, tokenizer, scorer")
     """Which kind of recipe this is: finetune, or the demo's own tokenizer and scorer."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -205,7 +205,7 @@ class TokenizerRecipe:
 class ScorerRecipe:
     """Train the demo's open_clip scorer (job: scorer)."""
 
-    job: str = key("scorer", words="finetune, tokenizer, scorer")
+    job: str = key("scorer", allowed="finetune, tokenizer, scorer")
     """Which kind of recipe this is: finetune, or the demo's own tokenizer and scorer."""
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -13,14 +13,14 @@ class TokenizerConfig:
     num_codes: int = key(512, at_least=2, decides=(DEMO,))
     """Size of the codebook."""
     code_dim: int = key(8, at_least=1, decides=(DEMO,))
-    """Numbers per vector of the codebook."""
+    """Dimension of the codebook vectors."""
     base_channels: int = key(32, at_least=1, decides=(DEMO,))
     """Channels of the convolutions at full resolution."""
     channel_multiplier: list[int] = key([1, 2, 2], at_least=1, items=(1, None), decides=(DEMO,))
-    """Channels of every resolution as multiples of base_channels; each entry after the first
-    halves the sides, so three of them give one code for 4x4 pixels."""
+    """Channels at each resolution as multiples of base_channels; each entry after the first halves
+    height and width, so three entries give one code per 4x4 pixels."""
     text_vocab_size: int = key(2000, at_least=1, decides=(DEMO,))
-    """Tokens of the text vocabulary, which is learned from the captions."""
+    """Size of the text vocabulary, which is learned from the captions."""
     decoder_hidden_size: int = key(256, at_least=1, decides=(DEMO,))
     """Width of the untrained decoder."""
     decoder_intermediate_size: int = key(640, at_least=1, decides=(DEMO,))
@@ -34,17 +34,17 @@ class TokenizerConfig:
     batch_size: int = key(64, at_least=1, decides=(DEMO,))
     """Images per step."""
     learning_rate: float = key(1.5e-3, above=0, decides=(DEMO,))
-    """AdamW's largest learning rate, reached after the warm-up."""
+    """AdamW's peak learning rate, reached after the warm-up."""
     warmup_steps: int = key(50, at_least=0, decides=(DEMO,))
     """Steps over which the learning rate rises linearly from 0."""
     commitment: float = key(0.25, at_least=0, decides=(DEMO,))
     """Weight of the commitment loss, which keeps the encoder near the codebook."""
     reseed_every: int = key(50, at_least=1, decides=(DEMO,))
-    """Steps after which unused codes are replaced by vectors of the data."""
+    """Steps between replacements of unused codes by vectors of the data."""
     mixed_precision: Literal["no", "bf16", "fp16"] = key("no", decides=(DEMO,))
     """Autocast of the forward pass: bf16, fp16, or no."""
     seed: int = key(0, at_least=0, decides=(DEMO,))
-    """Seed of the first weights and of the order of the images."""
+    """Seed of the initial weights and of the order of the images."""
 
 
 @dataclass
@@ -62,15 +62,15 @@ class ScorerConfig:
     text_layers: int = key(2, at_least=1, decides=(DEMO,))
     """Layers of the text transformer."""
     embed_dim: int = key(96, at_least=1, decides=(DEMO,))
-    """Numbers per image or text feature."""
+    """Dimension of the image and text features."""
     text_vocab_size: int = key(2000, at_least=1, decides=(DEMO,))
-    """Tokens of the text vocabulary, which is learned from the captions."""
+    """Size of the text vocabulary, which is learned from the captions."""
     steps: int = key(at_least=1, decides=(DEMO,))
     """Optimizer steps."""
     batch_size: int = key(256, at_least=2, decides=(DEMO,))
     """Pairs of image and caption per step; each is contrasted with all others of the batch."""
     learning_rate: float = key(1e-3, above=0, decides=(DEMO,))
-    """AdamW's largest learning rate, reached after the warm-up."""
+    """AdamW's peak learning rate, reached after the warm-up."""
     weight_decay: float = key(0.2, at_least=0, decides=(DEMO,))
     """AdamW's weight decay, on matrices only."""
     warmup_steps: int = key(100, at_least=0, decides=(DEMO,))
@@ -78,4 +78,4 @@ class ScorerConfig:
     mixed_precision: Literal["no", "bf16", "fp16"] = key("no", decides=(DEMO,))
     """Autocast of the forward pass: bf16, fp16, or no."""
     seed: int = key(0, at_least=0, decides=(DEMO,))
-    """Seed of the first weights and of the order of the pairs."""
+    """Seed of the initial weights and of the order of the pairs."""

@@ -16,7 +16,7 @@ from mm_cca.config.keys import (
 
 OBJECTIVES = ("cca", "nll", "dpo", "unlearn", "distill")
 CONTRASTIVE = ("cca", "dpo", "unlearn")
-"""Objectives that need negative captions, and so a reference."""
+"""Objectives that need negative captions and a reference."""
 Precision = Literal["no", "bf16", "fp16"]
 WITH_REFERENCE = objective_has("cca", "dpo", "unlearn", "distill")
 WITH_NEGATIVES = objective_has(*CONTRASTIVE)
@@ -34,67 +34,66 @@ class LossConfig:
 
     objective: str = key(
         "cca",
-        words=f"{', '.join(OBJECTIVES)}, or a weighted sum of them such as cca + 0.1 nll",
+        allowed=f"{', '.join(OBJECTIVES)}, or a weighted sum of them such as cca + 0.1 nll",
         decides=(TRAIN,),
     )
-    """What is minimised: cca (the paper's), nll (plain fine-tuning), dpo and unlearn (the paper's
-    baselines), distill (learn the guided base's distribution of the next code), or a weighted sum
-    such as cca + 0.1 nll."""
+    """The training objective: cca (the paper's), nll (plain fine-tuning), dpo and unlearn (the
+    paper's baselines), distill (learn the guided base's distribution of the next code), or a
+    weighted sum such as cca + 0.1 nll."""
     beta: float = key(0.02, above=0, decides=(TRAIN.given(objective_has("cca", "dpo")),))
-    """Factor on the log-likelihood ratio between model and reference, per image; its inverse is the
-    strength, so the smaller, the more it acts like guidance. Must be small enough that the loss on
-    negatives does not saturate; raise it when positive_gap falls. `mm-cca suggest` names a
-    start."""
+    """Factor on the log-likelihood ratio between model and reference, per image; a smaller beta
+    acts like stronger guidance. Must be small enough that the loss on negatives does not saturate;
+    raise it when positive_gap falls. `mm-cca suggest` proposes a value."""
     beta_codes: int | None = key(
         576, at_least=1, decides=(TRAIN.given(objective_has("cca", "dpo")),)
     )
-    """Codes per image for which beta was found: beta is multiplied by beta_codes / codes of your
-    images, as the ratio is a sum over codes. 576 is the paper's; null uses beta as it is."""
+    """Codes per image for which beta was tuned: beta is multiplied by beta_codes / codes of your
+    images, as the ratio is a sum over codes. 576 is the paper's value; null: no rescaling."""
     lambda_: float = key(1.0, at_least=0, decides=(TRAIN.given(objective_has("cca", "unlearn")),))
-    """Weight of the loss on negatives, relative to the one on own captions. Raise it for more
-    contrast, lower it when the images get worse."""
+    """Weight of the loss on negatives, relative to the loss on the images' own captions. Raise it
+    for more contrast, lower it when the images get worse."""
     uncond_ratio: float = key(0.1, at_least=0, below=1, decides=(TRAIN, REFERENCE))
     """Fraction of the pairs trained with the unconditional prompt instead of a caption, so that
     guidance still works afterwards."""
     negatives: str = key(
         "shuffle",
-        words="shuffle, hard, edit, or a weighted sum of them such as "
+        allowed="shuffle, hard, edit, or a weighted sum of them such as "
         "0.5 shuffle + 0.3 hard + 0.2 edit, with weights that sum to 1",
         decides=NEGATIVES,
     )
-    """Where negative captions come from: shuffle (another image's), hard (among the most similar
-    other captions), edit (its own with one colour, number, style ... swapped), or a mixture such
-    as 0.5 shuffle + 0.5 hard."""
+    """Where negative captions come from: shuffle (another image's caption), hard (one of the most
+    similar other captions), edit (the own caption with one colour, number, style ... swapped), or a
+    mixture such as 0.5 shuffle + 0.5 hard."""
     num_negatives: int = key(1, at_least=1, decides=NEGATIVES)
-    """Negative captions per image and step. Each one more adds a forward pass per image."""
+    """Negative captions per image and step; each adds a forward pass per image."""
     negatives_embedding: str = key(
         "tfidf",
-        words="tfidf, sentence-transformers:NAME_OR_FOLDER, open_clip:NAME, "
+        allowed="tfidf, sentence-transformers:NAME_OR_FOLDER, open_clip:NAME, "
         "open_clip:NAME:PRETRAINED, open_clip:local-dir:FOLDER",
         decides=NEGATIVES,
     )
-    """What captions are compared by, for hard and for max_similarity: shared words (tfidf), or the
-    text tower of a model."""
+    """The embedding that compares captions, for hard and for max_similarity: shared words (tfidf),
+    or the text encoder of a model."""
     hard_candidates: int = key(
         16,
         at_least=1,
-        words="loss.num_negatives or more",
+        allowed="loss.num_negatives or more",
         decides=(TRAIN.given(HARD), REFERENCE.given(HARD)),
     )
-    """How many of the most similar other captions hard draws from. Fewer are harder."""
+    """How many of the most similar other captions hard chooses from; fewer are harder."""
     max_similarity: float | None = key(0.95, above=0, at_most=1, decides=NEGATIVES)
-    """Largest cosine between a caption and its negative: captions above it say the same and are
-    replaced; null: no limit."""
+    """Largest cosine between a caption and its negatives: captions above it are too similar to be
+    negatives and are replaced; null: no limit."""
     distill_scale: float | None = key(
         None, above=1, decides=(TRAIN.given(objective_has("distill")),)
     )
-    """Guidance scale of the base that distill learns from; null is the model family's own."""
+    """Guidance scale of the base that distill learns from; null: the model family's default."""
     text_weight: float = key(0.0, at_least=0, decides=(TRAIN,))
-    """Weight of the loss on plain text (mean nats per token), which is added to keep the language
-    side; 0 trains on no text. The texts are data.text_path."""
+    """Weight of the loss on plain text (mean nats per token), which preserves language modelling;
+    0: no text. The texts are data.text_path."""
     whole_vocabulary: bool = key(False, decides=(TRAIN, REFERENCE))
     """Normalise log-probabilities over the whole vocabulary instead of over the image codes:
-    slower, and needed only if the model must also learn not to say words inside an image."""
+    slower, and needed only if the model must also learn not to emit text inside an image."""
 
 
 @dataclass
@@ -102,37 +101,37 @@ class TrainConfig:
     """Training: steps, optimizer, precision, checkpoints."""
 
     seed: int = key(0, at_least=0, decides=(TRAIN, REFERENCE))
-    """Seed of the order of the data, of the negatives and of a LoRA's first weights."""
+    """Seed of the order of the data, of the negatives and of a LoRA's initial weights."""
     max_steps: int = key(
         at_least=1,
         decides=(STEPS, TRAIN.given(is_set_to("train.schedule", "cosine"))),
-        because="with train.schedule=cosine the learning rate of the steps already done depends "
-        "on it; only with train.schedule=constant can a run be continued to more steps",
+        reason="with train.schedule=cosine the learning rate of the steps already done depends "
+        "on it; only with train.schedule=constant can a run be extended",
     )
-    """Optimizer steps of the whole training. With train.schedule=constant a larger number
-    continues a finished run from its last checkpoint; with cosine the learning rate ends at 0
-    there, and a change means a new run."""
-    stop_after: int | None = key(None, words="null, or 1 to train.max_steps", decides=(STEPS,))
-    """End after so many steps; the learning rate still follows max_steps. Raise or drop it later,
-    and training continues from the last checkpoint; with train.keep=best the weights at the
-    earlier end were measured too. null: end at max_steps."""
+    """Optimizer steps of the whole training. With train.schedule=constant a larger number extends a
+    finished run from its last checkpoint; with cosine the learning rate has fallen to 0, and a
+    change needs a new run."""
+    stop_after: int | None = key(None, allowed="null, or 1 to train.max_steps", decides=(STEPS,))
+    """Stop after this many steps; the learning rate still follows max_steps. If it is raised or
+    removed later, training resumes from the last checkpoint; with train.keep=best the weights at
+    the earlier stop were measured too. null: stop at max_steps."""
     batch_size: int = key(
         at_least=1,
-        words="a multiple of train.micro_batch_size and of the ranks",
+        allowed="a multiple of train.micro_batch_size times the number of ranks",
         decides=(TRAIN,),
     )
     """Pairs of image and caption per optimizer step, over all ranks."""
     micro_batch_size: int = key(
         at_least=1,
         decides=(REFERENCE,),
-        because="cached log-probabilities must equal those of training to the last bit, and other "
+        reason="cached log-probabilities must equal those of training to the last bit, and other "
         "shapes round differently",
     )
-    """Pairs per forward pass on one rank; gradients are summed up to batch_size. Lower it when
-    memory runs out, also between two calls: the result is the same up to rounding. Only a
-    reference cache must be computed with the same value (to the last bit)."""
+    """Pairs per forward pass on one rank; gradients are accumulated up to batch_size. Lower it when
+    memory runs out, also before resuming: the result is the same up to rounding. Only a reference
+    cache must be computed with the same value."""
     learning_rate: float = key(above=0, decides=(TRAIN,))
-    """AdamW's largest learning rate, reached after the warm-up."""
+    """AdamW's peak learning rate, reached after the warm-up."""
     schedule: Literal["cosine", "constant"] = key("cosine", decides=(TRAIN,))
     """Learning rate after the warm-up: cosine (falls to 0 at max_steps) or constant."""
     warmup_steps: int = key(0, at_least=0, decides=(TRAIN,))
@@ -140,50 +139,51 @@ class TrainConfig:
     weight_decay: float = key(0.0, at_least=0, decides=(TRAIN,))
     """AdamW's weight decay, on matrices only."""
     beta1: float = key(0.9, at_least=0, below=1, decides=(TRAIN,))
-    """AdamW's decay of the mean gradient."""
+    """AdamW's decay rate for the mean gradient."""
     beta2: float = key(0.95, at_least=0, below=1, decides=(TRAIN,))
-    """AdamW's decay of the mean squared gradient."""
+    """AdamW's decay rate for the mean squared gradient."""
     max_grad_norm: float = key(1.0, above=0, decides=(TRAIN,))
-    """Gradients with a larger norm, over all weights, are scaled down to it."""
+    """Gradients whose norm over all weights is larger are scaled down to it."""
     mixed_precision: Precision = key("no", decides=(TRAIN, REFERENCE))
     """Autocast of the forward pass: bf16 (about twice as fast where the hardware has it), fp16, or
     no. The weights stay in model.dtype."""
     gradient_checkpointing: bool = key(False)
-    """Compute activations again in the backward pass instead of keeping them: less memory, about a
+    """Recompute activations in the backward pass instead of keeping them: less memory, about a
     third slower, the same result."""
     compile: bool = key(
         False,
-        words="true or false; true with loss.objective=nll only",
+        allowed="true or false; true with loss.objective=nll only",
         decides=(TRAIN,),
     )
     """torch.compile of the decoder, for speed. Only with loss.objective=nll: a compiled model and
     its reference round differently."""
     tuning: Literal["full", "lora"] = key("full", decides=(TRAIN,))
-    """Train all weights of the decoder (full), or a low-rank adapter beside them (lora), which
-    takes a fraction of the memory."""
+    """Train all weights of the decoder (full), or only a low-rank adapter (lora), with a fraction
+    of the memory."""
     reference: Literal["copy", "cached", "lora"] = key(
         "copy",
         decides=(TRAIN.given(WITH_REFERENCE),),
-        words="copy, cached (computed once by prepare), or lora when train.tuning is lora",
+        allowed="copy, cached (computed once by prepare), or lora when train.tuning is lora",
     )
-    """Where the base's log-probabilities come from: a frozen copy in memory; cached, computed once
-    by prepare (no second model, no second pass; not with distill); or lora, the same weights with
-    the LoRA switched off."""
+    """Where the base's log-probabilities come from: copy, a frozen copy in memory; cached, computed
+    once by prepare (no second model, no second pass; not with distill); or lora, the same weights
+    with the LoRA switched off."""
     lora_rank: int = key(16, at_least=1, decides=(TRAIN.given(LORA),))
-    """Rank of the LoRA's matrices: more can learn more and takes more memory."""
+    """Rank of the LoRA's matrices: a higher rank can learn more and takes more memory."""
     lora_alpha: int = key(32, at_least=1, decides=(TRAIN.given(LORA),))
     """Scale of the LoRA: its product is multiplied by lora_alpha / lora_rank."""
     control: bool = key(False, decides=(ARMS,))
-    """Also train the base with plain nll on the same batches: what the extra steps alone give."""
+    """Also train the base with plain nll on the same batches, to measure the effect of the extra
+    steps alone."""
     save_every: int = key(500, at_least=1)
-    """Steps between two checkpoints: what a crash loses at most."""
+    """Steps between checkpoints; a crash loses at most this many."""
     keep_checkpoints: int = key(2, at_least=1)
     """How many of the newest checkpoints stay on disk."""
     eval_every: int = key(0, at_least=0, decides=(TRAIN.given(is_set_to("train.keep", "best")),))
-    """Steps between two measurements of the held-out loss (nats per code on data.heldout_split); 0
-    is never."""
+    """Steps between measurements of the held-out loss (nats per code on data.heldout_split); 0:
+    never."""
     keep: Literal["last", "best"] = key("last", decides=(TRAIN,))
     """Which weights become the model: the last ones, or those with the lowest held-out loss (best
     needs eval_every and data.heldout_split)."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = key(["tensorboard"])
-    """Where the numbers of every step are logged beside metrics.jsonl; may be empty."""
+    """Where the metrics of every step are logged in addition to metrics.jsonl; may be empty."""

@@ -1,4 +1,4 @@
-"""Names of what comes with the package: recipes, adapters, the demo's files, prompt sets."""
+"""Built-in names: recipes, adapters, the demo's files, prompt sets."""
 
 from difflib import get_close_matches
 from importlib import resources
@@ -17,13 +17,13 @@ ADAPTERS = {
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Names and files of the recipes inside the package."""
+    """Names and files of the built-in recipes."""
     folder = Path(str(resources.files("mm_cca.recipes")))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def find_recipe(path_or_name: str) -> Path:
-    """A file if it exists, else the shipped recipe of that name. Raises UserError."""
+    """A file if it exists, else the built-in recipe of that name. Raises UserError."""
     path = Path(path_or_name)
     if path.is_file():
         return path
@@ -33,13 +33,13 @@ def find_recipe(path_or_name: str) -> Path:
     near = get_close_matches(path_or_name, shipped, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise UserError(
-        f"no recipe {path_or_name!r}: not a file, and not one of the shipped recipes "
+        f"no recipe {path_or_name!r}: not a file, and not one of the built-in recipes "
         f"({', '.join(shipped)}).{hint}"
     )
 
 
 PROMPT_SETS = {"attributes": _PACKAGE / "data" / "prompt_sets" / "attributes.jsonl"}
-"""``attributes``: 300 prompts with one attribute each, which ``eval.attributes`` asks about."""
+"""``attributes``: 300 prompts with one attribute each, for ``eval.attributes``."""
 
 
 SHIPPED = {
@@ -50,5 +50,5 @@ SHIPPED = {
 
 
 def shipped(name: str) -> str:
-    """The path of a shipped data set or checkpoint; any other name comes back as it is."""
+    """The path of a built-in data set or checkpoint; any other name is returned unchanged."""
     return str(SHIPPED.get(name, name))

@@ -1,4 +1,4 @@
-"""Which keys of a recipe decide the result of a stage."""
+"""The keys of a recipe that decide the result of a stage."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from mm_cca.config.keys import TRAIN, Decides, value_of
 from mm_cca.config.schema import AnyRecipe, Recipe, TrainConfig
 
 STEPS_DONE = "steps"
-"""In the settings of a training: the number of steps, which may grow (see ``Stage.grows``)."""
+"""The number of steps in the settings of a training; it may be raised (see ``Stage.grows``)."""
 
 
 def settings_of(
@@ -19,29 +19,29 @@ def settings_of(
 ) -> dict[str, Any]:
     """The keys that decide a stage's result, with their values.
 
-    Keys that do not matter to this recipe are left out; files count by the sha256 of what is in
-    them.
+    Keys without effect in this recipe are left out; files are represented by the sha256 of their
+    content.
 
     Args:
         stage: such as ``keys.TRAIN``.
         recipe: a validated recipe.
-        texts: key -> what was read from the file it names, for keys with ``content="texts"``.
+        texts: key -> texts read from its file, for keys with ``content="texts"``.
     """
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for name, entry in declared(type(recipe)).items():
         if not _decides(stage, entry, recipe):
             continue
         value = value_of(recipe, name)
         if entry.rules.content is None:
-            found[name] = value
+            settings[name] = value
         elif entry.rules.content == "texts":
             read = None if value is None or texts is None else texts[name]
-            found[f"{name} (sha256)"] = value if read is None else _texts_digest(read)
+            settings[f"{name} (sha256)"] = value if read is None else _texts_digest(read)
         elif entry.rules.content == "words":
-            found[f"{name} (sha256)"] = _words_digest(value)
+            settings[f"{name} (sha256)"] = _words_digest(value)
         else:
-            found[f"{name} (sha256)"] = _file_digest(value)
-    return found
+            settings[f"{name} (sha256)"] = _file_digest(value)
+    return settings
 
 
 def training_settings(recipe: Recipe) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def training_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def num_steps(train: TrainConfig) -> int:
-    """How many optimizer steps are trained in all."""
+    """The number of optimizer steps of the whole training."""
     return train.stop_after or train.max_steps
 
 
@@ -64,9 +64,9 @@ def keys_of(stage: Decides, schema: type = Recipe) -> set[str]:
 
 
 def reason_of(name: str) -> str:
-    """Why a change of a key is refused, where that may surprise; otherwise empty."""
+    """Why a change of a key is refused, if its declaration says so; otherwise empty."""
     entry = declared(Recipe).get(name)
-    return "" if entry is None else entry.rules.because
+    return "" if entry is None else entry.rules.reason
 
 
 def _decides(stage: Decides, entry: Declared, recipe: AnyRecipe) -> bool:
@@ -78,14 +78,14 @@ def _decides(stage: Decides, entry: Declared, recipe: AnyRecipe) -> bool:
 
 
 def _file_digest(name: str | None) -> str | None:
-    """A word that names no file (``captions``) stands for itself."""
+    """sha256 of a file; a value that is not a file (``captions``) is returned unchanged."""
     if name is None or not Path(name).is_file():
         return name
     return hashlib.sha256(Path(name).read_bytes()).hexdigest()
 
 
 def _words_digest(name: str | None) -> str:
-    """Of the built-in attribute words and the file that adds to them."""
+    """sha256 of the built-in attribute words and the file that extends them."""
     digest = hashlib.sha256()
     digest.update(resources.files("mm_cca.negatives").joinpath("words.yaml").read_bytes())
     if name is not None:

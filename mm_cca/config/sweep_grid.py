@@ -1,4 +1,4 @@
-"""The recipes of a sweep: every override whose key takes one value but was given a list."""
+"""The recipes of a sweep. A list for a key that takes one value is swept."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ class SweepPoint:
     Attributes:
         name: of its folder and of its arm, such as ``beta=0.01,lambda_=10``.
         values: key -> value.
-        overrides: the same as ``key=value`` words.
+        overrides: the same as ``key=value``.
     """
 
     name: str
@@ -36,10 +36,11 @@ class SweepPoint:
 
 
 def points_of(path_or_name: str, overrides: Sequence[str]) -> tuple[list[str], list[SweepPoint]]:
-    """Overrides for all points alike, and the points, in the order of the lists.
+    """Common overrides, and the points in the order of the lists.
 
     Raises:
-        UserError: nothing is swept, a key that can't be, an empty list, or points of one name.
+        UserError: nothing is swept, a key that can't be swept, an empty list, or two points with
+            the same name.
     """
     keys = declared(Recipe)
     common: list[str] = []
@@ -55,8 +56,8 @@ def points_of(path_or_name: str, overrides: Sequence[str]) -> tuple[list[str], l
         _point(dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())
     ]
     names = [point.name for point in points]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"a sweep has the point {twice[0]} twice; give each value once.")
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"the sweep has the point {repeated[0]} twice; give each value once.")
     return common, points
 
 
@@ -77,9 +78,9 @@ def _refuse(path_or_name: str, axes: dict[str, list[Any]]) -> None:
 
 
 def _point(values: dict[str, Any]) -> SweepPoint:
-    named = ",".join(f"{key.split('.')[-1]}={_shown(value)}" for key, value in values.items())
-    words = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-    return SweepPoint(re.sub(r"[^\w.,=+-]+", "_", named), values, words)
+    name = ",".join(f"{key.split('.')[-1]}={_shown(value)}" for key, value in values.items())
+    overrides = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return SweepPoint(re.sub(r"[^\w.,=+-]+", "_", name), values, overrides)
 
 
 def _shown(value: Any) -> str:
@@ -87,22 +88,22 @@ def _shown(value: Any) -> str:
 
 
 def recipe_of(path_or_name: str, overrides: Sequence[str]) -> Recipe:
-    """The recipe with these overrides. Raises UserError, also for another job's recipe."""
+    """The finetune recipe with these overrides. Raises UserError, also for other jobs."""
     recipe = load_config(path_or_name, overrides)
     if not isinstance(recipe, Recipe):
-        raise UserError(f"a {recipe.job} recipe can't be swept; name a finetune recipe.")
+        raise UserError(f"a {recipe.job} recipe can't be swept; use a finetune recipe.")
     return recipe
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The recipes of a sweep; each is a run of its own inside the folder of the sweep.
+    """The recipes of a sweep; each is a separate run inside the sweep's folder.
 
     Attributes:
-        root: its folder.
-        base: draws the base, and trains and draws the control, with the recipe's own values.
+        root: the sweep's folder.
+        base: samples the base, and trains and samples the control, with the recipe's own values.
         points: name -> recipe of the trained model.
-        values: name -> what was swept.
+        values: name -> the swept values.
     """
 
     root: Path
@@ -115,10 +116,10 @@ def plan_sweep(path_or_name: str, overrides: Sequence[str]) -> Sweep:
     """Read and check every recipe of the sweep before any work.
 
     Raises:
-        UserError: what ``points_of`` raises, or a point whose values are wrong.
+        UserError: what ``points_of`` raises, or a point with invalid values.
     """
     common, points = points_of(path_or_name, overrides)
-    recipe = recipe_of(path_or_name, common)  # with the recipe's own values for what is swept
+    recipe = recipe_of(path_or_name, common)  # swept keys keep the recipe's own values
     if recipe.run.trained is not None:
         raise UserError(
             f"run.trained is {recipe.run.trained!r}; a sweep trains its own models. Leave it out."
@@ -128,33 +129,33 @@ def plan_sweep(path_or_name: str, overrides: Sequence[str]) -> Sweep:
     shared = keys_of(REFERENCE).isdisjoint(points[0].values)
     recipes = {}
     for point in points:
-        one = recipe_of(path_or_name, [*common, *point.overrides])
+        swept = recipe_of(path_or_name, [*common, *point.overrides])
         folder = root / "points" / point.name
-        run = _inside(one.run, root, folder, ["cca"], shared=shared)
-        recipes[point.name] = replace(one, run=run, train=replace(one.train, control=False))
-    base = _inside(recipe.run, root, root / "base", ["base", "control"], shared=True)
+        run = _run_in(swept.run, root, folder, ["cca"], shared=shared)
+        recipes[point.name] = replace(swept, run=run, train=replace(swept.train, control=False))
+    base = _run_in(recipe.run, root, root / "base", ["base", "control"], shared=True)
     return Sweep(root, replace(recipe, run=base), recipes, {p.name: p for p in points})
 
 
 def _refuse_scores_without_a_plot(recipe: Recipe) -> None:
-    lacking = [name for name in NEEDED_BY_SWEEP if name not in recipe.eval.metrics]
-    if lacking:
+    missing = [name for name in NEEDED_BY_SWEEP if name not in recipe.eval.metrics]
+    if missing:
         raise UserError(
-            f"sweep.html shows {', '.join(NEEDED_BY_SWEEP)}, and eval.metrics lacks "
-            f"{', '.join(lacking)}. Add them, or run the points one by one."
+            f"sweep.html shows {', '.join(NEEDED_BY_SWEEP)}, but eval.metrics lacks "
+            f"{', '.join(missing)}. Add them, or run the points one by one."
         )
 
 
-def _inside(
+def _run_in(
     run: RunConfig, root: Path, folder: Path, sources: list[Source], *, shared: bool
 ) -> RunConfig:
-    own = root / "reference" if run.reference_dir is None else Path(run.reference_dir)
+    reference = root / "reference" if run.reference_dir is None else Path(run.reference_dir)
     if not shared:
-        own = folder / "reference" if run.reference_dir is None else own / folder.name
+        reference = folder / "reference" if run.reference_dir is None else reference / folder.name
     return replace(
         run,
         dir=str(folder),
         tokens_dir=run.tokens_dir or str(root / "tokens"),
-        reference_dir=str(own),
+        reference_dir=str(reference),
         sources=sources,
     )

@@ -1,6 +1,6 @@
-"""What makes a recipe's values wrong together, found without reading data or weights.
+"""Checks of a recipe that involve several keys; they read no data and no weights.
 
-Ranges and choices of single keys are declared beside them, in the schema.
+Ranges and choices of single keys are declared in the schema.
 """
 
 from mm_cca.config.constraints import Check, declared_checks
@@ -10,14 +10,14 @@ from mm_cca.config.validate_train import loss_checks, train_checks
 
 
 def problems(recipe: AnyRecipe) -> list[str]:
-    """One sentence for every wrong value; empty when the recipe is sound."""
+    """One message per invalid value; empty if the recipe is valid."""
     checks: list[Check] = [
         *declared_checks(recipe),
         (
             "run.trained",
             recipe.run.trained,
             recipe.run.trained is None or isinstance(recipe, Recipe),
-            f"null in a {recipe.job} recipe, which draws nothing",
+            f"null in a {recipe.job} recipe, which samples nothing",
         ),
     ]
     if isinstance(recipe, Recipe):
@@ -26,7 +26,9 @@ def problems(recipe: AnyRecipe) -> list[str]:
     elif isinstance(recipe, TokenizerRecipe):
         checks.append(_whole_codes(recipe))
     return [
-        f"{key} is {value!r}; allowed: {allowed}" for key, value, ok, allowed in checks if not ok
+        f"{key} is {value!r}; allowed: {allowed}"
+        for key, value, valid, allowed in checks
+        if not valid
     ]
 
 

@@ -1,10 +1,10 @@
-"""What makes the values of ``eval`` wrong together, without reading data or weights."""
+"""Checks of ``eval`` that involve several keys; they read no data and no weights."""
 
 import re
 from pathlib import Path
 
 from mm_cca.config.constraints import Check
-from mm_cca.config.metrics import SCORES, On, is_published_clip
+from mm_cca.config.metrics import LEAD, METRICS, FeatureSource, ReferenceNeed, is_published_clip
 from mm_cca.config.schema import PROMPT_FILES, TEXT_FILES, Recipe
 from mm_cca.config.shipped import PROMPT_SETS
 from mm_cca.errors import UserError
@@ -12,7 +12,7 @@ from mm_cca.negatives import load_words
 
 
 def eval_checks(recipe: Recipe) -> list[Check]:
-    """Checks of the scores and of what they are measured with."""
+    """Checks of the scores and of the models, images, prompts and texts they need."""
     return [
         *_metrics(recipe),
         *_inception(recipe),
@@ -30,8 +30,8 @@ def _metrics(recipe: Recipe) -> list[Check]:
         (
             "eval.metrics",
             metrics,
-            "alignment" in metrics,
-            "a list with alignment, by which the best scale of guidance is chosen",
+            LEAD in metrics,
+            f"a list with {LEAD}, which decides the best guidance scale",
         )
     ]
     if "clip_score" in metrics:
@@ -40,8 +40,8 @@ def _metrics(recipe: Recipe) -> list[Check]:
                 "eval.metrics",
                 "clip_score",
                 is_published_clip(recipe.eval.scorer, recipe.eval.scorer_pretrained),
-                "with a published CLIP only: an open_clip name with a tag, hf-hub:ORG/NAME or "
-                f"hf:ORG/NAME; with eval.scorer={recipe.eval.scorer} it is called alignment",
+                "only with a published CLIP: an open_clip name with a tag, hf-hub:ORG/NAME or "
+                f"hf:ORG/NAME; with eval.scorer={recipe.eval.scorer} use alignment",
             )
         )
     return checks
@@ -55,11 +55,12 @@ def _inception(recipe: Recipe) -> list[Check]:
                 "eval.metrics",
                 name,
                 recipe.eval.inception_weights is not None,
-                "with eval.inception_weights=download, or a file of torch-fidelity's weights; "
-                "frechet_distance, kernel_distance and cmmd are the like on eval.scorer",
+                "only with eval.inception_weights=download, or a file of torch-fidelity's weights; "
+                f"{', '.join(_distances())} are the same kind of distance on eval.scorer's "
+                "features",
             )
             for name in recipe.eval.metrics
-            if name in SCORES and SCORES[name].on is On.INCEPTION
+            if name in METRICS and METRICS[name].source is FeatureSource.INCEPTION
         ),
         (
             "eval.inception_sha256",
@@ -70,17 +71,25 @@ def _inception(recipe: Recipe) -> list[Check]:
     ]
 
 
+def _distances() -> list[str]:
+    return [
+        name
+        for name, metric in METRICS.items()
+        if metric.source is FeatureSource.SCORER and not metric.higher_is_better
+    ]
+
+
 def _reference(recipe: Recipe) -> list[Check]:
     reference = recipe.eval.reference
-    known = [name for name in recipe.eval.metrics if name in SCORES]
+    known = [name for name in recipe.eval.metrics if name in METRICS]
     if reference is None and recipe.sample.prompts is not None:
         return [
             (
                 "eval.metrics",
                 name,
-                not SCORES[name].needs_reference,
-                "with eval.reference, as prompts from a file (sample.prompts) have no real images "
-                "to compare with",
+                METRICS[name].needs is ReferenceNeed.NONE,
+                "only with eval.reference: prompts from a file (sample.prompts) have no real "
+                "images to compare with",
             )
             for name in known
         ]
@@ -90,9 +99,9 @@ def _reference(recipe: Recipe) -> list[Check]:
         (
             "eval.metrics",
             name,
-            not SCORES[name].needs_images,
-            f"without it, as {reference} holds mean and covariance alone; give a folder, a "
-            "Parquet file or a hub name as eval.reference",
+            METRICS[name].needs is not ReferenceNeed.IMAGES,
+            "only with a folder, a Parquet file or a hub name as eval.reference; "
+            f"{reference} holds only mean and covariance",
         )
         for name in known
     ]
@@ -108,7 +117,7 @@ def _prompts(recipe: Recipe) -> list[Check]:
             or Path(prompts).suffix in ("", *PROMPT_FILES)
             or Path(prompts).is_dir(),
             f"null (captions of the data), a file {', '.join(PROMPT_FILES)}, a folder of them, or "
-            f"a set that is shipped: {', '.join(PROMPT_SETS)}",
+            f"a built-in set: {', '.join(PROMPT_SETS)}",
         ),
     ]
 
@@ -127,11 +136,11 @@ def _text_nll(recipe: Recipe) -> list[Check]:
     key, value = "eval.text_nll", recipe.eval.text_nll
     if value != "captions":
         return [text_file(key, value)]
-    allowed = "a text file; captions are those of data.heldout_split, which is null"
+    allowed = "null, a text file, or captions if data.heldout_split is set"
     return [(key, value, recipe.data.heldout_split is not None, allowed)]
 
 
 def text_file(key: str, value: str | None) -> Check:
-    """A file of texts, or null."""
-    right = value is None or (Path(value).suffix in TEXT_FILES and Path(value).is_file())
-    return key, value, right, f"null, or a file that ends in {', '.join(TEXT_FILES)}"
+    """Check that a value is null or an existing file of texts."""
+    valid = value is None or (Path(value).suffix in TEXT_FILES and Path(value).is_file())
+    return key, value, valid, f"null, or a file that ends in {', '.join(TEXT_FILES)}"

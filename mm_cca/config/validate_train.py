@@ -1,4 +1,4 @@
-"""What makes the values of ``loss`` and ``train`` wrong together; reads no data and no weights."""
+"""Checks of ``loss`` and ``train`` that involve several keys; they read no data and no weights."""
 
 from mm_cca.config.constraints import Check
 from mm_cca.config.mixtures import parse_sum
@@ -41,7 +41,8 @@ def train_checks(recipe: Recipe) -> list[Check]:
             "train.batch_size",
             train.batch_size,
             train.batch_size % max(1, train.micro_batch_size) == 0,
-            f"a multiple of train.micro_batch_size ({train.micro_batch_size}) and of the ranks",
+            f"a multiple of train.micro_batch_size ({train.micro_batch_size}) times the number of "
+            "ranks",
         ),
         (
             "train.reference",
@@ -54,8 +55,8 @@ def train_checks(recipe: Recipe) -> list[Check]:
             "train.reference",
             train.reference,
             not (train.reference == "cached" and "distill" in _terms(loss.objective, OBJECTIVES)),
-            f"copy or lora with loss.objective={loss.objective}: distill asks the base for whole "
-            "distributions, which are not kept",
+            f"copy or lora with loss.objective={loss.objective}: distill needs the base's whole "
+            "distributions, which are not cached",
         ),
         (
             "train.compile",
@@ -92,12 +93,12 @@ def _embedding(key: str, value: str) -> Check:
 def _weights_sum_to_one(key: str, value: str) -> Check:
     weights = _terms(value, KINDS).values()
     total = sum(weights)
-    right = not weights or abs(total - 1) < 1e-6
-    return key, value, right, f"weights that sum to 1; these sum to {total:g}"
+    valid = not weights or abs(total - 1) < 1e-6
+    return key, value, valid, f"weights that sum to 1; these sum to {total:g}"
 
 
 def _terms(value: str, names: tuple[str, ...]) -> dict[str, float]:
-    """Empty where the sum is wrong, which another check says."""
+    """Names and weights; empty if the sum is invalid, which another check reports."""
     try:
         return parse_sum(value, names)
     except ValueError:

@@ -1,1 +1,1 @@
-"""Captioned images, their token cache, prompts and plain texts."""
+"""Captioned images and their token cache, prompt files and text files."""

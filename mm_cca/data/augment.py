@@ -1,4 +1,4 @@
-"""Small seeded changes of scale and position, so that a small data set shows more variety.
+"""Seeded augmentation for small data sets: small changes of scale and position.
 
 Shapes: B images, H height, W width.
 """
@@ -11,12 +11,13 @@ import torch.nn.functional as F
 def variant_parameters(
     indices: torch.Tensor, variants: torch.Tensor, *, seed: int, max_zoom: float, max_shift: float
 ) -> torch.Tensor:
-    """How variant ``v`` of image ``i`` is drawn, as a function of (seed, i, v) and nothing else.
+    """Scale and shift of variant ``v`` of image ``i``: depends on (seed, i, v) only.
 
     Args:
         indices: [B] position of each image in the data set.
-        variants: [B] number of the variant; 0 is always the image as it is.
-        max_zoom: images are scaled by up to this factor, down to its reciprocal's square root.
+        variants: [B] number of the variant; 0 is always the unchanged image.
+        seed: of the run.
+        max_zoom: largest scale; the smallest is ``max_zoom ** -0.5``.
         max_shift: largest shift, as a fraction of the image's side.
 
     Returns:
@@ -34,14 +35,14 @@ def variant_parameters(
 
 
 def zoom_and_shift(pixels: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
-    """Scale about the centre and shift; what comes in from outside is white.
+    """Scale about the centre and shift; pixels from outside the image are white.
 
     Args:
         pixels: [B, 3, H, W] uint8.
         parameters: [B, 3] from ``variant_parameters``.
 
     Returns:
-        [B, 3, H, W] uint8; rows whose parameters are (1, 0, 0) are returned bit for bit.
+        [B, 3, H, W] uint8; rows with parameters (1, 0, 0) are returned unchanged, bit for bit.
     """
     scale, right, down = parameters.unbind(1)
     theta = torch.zeros(len(pixels), 2, 3)
@@ -49,7 +50,7 @@ def zoom_and_shift(pixels: torch.Tensor, parameters: torch.Tensor) -> torch.Tens
     theta[:, 0, 2] = -2 * right / scale
     theta[:, 1, 2] = -2 * down / scale
     grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
-    # White is 255: sampling the inverted image lets the zero padding stand for it.
+    # grid_sample pads with 0; on the inverted image that is white.
     inverted = 255 - pixels.float()
     moved = F.grid_sample(inverted, grid, mode="bilinear", align_corners=False)
     out = (255 - moved).round().clamp(0, 255).to(torch.uint8)

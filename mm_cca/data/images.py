@@ -1,4 +1,4 @@
-"""Captioned images in: any source that ``datasets`` reads, checked row by row."""
+"""Reads captioned images from any source that ``datasets`` supports, and checks every row."""
 
 import io
 import json
@@ -31,10 +31,10 @@ class Split:
     """The usable rows of one split, images still undecoded.
 
     Attributes:
-        table: image column as ``{"bytes", "path"}``, caption column, and whatever else there is.
-        rows: position of every usable row in the source.
+        table: all rows and columns of the source; images as ``{"bytes", "path"}``.
+        rows: position of every usable row in ``table``.
         captions: [n] captions of the usable rows.
-        bad: what was left out.
+        bad: the rows that can't be used.
     """
 
     table: Dataset
@@ -47,7 +47,7 @@ def load_split(config: DataConfig, split: str) -> Split:
     """Read one split and check every caption; images are checked when they are decoded.
 
     Raises:
-        UserError: nothing there, a missing column, an unknown split, too many bad rows.
+        UserError: an unreadable source, a missing column, an unknown split, or no caption at all.
     """
     table = _load_rows(config, split)
     for key, column in (
@@ -61,29 +61,29 @@ def load_split(config: DataConfig, split: str) -> Split:
             )
     table = table.cast_column(config.image_column, Image(decode=False))
     captions = table[config.caption_column]
-    rows, kept, bad = [], [], []
+    rows, usable, bad = [], [], []
     for row, caption in enumerate(captions):
         if isinstance(caption, str) and caption.strip():
             rows.append(row)
-            kept.append(caption)
+            usable.append(caption)
         else:
             bad.append(BadRow(row, f"empty caption ({caption!r})"))
     if not rows:
         raise UserError(f"{config.path}, split {split!r}, has no row with a caption.")
-    return Split(table, rows, kept, bad)
+    return Split(table, rows, usable, bad)
 
 
 def load_images(path: str, column: str, split: str, key: str) -> Dataset:
-    """The undecoded image column of a Parquet file or a hub data set, captions or not.
+    """The undecoded image column of a Parquet file or a hub data set; needs no captions.
 
     Args:
-        path: where it is.
-        column: of the images.
-        split: of a hub data set; a Parquet file is ``train``.
-        key: of the recipe, for messages.
+        path: the file or the name of the data set.
+        column: name of the image column.
+        split: of a hub data set; a Parquet file has the split ``train`` only.
+        key: the recipe's key that named it, for messages.
 
     Raises:
-        UserError: nothing there, no such split, no such column.
+        UserError: an unreadable source, an unknown split or a missing column.
     """
     source = _load_source(path, key)
     if split not in source:
@@ -107,8 +107,8 @@ def _load_source(path_or_name: str, key: str) -> DatasetDict:
         return load_dataset(path_or_name)
     except (DatasetNotFoundError, OSError, ValueError) as error:
         raise UserError(
-            f"{key} {path_or_name!r} can't be read: {error}\nIt must be 'emoji', a Parquet file "
-            "with an image column, a folder of images with a metadata.jsonl, or a hub name."
+            f"{key} {path_or_name!r} can't be read: {error}\nAllowed: 'emoji', a Parquet file "
+            "with an image column, a folder of images with a metadata.jsonl, or a name on the hub."
         ) from error
 
 
@@ -137,31 +137,31 @@ def _load_rows(config: DataConfig, split: str) -> Dataset:
 
 
 def open_image(cell: dict[str, Any]) -> pil.Image:
-    """An undecoded image cell -> an RGB image as it was taken, on white.
+    """An undecoded image cell -> an RGB image, EXIF rotation applied, flattened on white.
 
     Raises:
         ValueError: not a readable image.
     """
     try:
         data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-        with pil.open(io.BytesIO(data)) as image:
-            picture = ImageOps.exif_transpose(image).convert("RGBA")
+        with pil.open(io.BytesIO(data)) as file:
+            image = ImageOps.exif_transpose(file).convert("RGBA")
     except (OSError, UnidentifiedImageError, TypeError, pil.DecompressionBombError) as error:
         raise ValueError(f"not a readable image: {error}") from error
-    flat = pil.new("RGBA", picture.size, "white")
-    flat.alpha_composite(picture)
+    flat = pil.new("RGBA", image.size, "white")
+    flat.alpha_composite(image)
     return flat.convert("RGB")
 
 
 def fitted(image: pil.Image, height: int, width: int) -> pil.Image:
-    """The image at another size: shorter side fitted, centre cropped, bicubic, antialiased."""
+    """The image resized to cover height x width, bicubic with antialiasing, and centre-cropped."""
     if image.size == (width, height):
         return image
     return ImageOps.fit(image, (width, height), pil.Resampling.BICUBIC)
 
 
 def decode_image(cell: dict[str, Any], height: int, width: int) -> torch.Tensor:
-    """An undecoded image cell -> [3, H, W] uint8: on white, shorter side fitted, centre cropped.
+    """An undecoded image cell -> [3, H, W] uint8, flattened on white, resized and centre-cropped.
 
     Raises:
         ValueError: not a readable image.
@@ -201,6 +201,6 @@ def refuse_too_many(bad: list[BadRow], config: DataConfig, report: Path | None) 
     if len(bad) > config.max_bad:
         raise UserError(
             f"{config.path}: {len(bad)} row(s) can't be used, and data.max_bad is "
-            f"{config.max_bad}. The first: row {bad[0].row}, {bad[0].problem}.{where} Mend them, "
-            f"or accept them with data.max_bad={len(bad)}."
+            f"{config.max_bad}. The first is row {bad[0].row}: {bad[0].problem}.{where} Fix these "
+            f"rows, or skip them with data.max_bad={len(bad)}."
         )

@@ -1,4 +1,4 @@
-"""Prompts from files of their own: texts, JSON, JSON lines, a CSV, or a folder of them."""
+"""Reads prompts from a text, JSON, JSON-lines or CSV file, or from a folder of files."""
 
 import csv
 import json
@@ -14,16 +14,20 @@ IN_FOLDERS = (".txt", ".json")
 
 
 def read_prompts(name: str) -> list[str]:
-    """The prompts of a file or a folder in their order, repeated ones too.
+    """The prompts of a file or a folder in order, including repeated ones.
 
     Args:
-        name: of a built-in set (``PROMPT_SETS``); ``.txt`` with a prompt a line (empty lines are
-            skipped); ``.jsonl`` or ``.csv`` with a column text, caption or prompt;
-            ``.json`` with a list of texts; or a folder, in the order of its names, where a ``.txt``
-            is one prompt and a ``.json`` a list.
+        name: one of
+            - the name of a built-in set (``PROMPT_SETS``),
+            - a ``.txt`` with one prompt per line (empty lines are skipped),
+            - a ``.jsonl`` or ``.csv`` with a column text, caption or prompt,
+            - a ``.json`` with a list of texts,
+            - a folder, read in order of file names, where a ``.txt`` is one prompt and a
+              ``.json`` a list.
 
     Raises:
-        UserError: not there, another kind, no such column, or an empty prompt.
+        UserError: a missing or unreadable file, another file type, no such column, or an empty
+            prompt.
     """
     path = PROMPT_SETS.get(name, Path(name))
     try:
@@ -36,10 +40,10 @@ def read_prompts(name: str) -> list[str]:
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"sample.prompts {name!r} can't be read: {error}") from error
     if not prompts:
-        raise UserError(f"sample.prompts {name!r} holds no prompt.")
+        raise UserError(f"sample.prompts {name!r} has no prompts.")
     for number, prompt in enumerate(prompts, start=1):
         if not isinstance(prompt, str) or not prompt.strip():
-            raise UserError(f"{name}, prompt {number} is {prompt!r}; it must be a text.")
+            raise UserError(f"{name}, prompt {number} is {prompt!r}; it must be a non-empty text.")
     return [prompt.strip() for prompt in prompts]
 
 
@@ -47,15 +51,15 @@ def _texts(path: Path) -> list[Any]:
     if path.suffix not in PROMPT_FILES:
         raise UserError(
             f"sample.prompts is {str(path)!r}; allowed: a file {', '.join(PROMPT_FILES)}, a "
-            f"folder, or a set that is shipped: {', '.join(PROMPT_SETS)}."
+            f"folder, or a built-in set: {', '.join(PROMPT_SETS)}."
         )
     if path.suffix == ".txt":
         return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
     if path.suffix == ".json":
-        found = json.loads(path.read_text("utf-8"))
-        if not isinstance(found, list):
-            raise UserError(f"{path} holds no list; a .json of prompts is a list of texts.")
-        return found
+        prompts = json.loads(path.read_text("utf-8"))
+        if not isinstance(prompts, list):
+            raise UserError(f"{path} is not a list; a .json of prompts must be a list of texts.")
+        return prompts
     return [row[text_column(path, row)] for row in rows_of(path)]
 
 
@@ -72,10 +76,10 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def text_column(path: Path, row: dict[str, Any]) -> str:
-    """Which of the allowed columns a row has. Raises UserError."""
-    found = [name for name in COLUMNS if name in row]
-    if not found:
-        raise UserError(
-            f"{path} has the columns {', '.join(row)}; one of {', '.join(COLUMNS)} must be there."
-        )
-    return found[0]
+    """The first of ``COLUMNS`` that a row has. Raises UserError if it has none."""
+    for name in COLUMNS:
+        if name in row:
+            return name
+    raise UserError(
+        f"{path} has the columns {', '.join(row)}; it needs one of {', '.join(COLUMNS)}."
+    )

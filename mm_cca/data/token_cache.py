@@ -1,4 +1,4 @@
-"""The token cache: every image becomes codes once, in shards that survive an interruption.
+"""The token cache: every image is encoded once, in shards that survive an interruption.
 
 Shapes: B images, V variants, N codes per image.
 """
@@ -26,7 +26,7 @@ FEATURES = Features(
         "problem": Value("string"),
     }
 )
-CAPTIONS_AT_A_TIME = 1024
+CAPTIONS_PER_CALL = 1024
 
 
 class TokenCache:
@@ -50,36 +50,39 @@ class TokenCache:
 def prepare_split(
     load_model: Callable[[], UnifiedModel], config: DataConfig, split: str, folder: Path, seed: int
 ) -> None:
-    """Encode every usable image of a split; shards already there are kept.
+    """Encode every usable image of a split; existing shards are kept.
 
-    Ranks take turns at the shards; each shard appears whole or not at all.
+    The shards are divided among the ranks; each shard is written completely or not at all.
 
     Args:
         load_model: called only if a shard is missing.
-        folder: where the shards go.
+        config: the recipe's ``data``.
+        split: name of the split.
+        folder: of the shards.
         seed: of the augmented variants.
 
     Raises:
-        UserError: bad rows beyond ``data.max_bad`` (the shards made so far stay), or a prompt that
-            leaves no room for the image.
+        UserError: more bad rows than ``data.max_bad`` (finished shards are kept), or a caption
+            that leaves no room for the image.
     """
     state = PartialState()
     source = load_split(config, split)
     shards = range(0, len(source.rows), config.rows_per_shard)
     missing = [start for start in shards if not _shard(folder, start).exists()]
-    state.wait_for_everyone()  # or a slow rank would see what a quick one made, and skip others
+    # Every rank must list the missing shards before any rank writes one, as they divide this list.
+    state.wait_for_everyone()
     model = load_model() if missing else None
     if model is not None:
         refuse_long_prompts(model, source, config)
-    mine = missing[state.process_index :: state.num_processes]
-    rows = sum(min(config.rows_per_shard, len(source.rows) - start) for start in mine)
+    rank_shards = missing[state.process_index :: state.num_processes]
+    rows = sum(min(config.rows_per_shard, len(source.rows) - start) for start in rank_shards)
     with tqdm(
         total=rows * config.variants,
         desc=f"tokenising {split}",
         unit="img",
         disable=not state.is_main_process or not missing,
     ) as bar:
-        for start in mine:
+        for start in rank_shards:
             assert model is not None
             stop = min(start + config.rows_per_shard, len(source.rows))
             table = _encode_rows(model, source, range(start, stop), config, seed, bar)
@@ -94,12 +97,12 @@ def prepare_split(
 
 
 def refuse_long_prompts(model: UnifiedModel, source: Split, config: DataConfig) -> None:
-    """Name the captions that, with an image after them, exceed the decoder's positions."""
+    """Raises UserError if a caption and an image together exceed the decoder's positions."""
     grid = grid_of(model, config.image_size)
     room = model.max_tokens - len(model.layout(grid).tokens)
     long = []
-    for start in range(0, len(source.captions), CAPTIONS_AT_A_TIME):
-        captions = source.captions[start : start + CAPTIONS_AT_A_TIME]
+    for start in range(0, len(source.captions), CAPTIONS_PER_CALL):
+        captions = source.captions[start : start + CAPTIONS_PER_CALL]
         for number, ids in enumerate(model.prompt_ids(captions, grid), start):
             if len(ids) > room:
                 long.append((len(ids), source.rows[number]))
@@ -107,13 +110,13 @@ def refuse_long_prompts(model: UnifiedModel, source: Split, config: DataConfig) 
         tokens, row = max(long)
         raise UserError(
             f"{len(long)} captions are too long, such as that of row {row} with {tokens} tokens; "
-            f"an image of {config.image_size} leaves room for {room} of {model.max_tokens}. "
-            "Shorten or drop them, or draw smaller images."
+            f"an image of {config.image_size} leaves {room} of {model.max_tokens} tokens for the "
+            "caption. Shorten or remove these captions, or choose a smaller data.image_size."
         )
 
 
 def open_cache(folder: Path, num_variants: int) -> TokenCache:
-    """The cache below the folder of a split. Raises UserError if there is none."""
+    """The cache in the folder of a split. Raises UserError if there is none."""
     shards = folder / "shards"
     if not shards.is_dir():
         raise UserError(f"{shards} does not exist: run `mm-cca prepare RECIPE` first.")
@@ -125,7 +128,7 @@ def open_cache(folder: Path, num_variants: int) -> TokenCache:
 def _encode_rows(
     model: UnifiedModel, source: Split, rows: range, config: DataConfig, seed: int, bar: tqdm
 ) -> Dataset:
-    """One shard: a row whose image can't be read keeps its place, with ``problem`` set."""
+    """One shard: a row whose image can't be read is kept, with ``problem`` set."""
     height, width = config.image_size
     device = next(model.module.parameters()).device
     table = source.table.select([source.rows[i] for i in rows])
@@ -155,7 +158,7 @@ def _encode_rows(
     if not 0 <= int(codes.min()) <= int(codes.max()) < model.codebook_size:
         raise UserError(
             f"the image tokenizer gave codes {int(codes.min())} to {int(codes.max())}, but the "
-            f"decoder knows 0 to {model.codebook_size - 1}: they do not belong together."
+            f"decoder has 0 to {model.codebook_size - 1}; they are not from the same model."
         )
     return Dataset.from_dict(
         {

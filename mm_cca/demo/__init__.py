@@ -1,1 +1,1 @@
-"""The embedded default: emoji drawings, their builder, and the tiny models trained on them."""
+"""The built-in demo: a data set of emoji, its builder, and the small models trained on it."""

@@ -2,10 +2,10 @@
 
 Three sets of drawings (Noto, Twemoji, Fluent 3D) are joined by code point to the English CLDR
 labels of emojibase. Every drawing is flattened on white, resized to 32x32 by Pillow's LANCZOS
-filter, reduced to 64 colours of its own choice (white stays white) and stored as lossless WebP:
-with all its colours the file would weigh 12 MB instead of 6. Sources and licences: NOTICE.md.
+filter, quantised to its own palette of 64 colours (white is kept) and stored as lossless WebP;
+with all colours the file would have 12 MB instead of 6. Sources and licences: NOTICE.md.
 
-Archives not yet in the folder are fetched by ``npm pack``; each must have the sha256 named below.
+Archives that are not in the folder are fetched by ``npm pack``; each must have the sha256 below.
 Building again with the same versions of Pillow and pyarrow gives the same bytes.
 """
 
@@ -71,7 +71,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Sources:
-    """All that the data set is made of."""
+    """The archives that the data set is built from."""
 
     labels: Archive
     styles: tuple[Style, ...]
@@ -119,21 +119,23 @@ SOURCES = Sources(
 def build(sources: Sources, archives: Path, out: Path) -> int:
     """Write the Parquet file ``out`` and return its number of rows.
 
-    Raises UserError when an archive can't be fetched or is not the one named in ``sources``.
+    Raises:
+        UserError: an archive can't be fetched, or is not the one named in ``sources``.
     """
     paths = {a: obtain(a, archives) for a in [sources.labels, *(s.archive for s in sources.styles)]}
     with tarfile.open(paths[sources.labels]) as tar:
-        wanted = emojis(json.load(_open_member(tar, LABELS)))
-    pictures = {s.name: read_pictures(s, paths[s.archive], wanted) for s in sources.styles}
-    rows = list(make_rows(wanted, pictures))
+        every = emojis(json.load(_open_member(tar, LABELS)))
+    drawings = {s.name: read_drawings(s, paths[s.archive], every) for s in sources.styles}
+    rows = list(make_rows(every, drawings))
     write(rows, out)
     return len(rows)
 
 
 def obtain(archive: Archive, folder: Path) -> Path:
-    """The path of a checked archive, fetched by ``npm pack`` when ``folder`` lacks it.
+    """The path of a checked archive, fetched by ``npm pack`` if it is not in ``folder``.
 
-    Raises UserError when npm is missing or fails, and when the sha256 differs.
+    Raises:
+        UserError: npm is missing or fails, or the sha256 differs.
     """
     path = folder / archive.filename
     if not path.exists():
@@ -152,7 +154,7 @@ def obtain(archive: Archive, folder: Path) -> Path:
     if digest != archive.sha256:
         raise UserError(
             f"{path} has sha256 {digest}, but {archive.package} {archive.version} must have "
-            f"{archive.sha256}. Delete the file and run again to fetch it anew."
+            f"{archive.sha256}. Delete the file and run the same command to fetch it again."
         )
     return path
 
@@ -163,18 +165,18 @@ def _open_member(tar: tarfile.TarFile, member: str | tarfile.TarInfo) -> io.Buff
     return file  # type: ignore[return-value]  # typeshed: IO[bytes]
 
 
-def read_pictures(style: Style, path: Path, wanted: list[Emoji]) -> dict[tuple[int, ...], bytes]:
-    """Code points -> lossless WebP bytes of one style, for those emoji it has a drawing of."""
-    keys = {emoji.key for emoji in wanted}
-    found: dict[tuple[int, ...], bytes] = {}
+def read_drawings(style: Style, path: Path, every: list[Emoji]) -> dict[tuple[int, ...], bytes]:
+    """Code points -> lossless WebP bytes, for the emoji that one style has a drawing of."""
+    keys = {emoji.key for emoji in every}
+    drawings: dict[tuple[int, ...], bytes] = {}
     with tarfile.open(path) as tar, tqdm(total=len(keys), desc=style.name, unit="img") as bar:
         for member in tar:
             file = Path(member.name)
             if file.parent.as_posix() != style.folder or image_key(file.stem) not in keys:
                 continue
-            found[image_key(file.stem)] = shrink(_open_member(tar, member).read())
+            drawings[image_key(file.stem)] = shrink(_open_member(tar, member).read())
             bar.update()
-    return found
+    return drawings
 
 
 def shrink(data: bytes) -> bytes:
@@ -185,36 +187,36 @@ def shrink(data: bytes) -> bytes:
     flat.alpha_composite(drawing)
     small = flat.convert("RGB").resize((SIZE, SIZE), pil.Resampling.LANCZOS)
     white = small.convert("L").point(lambda level: 255 if level == 255 else 0)
-    few = small.quantize(COLOURS, pil.Quantize.MEDIANCUT, dither=pil.Dither.NONE).convert("RGB")
+    reduced = small.quantize(COLOURS, pil.Quantize.MEDIANCUT, dither=pil.Dither.NONE).convert("RGB")
     # A palette entry is the mean of its pixels: without this the background would turn off-white.
-    few.paste((255, 255, 255), mask=white)
+    reduced.paste((255, 255, 255), mask=white)
     out = io.BytesIO()
-    few.save(out, "WEBP", lossless=True, quality=100, method=6, exact=True)
+    reduced.save(out, "WEBP", lossless=True, quality=100, method=6, exact=True)
     return out.getvalue()
 
 
 def make_rows(
-    wanted: list[Emoji], pictures: dict[str, dict[tuple[int, ...], bytes]]
+    every: list[Emoji], drawings: dict[str, dict[tuple[int, ...], bytes]]
 ) -> Iterator[dict[str, Any]]:
     """One row per drawing, in the order of the labels and then of the styles."""
     styles_of: dict[str, set[str]] = defaultdict(set)
-    for emoji in wanted:
-        styles_of[emoji.family] |= {style for style in pictures if emoji.key in pictures[style]}
-    unseen = held_out({family: styles for family, styles in styles_of.items() if styles})
-    for emoji in wanted:
-        for style, drawings in pictures.items():
-            if emoji.key not in drawings:
+    for emoji in every:
+        styles_of[emoji.family] |= {style for style in drawings if emoji.key in drawings[style]}
+    heldout = held_out({family: styles for family, styles in styles_of.items() if styles})
+    for emoji in every:
+        for style, by_key in drawings.items():
+            if emoji.key not in by_key:
                 continue
             path = f"{style.replace(' ', '-')}-{emoji.codepoint.lower()}.webp"
             yield {
-                "image": {"bytes": drawings[emoji.key], "path": path},
+                "image": {"bytes": by_key[emoji.key], "path": path},
                 "caption": f"{emoji.name}, {style} style",
                 "name": emoji.name,
                 "style": style,
                 "codepoint": emoji.codepoint,
                 "family": emoji.family,
                 "tone": emoji.tone,
-                "split": "heldout" if (emoji.family, style) in unseen else "train",
+                "split": "heldout" if (emoji.family, style) in heldout else "train",
             }
 
 
@@ -242,9 +244,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             """\
             examples:
               python -m mm_cca.demo.build_emoji
-                  fetch 160 MB of archives once, rewrite the file inside the package (5 minutes)
+                  fetch 160 MB of archives once and rewrite the file in the package (5 minutes)
               python -m mm_cca.demo.build_emoji --archives ~/npm --out my.parquet
-                  use archives that are already there, and write elsewhere
+                  use archives that you have already, and write another file
             """
         ),
     )
@@ -253,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         default=Path("build/emoji-archives"),
         metavar="DIR",
-        help="where the .tgz files are, or are put (default: %(default)s)",
+        help="folder of the .tgz files; missing ones are fetched (default: %(default)s)",
     )
     parser.add_argument(
         "--out",

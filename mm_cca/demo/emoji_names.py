@@ -1,8 +1,8 @@
-"""From CLDR labels to captions: what each emoji is called, its skin tone and its family.
+"""Names, skin tones, families and splits of the emoji, from CLDR labels.
 
-Pure functions of emojibase's ``en/data.json``; no image is touched here. A *family* is what stays
-of a code point sequence when skin tone, gender, hair and direction are taken away, so that "man
-raising hand, dark skin tone" and "woman raising hand" fall together and can't leak across a split.
+Pure functions of emojibase's ``en/data.json``; they read no images. The *family* of an emoji is its
+code point sequence without skin tone, gender, hair and direction: "man raising hand, dark skin
+tone" and "woman raising hand" are one family, so that they can't leak across a split.
 """
 
 import hashlib
@@ -58,33 +58,33 @@ class Emoji:
 
     @property
     def key(self) -> tuple[int, ...]:
-        """Code points without variation selectors: what the image sets can be joined on."""
+        """Code points without variation selectors: the key to join the image sets on."""
         return image_key(self.codepoint)
 
 
 def image_key(codepoint: str) -> tuple[int, ...]:
-    """``"00a9-fe0f"`` and ``"A9"`` -> ``(0xA9,)``. Raises ValueError for what is not hex."""
+    """``"00a9-fe0f"`` and ``"A9"`` -> ``(0xA9,)``. Raises ValueError if it is not hex."""
     points = (int(part, 16) for part in codepoint.split("-"))
     return tuple(point for point in points if point != _VARIATION_SELECTOR)
 
 
 def emojis(entries: Iterable[dict[str, Any]]) -> list[Emoji]:
-    """Every emoji of emojibase's data in its own order, tones after their base form.
+    """Every emoji of emojibase's data in its own order, skin tones after their base form.
 
-    Flags, regional indicators and component glyphs (bare skin tones and hair) are left out.
+    Flags, regional indicators and component glyphs (bare skin tones and hair) are skipped.
     """
-    wanted = [entry for entry in entries if _is_drawing(entry)]
-    found: list[Emoji] = []
-    for entry in sorted(wanted, key=lambda entry: int(entry["order"])):
+    drawable = [entry for entry in entries if _is_drawing(entry)]
+    result: list[Emoji] = []
+    for entry in sorted(drawable, key=lambda entry: int(entry["order"])):
         family = family_of(entry["hexcode"])
         for form in [entry, *entry.get("skins", [])]:
             name = tidy(form["label"])
-            found.append(Emoji(form["hexcode"], name, family, tone_of(form)))
-    return found
+            result.append(Emoji(form["hexcode"], name, family, tone_of(form)))
+    return result
 
 
 def _is_drawing(entry: dict[str, Any]) -> bool:
-    # Regional indicators carry no group at all.
+    # Regional indicators have no group at all.
     return "group" in entry and entry["group"] not in (COMPONENT_GROUP, FLAG_GROUP)
 
 
@@ -107,7 +107,7 @@ def tone_of(form: dict[str, Any]) -> str:
     tone = form.get("tone")
     if tone is None:
         return ""
-    # "+", because with "-" medium and dark together would read like the single tone medium-dark.
+    # "+", because "-" would make medium and dark together look like the single tone medium-dark.
     return "+".join(TONES[index] for index in ([tone] if isinstance(tone, int) else tone))
 
 
@@ -127,15 +127,15 @@ def family_of(codepoint: str) -> str:
 
 
 def held_out(styles_of: dict[str, set[str]]) -> set[tuple[str, str]]:
-    """The (family, style) pairs that no training image shows.
+    """The (family, style) pairs of the held-out split.
 
-    ``styles_of`` maps a family to the styles it is drawn in. ``HELDOUT_FRACTION`` of all families
-    lose one style each; a family drawn in one style only is never chosen, so each held-out thing
-    is still seen in another style. Families are ranked by a seeded hash: adding an emoji moves no
-    other across the split.
+    ``styles_of`` maps a family to the styles it is drawn in. One style each of ``HELDOUT_FRACTION``
+    of all families is held out; a family drawn in one style only is never chosen, so every held-out
+    family is in the train split in another style. Families are ranked by a seeded hash, so that a
+    new emoji does not move others across the split.
     """
-    able = [family for family, styles in styles_of.items() if len(styles) > 1]
-    chosen = sorted(able, key=_hash)[: round(HELDOUT_FRACTION * len(styles_of))]
+    eligible = [family for family, styles in styles_of.items() if len(styles) > 1]
+    chosen = sorted(eligible, key=_hash)[: round(HELDOUT_FRACTION * len(styles_of))]
     return {(family, min(styles_of[family], key=lambda s: _hash(family + s))) for family in chosen}
 
 

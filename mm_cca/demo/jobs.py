@@ -1,4 +1,4 @@
-"""The demo's own recipes: train the image tokenizer, and train the scorer."""
+"""The jobs of the demo's own recipes: training the image tokenizer and the scorer."""
 
 import functools
 from pathlib import Path
@@ -8,10 +8,10 @@ from tqdm import tqdm
 from transformers import Emu3VQVAE, Emu3VQVAEConfig
 
 from mm_cca.config.keys import DEMO
-from mm_cca.config.schema import DataConfig, ScorerRecipe, TokenizerRecipe
+from mm_cca.config.schema import DataConfig, ScorerRecipe, TokenizerConfig, TokenizerRecipe
 from mm_cca.config.stage_keys import settings_of
 from mm_cca.data.images import images_of, load_split
-from mm_cca.demo import small_emu3 as tiny
+from mm_cca.demo import small_emu3
 from mm_cca.demo import train_scorer as scorer
 from mm_cca.demo import train_tokenizer as tokenizer
 from mm_cca.runs.files import replace_folder, write_json
@@ -20,13 +20,13 @@ from mm_cca.runs.stage import Stage
 
 
 def train_demo_part(recipe: TokenizerRecipe | ScorerRecipe, run: RunFolder) -> None:
-    """Train and write ``model/`` and ``metrics.json``; done already: nothing happens.
+    """Train and write ``model/`` (and the tokenizer's ``metrics.json``), unless already done.
 
-    These two jobs take minutes and start anew when interrupted.
+    These two jobs take minutes and start from the beginning after an interruption.
     """
     stage = Stage(run.root / "stage", settings_of(DEMO, recipe))
     if stage.is_done():
-        print(f"{run.root / 'model'} is done already.")
+        print(f"{run.root / 'model'} is already trained.")
         return
     stage.begin()
     if isinstance(recipe, TokenizerRecipe):
@@ -49,19 +49,7 @@ def _train_tokenizer(recipe: TokenizerRecipe, run: RunFolder) -> None:
     config = recipe.tokenizer
     pixels, captions = _pixels(recipe.data, recipe.data.train_split)
     torch.manual_seed(config.seed)
-    vq = Emu3VQVAE(
-        Emu3VQVAEConfig(
-            codebook_size=config.num_codes,
-            embed_dim=config.code_dim,
-            latent_channels=config.code_dim,
-            temporal_downsample_factor=1,
-            base_channels=config.base_channels,
-            channel_multiplier=list(config.channel_multiplier),
-            num_res_blocks=1,
-            attn_resolutions=[],
-            hidden_size=config.base_channels * config.channel_multiplier[-1],
-        )
-    )
+    vq = _new_vq(config)
     settings = tokenizer.VqSettings(
         steps=config.steps,
         batch_size=config.batch_size,
@@ -77,25 +65,50 @@ def _train_tokenizer(recipe: TokenizerRecipe, run: RunFolder) -> None:
         for step in tokenizer.train_vq(vq, pixels, settings, _autocast(config.mixed_precision)):
             bar.update()
             bar.set_postfix(l1=f"{step.l1:.4f}", codes=step.codes_in_use, refresh=False)
-    numbers = {"train": tokenizer.measure(vq, pixels[:2000])}
+    metrics = {"train": tokenizer.measure(vq, pixels[:2000])}
     if recipe.data.heldout_split is not None:
-        numbers["heldout"] = tokenizer.measure(
-            vq, _pixels(recipe.data, recipe.data.heldout_split)[0]
+        heldout, _ = _pixels(recipe.data, recipe.data.heldout_split)
+        metrics["heldout"] = tokenizer.measure(vq, heldout)
+    write_json(run.root / "metrics.json", metrics)
+    print(metrics)
+    _write_emu3(recipe, run, vq, captions)
+
+
+def _new_vq(config: TokenizerConfig) -> Emu3VQVAE:
+    return Emu3VQVAE(
+        Emu3VQVAEConfig(
+            codebook_size=config.num_codes,
+            embed_dim=config.code_dim,
+            latent_channels=config.code_dim,
+            temporal_downsample_factor=1,
+            base_channels=config.base_channels,
+            channel_multiplier=list(config.channel_multiplier),
+            num_res_blocks=1,
+            attn_resolutions=[],
+            hidden_size=config.base_channels * config.channel_multiplier[-1],
         )
-    write_json(run.root / "metrics.json", numbers)
-    print(numbers)
-    words = tiny.build_tokenizer(captions, config.text_vocab_size, config.num_codes)
-    shape = tiny.DecoderShape(
+    )
+
+
+def _write_emu3(
+    recipe: TokenizerRecipe, run: RunFolder, vq: Emu3VQVAE, captions: list[str]
+) -> None:
+    """Write an Emu3 checkpoint with the trained tokenizer and a random decoder."""
+    config = recipe.tokenizer
+    words = small_emu3.build_tokenizer(captions, config.text_vocab_size, config.num_codes)
+    shape = small_emu3.DecoderShape(
         hidden_size=config.decoder_hidden_size,
         intermediate_size=config.decoder_intermediate_size,
         num_layers=config.decoder_layers,
         num_heads=config.decoder_heads,
     )
-    model = tiny.assemble(vq, words, shape, config.seed)
-    processor = tiny.build_processor(words, recipe.data.image_size[0], vq.spatial_scale_factor)
+    model = small_emu3.assemble(vq, words, shape, config.seed)
+    processor = small_emu3.build_processor(
+        words, recipe.data.image_size[0], vq.spatial_scale_factor
+    )
 
     def write(folder: Path) -> None:
-        tiny.save(model, processor, folder, torch.float32)
+        small_emu3.save(model, processor, folder, torch.float32)
 
     replace_folder(run.root / "model", write)
 

@@ -1,7 +1,7 @@
-"""Assemble a small ``Emu3ForConditionalGeneration`` in the real on-disk layout.
+"""Assemble a small ``Emu3ForConditionalGeneration`` in the layout of the real checkpoints.
 
-Everything is a stock transformers class; only the sizes are small. The token names are those of
-Emu3's own tokenizer, because ``Emu3Processor`` and ``Emu3ImageVocabularyMapping`` look them up.
+All classes are those of transformers; only the sizes are small. The token names are those of Emu3's
+own tokenizer, because ``Emu3Processor`` and ``Emu3ImageVocabularyMapping`` look them up.
 """
 
 from collections.abc import Iterable
@@ -72,9 +72,9 @@ def bpe(texts: Iterable[str], vocab_size: int, special_tokens: list[str]) -> Tok
 def build_tokenizer(texts: Iterable[str], vocab_size: int, codes: int) -> PreTrainedTokenizerFast:
     """A tokenizer with Emu3's special tokens and ``codes`` image tokens after ``vocab_size``.
 
-    Text is split by byte-level BPE, so no caption is ever out of vocabulary.
+    Text is tokenised by byte-level BPE, so no prompt is ever out of vocabulary: what the captions
+    do not contain becomes single bytes.
     """
-    # The captions alone would leave "8*8" and untypical prompts to single bytes, which still works.
     backend = bpe(texts, vocab_size, [*NAMED_TOKENS.values(), EOL_TOKEN])
     backend.add_special_tokens([code_token(code) for code in range(codes)])
     return PreTrainedTokenizerFast(
@@ -118,7 +118,7 @@ def assemble(
         pad_token_id=tokenizer.pad_token_id,
     )
     vq_config = vq.config.to_dict()
-    vq_config.pop("_name_or_path", None)  # a folder of the machine it was trained on
+    vq_config.pop("_name_or_path", None)  # a path on the machine that trained it
     config = Emu3Config(
         vq_config=vq_config,
         text_config=text.to_dict(),

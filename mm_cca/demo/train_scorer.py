@@ -1,8 +1,8 @@
-"""Train ``emoji-clip``, the small two-tower scorer of the emoji demo, with open_clip.
+"""Train ``emoji-clip``, the small CLIP-like scorer of the emoji demo, with open_clip.
 
-A custom ``open_clip.CLIP`` (vision transformer, text transformer, our own BPE) is fitted with
-open_clip's ``ClipLoss`` and saved in open_clip's folder layout, to be loaded with the model name
-``local-dir:FOLDER``. Its scores are comparable among themselves only; they are no CLIP scores.
+A custom ``open_clip.CLIP`` (vision transformer, text transformer, BPE of the captions) is trained
+with open_clip's ``ClipLoss`` and saved in open_clip's folder layout, to be loaded with the model
+name ``local-dir:FOLDER``. Its scores can be compared with each other only, not with CLIP scores.
 """
 
 import json
@@ -42,7 +42,7 @@ class ScorerShape:
 
 @dataclass(frozen=True)
 class ScorerSettings:
-    """How the scorer is trained; every value is named in ``recipes/emoji-scorer.yaml``."""
+    """How the scorer is trained; the values are in ``recipes/emoji-scorer.yaml``."""
 
     steps: int
     batch_size: int
@@ -63,7 +63,7 @@ class ScorerStep:
 
 
 def scorer_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that frames every text with a start and an end token."""
+    """A byte-level BPE that puts a start and an end token around every text."""
     backend = bpe(texts, vocab_size, [PAD, BOS, EOS])
     ids = {name: backend.token_to_id(name) for name in (BOS, EOS)}
     backend.post_processor = TemplateProcessing(
@@ -95,7 +95,7 @@ def model_config(shape: ScorerShape, tokenizer: PreTrainedTokenizerFast) -> dict
             "pool_type": "eos",
             "eos_id": tokenizer.eos_token_id,
             "pad_id": tokenizer.pad_token_id,
-            # Any name: open_clip reads the tokenizer from the folder itself under "local-dir:".
+            # The name does not matter: with "local-dir:" open_clip loads the folder's tokenizer.
             "hf_tokenizer_name": "emoji-clip",
             "tokenizer_kwargs": {"clean": "whitespace"},
         },
@@ -119,11 +119,11 @@ def train_scorer(
     model.train()
     generator = torch.Generator().manual_seed(settings.seed)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
+    gains_and_biases = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
         [
             {"params": matrices, "weight_decay": settings.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": gains_and_biases, "weight_decay": 0.0},
         ],
         lr=0.0,
         betas=(0.9, 0.98),
@@ -158,7 +158,7 @@ def train_scorer(
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 -> -1..1: mean and std 0.5, as ``preprocess_cfg`` tells open_clip."""
+    """uint8 -> -1..1: mean and std 0.5, the same as in ``preprocess_cfg``."""
     return pixels.float() / 127.5 - 1
 
 

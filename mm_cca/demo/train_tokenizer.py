@@ -1,7 +1,7 @@
 """Train the small image tokenizer of the emoji demo: a stock ``Emu3VQVAE``.
 
-The loss is the one of VQ-VAE (van den Oord et al., 2017) with L1 in place of L2: reconstruction,
-codebook and commitment terms, straight-through gradient, dead codes re-seeded from the data.
+The loss is that of VQ-VAE (van den Oord et al., 2017) with L1 instead of L2: reconstruction,
+codebook and commitment terms, straight-through gradient; dead codes are re-seeded from the data.
 
 Shapes: B images, T = 1 frame, C code dimension, h x w grid of codes, K codes.
 """
@@ -19,7 +19,7 @@ from mm_cca.data.augment import variant_parameters, zoom_and_shift
 
 @dataclass(frozen=True)
 class VqSettings:
-    """How the tokenizer is trained; every value is named in ``recipes/emoji-tokenizer.yaml``."""
+    """How the tokenizer is trained; the values are in ``recipes/emoji-tokenizer.yaml``."""
 
     steps: int
     batch_size: int
@@ -69,7 +69,7 @@ def encode_latents(vq: Emu3VQVAE, images: torch.Tensor) -> torch.Tensor:
 def vq_loss(
     vq: Emu3VQVAE, images: torch.Tensor, commitment: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss [], its L1 part [], its commitment part [], codes [B, T, h, w], latents (detached)."""
+    """Loss [], L1 [], commitment loss [], codes [B, T, h, w] and latents; all but loss detached."""
     latents = encode_latents(vq, images).float()
     codes, vectors = quantize(vq, latents)
     codebook_term = F.mse_loss(vectors, latents.detach())
@@ -83,7 +83,7 @@ def vq_loss(
 def reseed_dead_codes(
     vq: Emu3VQVAE, uses: torch.Tensor, latents: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """Move every code that was never used onto a random latent; returns [K] bool of the moved."""
+    """Set every unused code to a random latent; returns [K] bool: which codes were re-seeded."""
     dead = uses == 0
     flat = latents.permute(0, 1, 3, 4, 2).reshape(-1, latents.shape[2])
     picks = torch.randint(len(flat), (int(dead.sum()),), generator=generator)
@@ -100,8 +100,8 @@ def train_vq(
 ) -> Iterator[VqStep]:
     """Train in place on uint8 [n, 3, H, W], yielding after every step.
 
-    The learning rate warms up and is annealed to zero along a cosine; dead codes are re-seeded in
-    the first 60 % of the steps only, so that the codebook can settle.
+    The learning rate warms up and then decays to zero along a cosine. Dead codes are re-seeded in
+    the first 60 % of the steps only, so that the codebook can converge.
     """
     vq.train()
     generator = torch.Generator().manual_seed(settings.seed)
@@ -146,9 +146,9 @@ def _schedule(step: int, settings: VqSettings) -> float:
 
 @torch.no_grad()
 def measure(vq: Emu3VQVAE, pixels: torch.Tensor, batch_size: int = 256) -> dict[str, float]:
-    """Reconstruction of uint8 [n, 3, H, W] by the stock ``encode`` and ``decode``.
+    """Reconstruction error on uint8 [n, 3, H, W], with the stock ``encode`` and ``decode``.
 
-    Returns ``l1`` (0..1 scale), ``psnr`` in dB and ``codebook_use``, the share of codes drawn on.
+    Returns ``l1`` (0..1 scale), ``psnr`` in dB and ``codebook_use``, the fraction of codes used.
     """
     used = torch.zeros(vq.config.codebook_size, dtype=torch.bool)
     absolute = squared = 0.0

@@ -1,1 +1,1 @@
-"""What a unified model computes: log-probabilities, samples, guidance, dial. Knows no recipe."""
+"""What a unified model computes: log-probabilities, samples, guidance, dial; knows no recipe."""

@@ -1,6 +1,6 @@
-"""log softmax of a linear head at given targets, without a logits tensor of full length.
+"""log softmax of a linear head at given targets, without the logits of all positions in memory.
 
-Positions are worked on in chunks, and the backward pass computes each chunk's softmax again.
+Positions are processed in chunks, and the backward pass recomputes each chunk's softmax.
 Shapes: M positions, D hidden size, R rows of the head.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 LOGITS_BUDGET = 2**24
-"""Most float32 logits alive at a time (64 MB); smaller only costs a little speed."""
+"""Most float32 logits in memory at a time (64 MB); a smaller budget is only a little slower."""
 
 
 class _ChunkedLogProbs(torch.autograd.Function):
@@ -27,10 +27,10 @@ class _ChunkedLogProbs(torch.autograd.Function):
     ) -> torch.Tensor:
         logps, normalisers = [], []
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows, wanted in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-                logits = head_logits(rows, weight, bias)
+            for states, target in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+                logits = head_logits(states, weight, bias)
                 normaliser = logits.logsumexp(dim=-1)
-                logps.append(logits.gather(1, wanted[:, None]).squeeze(1) - normaliser)
+                logps.append(logits.gather(1, target[:, None]).squeeze(1) - normaliser)
                 normalisers.append(normaliser)
         ctx.save_for_backward(hidden, weight, bias, targets, torch.cat(normalisers))
         ctx.chunk = chunk
@@ -42,9 +42,9 @@ class _ChunkedLogProbs(torch.autograd.Function):
 
         def by_logits(part: slice, logits: torch.Tensor) -> torch.Tensor:
             # d logp / d logits = onehot - softmax
-            found = -torch.exp(logits - normalisers[part, None])
-            ones = torch.ones_like(targets[part, None], dtype=found.dtype)
-            return found.scatter_add_(1, targets[part, None], ones) * grad[part, None]
+            gradient = -torch.exp(logits - normalisers[part, None])
+            ones = torch.ones_like(targets[part, None], dtype=gradient.dtype)
+            return gradient.scatter_add_(1, targets[part, None], ones) * grad[part, None]
 
         needs = ctx.needs_input_grad[:3]
         return (*head_gradients(hidden, weight, bias, needs, ctx.chunk, by_logits), None, None)
@@ -58,18 +58,19 @@ def head_gradients(
     chunk: int,
     by_logits: Callable[[slice, torch.Tensor], torch.Tensor],
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Gradients through ``head_logits``, chunk by chunk, the logits computed again.
+    """Gradients through ``head_logits``, chunk by chunk, recomputing the logits.
 
     Args:
         hidden: [M, D].
         weight: [R, D].
         bias: [R] or None.
-        needs: which of these three want a gradient.
+        needs: which of these three need a gradient.
         chunk: positions at a time.
-        by_logits: from a chunk and its [m, R] logits to the gradient by these.
+        by_logits: maps a chunk and its [m, R] logits to the gradient with respect to the logits.
 
     Returns:
-        of hidden, weight and bias; sums over positions are float32 until the end.
+        gradients of hidden, weight and bias, each None if not needed. Sums over positions are
+        accumulated in float32.
     """
     of_hidden = torch.empty_like(hidden) if needs[0] else None
     of_weight = torch.zeros_like(weight, dtype=torch.float32) if needs[1] else None
@@ -107,14 +108,14 @@ def chunked_logps(
     *,
     budget: int = LOGITS_BUDGET,
 ) -> torch.Tensor:
-    """log p(target) under a linear head, without a logits tensor of full length.
+    """log p(target) under a linear head, without the logits of all positions in memory.
 
     Args:
         hidden: [M, D] hidden states, any float dtype.
         weight: [R, D] rows of the head; may be a view into a larger matrix.
         bias: [R] or None.
         targets: [M] int64 rows of ``weight``.
-        budget: most logits alive at a time; sets how many positions make a chunk.
+        budget: most logits in memory at a time; determines the number of positions per chunk.
 
     Returns:
         [M] float32, differentiable in hidden, weight and bias.

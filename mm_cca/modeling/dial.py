@@ -1,8 +1,8 @@
 """The dial: weights on the straight line from the base (0) through the trained model (1).
 
-``theta_ref + a * (theta - theta_ref)`` for one number a, so that a run offers weaker and stronger
-alignment without more training. A LoRA is scaled; a full fine-tune is blended into the base tensor
-by tensor, so that never more than one model and one tensor are in memory.
+``theta_ref + a * (theta - theta_ref)`` for one number a: weaker or stronger alignment without more
+training. A LoRA is scaled (see ``lora.py``). A full fine-tune is interpolated into the base tensor
+by tensor, so that no more than one model and one tensor are in memory.
 """
 
 import json
@@ -20,16 +20,16 @@ from mm_cca.errors import UserError
 
 @torch.no_grad()
 def dial_full(module: nn.Module, trained: Path, dial: float) -> None:
-    """Blend a trained checkpoint into the base, in place.
+    """Interpolate the base and a trained checkpoint, in place in the base.
 
     Args:
-        module: the adapter's module as it was loaded from the base, on the CPU.
-        trained: the folder that training wrote: safetensors under the names that
-            ``save_pretrained`` gives them.
-        dial: 0 leaves the base and 1 gives the trained weights, both bit for bit.
+        module: the adapter's module as loaded from the base, on the CPU.
+        trained: the folder that training wrote: safetensors files with the tensor names of
+            ``save_pretrained``.
+        dial: 0 gives the base and 1 the trained weights, both bit for bit; above 1 extrapolates.
 
     Raises:
-        UserError: the folder's tensors are not, one for one, those of the module.
+        UserError: the folder's tensors do not match those of the module one to one.
     """
     files = _files(trained)
     shapes = _shapes(files)
@@ -38,15 +38,15 @@ def dial_full(module: nn.Module, trained: Path, dial: float) -> None:
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (safe_open has no __iter__)
-                if not _blended(targets[name], file.get_tensor(name), dial):
-                    raise _no_match(trained, f"{name} holds other whole numbers")
+                if not _interpolate(targets[name], file.get_tensor(name), dial):
+                    raise _no_match(trained, f"{name} has other integer values")
 
 
-def _blended(target: torch.Tensor, trained: torch.Tensor, dial: float) -> bool:
-    """Move ``target`` along the line; False where whole numbers differ, which can't be blended."""
+def _interpolate(target: torch.Tensor, trained: torch.Tensor, dial: float) -> bool:
+    """Interpolate in place; False if integer tensors differ, which can't be interpolated."""
     trained = trained.to(target.dtype)
     if torch.equal(target, trained):
-        return True  # the frozen parts
+        return True  # a frozen tensor
     if not target.is_floating_point():
         return False
     # lerp is exact at both ends, which base + dial * difference is not.
@@ -54,14 +54,15 @@ def _blended(target: torch.Tensor, trained: torch.Tensor, dial: float) -> bool:
     return True
 
 
-def _targets(module: nn.Module, wanted: Set[str], trained: Path) -> dict[str, torch.Tensor]:
-    """The module's own tensors (or views of them) by the names that the trained folder has.
+def _targets(module: nn.Module, names: Set[str], trained: Path) -> dict[str, torch.Tensor]:
+    """The module's own tensors (or views of them) by their names in the trained folder.
 
-    Loading renames tensors and saving names them back, so the names are those of the part that was
-    saved: the module itself or, where an adapter wraps it, a transformers model inside.
+    transformers renames tensors on loading and reverts this on saving, so the names are those of
+    the part that was saved: the module itself or, if an adapter wraps it, a transformers model
+    inside.
     """
     own = {_storage(tensor) for tensor in module.state_dict().values()}
-    closest = wanted
+    closest = names
     for part in module.modules():
         if isinstance(part, PreTrainedModel):
             named = revert_weight_conversion(part, part.state_dict())
@@ -69,11 +70,11 @@ def _targets(module: nn.Module, wanted: Set[str], trained: Path) -> dict[str, to
             named = part.state_dict()
         else:
             continue
-        # A conversion that copies would leave the module itself as it was.
+        # Writing to a copy that a conversion made would not change the module.
         named = {name: tensor for name, tensor in named.items() if _storage(tensor) in own}
-        missing = wanted - named.keys()
+        missing = names - named.keys()
         if not missing:
-            return {name: named[name] for name in wanted}
+            return {name: named[name] for name in names}
         closest = min(closest, missing, key=len)
     raise _no_match(trained, f"{len(closest)} tensors are not in the base, such as {min(closest)}")
 
@@ -84,20 +85,22 @@ def _refuse_mismatch(
     shapes: dict[str, list[int]],
     trained: Path,
 ) -> None:
-    """Raises UserError unless shapes agree and every weight that trains is met exactly once."""
-    met: dict[int, str] = {}
+    """Raises UserError unless shapes agree and every trainable weight is there exactly once."""
+    seen: dict[int, str] = {}
     count: dict[int, int] = {}
     for name, target in targets.items():
         if list(target.shape) != shapes[name]:
             raise _no_match(trained, f"{name} is {shapes[name]}, not {list(target.shape)}")
-        twin = met.setdefault(target.data_ptr(), name)
-        if twin != name:
-            raise _no_match(trained, f"{twin} and {name} are one weight in the base, but two there")
-        # Counted by storage: a tied weight has several names, a file may hold parts of one weight.
+        tied = seen.setdefault(target.data_ptr(), name)
+        if tied != name:
+            raise _no_match(
+                trained, f"{tied} and {name} are tied in the base but not in the folder"
+            )
+        # Counted by storage: a tied weight has several names, and a weight may be saved in parts.
         count[_storage(target)] = count.get(_storage(target), 0) + target.numel()
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and count.get(_storage(parameter)) != parameter.numel():
-            raise _no_match(trained, f"{name}, which trains, is not there")
+            raise _no_match(trained, f"the trainable weight {name} is missing")
 
 
 def _storage(tensor: torch.Tensor) -> int:
@@ -107,27 +110,27 @@ def _storage(tensor: torch.Tensor) -> int:
 def _files(trained: Path) -> list[Path]:
     index = trained / "model.safetensors.index.json"
     if index.exists():
-        places = json.loads(index.read_text())["weight_map"]
-        return [trained / name for name in sorted(set(places.values()))]
+        weight_map = json.loads(index.read_text())["weight_map"]
+        return [trained / name for name in sorted(set(weight_map.values()))]
     if (trained / "model.safetensors").exists():
         return [trained / "model.safetensors"]
     raise _no_match(trained, "there is no model.safetensors")
 
 
 def _shapes(files: list[Path]) -> dict[str, list[int]]:
-    """From the headers alone."""
-    found: dict[str, list[int]] = {}
+    """Shapes of all tensors, read from the headers of the files only."""
+    shapes: dict[str, list[int]] = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
-            found |= {name: list(file.get_slice(name).get_shape()) for name in names}
-    return found
+            shapes |= {name: list(file.get_slice(name).get_shape()) for name in names}
+    return shapes
 
 
 def _no_match(trained: Path, why: str) -> UserError:
     return UserError(
-        f"the dial can't be turned, because {trained} does not hold the weights of the base "
-        f"(model.path): {why}. Use the base that was trained, with the same model.adapter and "
-        "version of transformers, and an adapter whose save writes a plain save_pretrained folder; "
-        "or leave sample.dial and --dial out."
+        f"the dial can't be applied: the weights in {trained} do not match the base (model.path): "
+        f"{why}. Use the base that was fine-tuned, with the same model.adapter and version of "
+        "transformers, and an adapter whose save writes a plain save_pretrained folder; or remove "
+        "sample.dial and --dial."
     )

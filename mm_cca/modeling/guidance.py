@@ -1,7 +1,7 @@
 """Classifier-free guidance, and the KL from a guided distribution to the model's own.
 
-The KL goes in chunks of positions: no logits of the full length are kept, and both distributions
-are computed again in the backward pass.
+The KL is computed in chunks of positions: the logits of all positions are never in memory, and the
+backward pass recomputes both distributions.
 
 Shapes: B images, M positions, D hidden size, K image codes.
 """
@@ -26,14 +26,14 @@ def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tenso
 
 @dataclass(frozen=True)
 class Teacher:
-    """The frozen base at the positions of B images of N codes, ready to be guided.
+    """The frozen base's hidden states for B images of N codes, with and without their prompts.
 
     Attributes:
-        conditional: [B, N, D] hidden states with the own prompt.
-        unconditional: [B, N, D] with the prompt that says nothing.
+        conditional: [B, N, D] hidden states with the image's own caption.
+        unconditional: [B, N, D] hidden states with the unconditional prompt.
         scale: of the guidance.
-        weight: [K, D] image rows of the base's head, in the order of the model's own; None where
-            the model shares it (a LoRA).
+        weight: [K, D] image rows of the base's head, in the same order as the model's; None if
+            the model shares its head with the base (a LoRA).
         bias: [K] or None.
     """
 
@@ -71,16 +71,16 @@ class _ChunkedGuidedKL(torch.autograd.Function):
         teacher: Teacher,
         chunk: int,
     ) -> torch.Tensor:
-        found = []
+        kls = []
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, len(hidden), chunk):
                 part = slice(start, start + chunk)
-                wanted = teacher.log_probs(part)
+                guided = teacher.log_probs(part)
                 own = head_logits(hidden[part], weight, bias).log_softmax(dim=-1)
-                found.append((wanted.exp() * (wanted - own)).sum(dim=-1))
+                kls.append((guided.exp() * (guided - own)).sum(dim=-1))
         ctx.save_for_backward(hidden, weight, bias)
         ctx.teacher, ctx.chunk = teacher, chunk
-        return torch.cat(found)
+        return torch.cat(kls)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -105,11 +105,11 @@ def guided_kl(
     """KL(guided base || model) of each image, summed over its codes.
 
     Args:
-        states: [B, N, D] the model's hidden states with the own prompt.
+        states: [B, N, D] the model's hidden states with the image's own caption.
         weight: [K, D] image rows of the model's head.
         bias: [K] or None.
         teacher: the base at the same positions.
-        budget: most logits of one distribution alive at a time; three are.
+        budget: most logits of one distribution in memory at a time; three distributions are.
 
     Returns:
         [B] float32 nats per image, differentiable in states, weight and bias.

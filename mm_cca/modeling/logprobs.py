@@ -19,10 +19,11 @@ from mm_cca.modeling.text_nll import text_nll
 
 
 def training_attention(device: torch.device) -> AbstractContextManager[None]:
-    """The kernels to train with.
+    """A context with the attention kernels to train with.
 
-    On a CPU the backward pass of PyTorch's flash attention is slower than plain matrix products:
-    74 against 106 images a second for the emoji model (86 tokens, 32 a head, bf16, 2 cores).
+    On a CPU the backward pass of PyTorch's flash attention is slower than that of plain matrix
+    products: 74 against 106 images per second for the emoji model (86 tokens, heads of size 32,
+    bf16, 2 cores).
     """
     if device.type == "cpu":
         return sdpa_kernel(SDPBackend.MATH)
@@ -30,13 +31,13 @@ def training_attention(device: torch.device) -> AbstractContextManager[None]:
 
 
 class Scored(NamedTuple):
-    """What one forward pass gives.
+    """Result of a forward pass.
 
     Attributes:
         per_code: [B, N] float32 log-probability of every code.
-        guided_kl: [I] KL(guided base || model) in nats per image, where a teacher was given.
-        text_nll: [texts] mean nats per token of every text, where texts were given.
-        states: [B, N, D] hidden states that predict the codes, where only these were asked for.
+        guided_kl: [I] KL(guided base || model) in nats per image; None without a teacher.
+        text_nll: [texts] mean nats per token of every text; None without texts.
+        states: [B, N, D] hidden states that predict the codes; None without ``only_states``.
     """
 
     per_code: torch.Tensor
@@ -53,14 +54,14 @@ class Scored(NamedTuple):
 class CodeLogProbs(nn.Module):
     """The forward pass of training: summed log-probabilities of images given prompts.
 
-    It owns ``model.module``, so that accelerate, DDP and FSDP wrap one module whose ``forward`` is
-    all that training calls.
+    It owns ``model.module``, so that accelerate, DDP and FSDP wrap a single module, and training
+    calls nothing but its ``forward``.
     """
 
     def __init__(self, model: UnifiedModel, layout: ImageLayout, *, whole_vocabulary: bool) -> None:
         super().__init__()
         self.module = model.module
-        self._model = (model,)  # in a tuple: the adapter's module must not be registered twice
+        self._model = (model,)  # in a tuple, so that its module is not registered a second time
         self._layout = layout
         self._whole_vocabulary = whole_vocabulary
 
@@ -86,18 +87,19 @@ class CodeLogProbs(nn.Module):
         text_mask: torch.Tensor | None = None,
         only_states: bool = False,
     ) -> Scored:
-        """Score images, and in the same pass whatever else the loss needs.
+        """Score images and, in the same pass, everything else that the loss needs.
 
-        One method, because DDP and FSDP wrap nothing but ``forward``.
+        This is one method because DDP and FSDP wrap ``forward`` only.
 
         Args:
             prompt_ids: [B, P], left-padded.
             prompt_mask: [B, P] bool.
             codes: [B, N].
             teacher: of the first I rows.
-            text_ids: [texts, T], left-padded, to be scored as plain text.
+            text_ids: [texts, T] plain texts, left-padded.
             text_mask: [texts, T] bool.
-            only_states: score nothing, for a teacher: ``per_code`` is empty then.
+            only_states: return hidden states only, to make a teacher of; ``per_code`` is then
+                empty.
         """
         states = self._states(prompt_ids, prompt_mask, codes)
         if only_states:
@@ -118,7 +120,7 @@ class CodeLogProbs(nn.Module):
     def _states(
         self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, codes: torch.Tensor
     ) -> torch.Tensor:
-        """[B, N, D]: the hidden state before each code, which predicts it."""
+        """[B, N, D] hidden states that predict each code: those of the slot before it."""
         model, layout = self.model, self._layout
         last = layout.free_slots[-1]
         span = embed_span(model, codes, layout)[:, :last]
@@ -126,6 +128,6 @@ class CodeLogProbs(nn.Module):
         span_mask = prompt_mask.new_ones(len(codes), last)
         mask = torch.cat([prompt_mask, span_mask], dim=1)
         hidden = model.hidden_states(embeds, mask, positions(mask))
-        # The first slot comes right after the prompt.
+        # Slot 0 comes directly after the prompt.
         before = torch.as_tensor(layout.free_slots, device=codes.device) + prompt_ids.shape[1] - 1
         return hidden.index_select(1, before)

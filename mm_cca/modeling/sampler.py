@@ -1,7 +1,7 @@
-"""Prompts to image codes: one path with and without guidance, batched, with a key-value cache.
+"""Samples image codes for prompts: with or without guidance, batched, with a key-value cache.
 
-Every image draws from its own stream: uniform ``u[t]`` turns the distribution of slot t into a code
-by its inverse cumulative distribution, so a picture does not depend on its batch.
+Every image has its own random stream: code t is drawn by inverse-CDF sampling with uniform
+``u[t]``, so an image does not depend on its batch.
 
 Shapes: B images, M = B rows without guidance and 2B with it, P prompt tokens, S slots, N free
 codes, K image codes.
@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from mm_cca.adapters.base import FREE, Grid, UnifiedModel
+from mm_cca.modeling.chunked_head import head_logits
 from mm_cca.modeling.guidance import guide
 from mm_cca.modeling.inputs import left_pad, positions
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How codes are drawn. ``guidance_scale`` 1.0 never runs the second pass."""
+    """How codes are drawn; with ``guidance_scale`` 1.0 the unconditional pass is skipped."""
 
     guidance_scale: float = 1.0
     temperature: float = 1.0
@@ -35,7 +36,7 @@ def image_stream(seed: int, index: int, num_codes: int) -> np.ndarray:
 
 
 def truncate(logits: torch.Tensor, top_k: int | None, top_p: float | None) -> torch.Tensor:
-    """[B, K] logits with everything outside the top k and the nucleus p at minus infinity."""
+    """[B, K] logits with all codes outside the top k or the nucleus p set to minus infinity."""
     if top_k is not None and top_k < logits.shape[-1]:
         lowest = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < lowest, -torch.inf)
@@ -50,10 +51,10 @@ def truncate(logits: torch.Tensor, top_k: int | None, top_p: float | None) -> to
 def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """Inverse-CDF draw: [B, K] logits and [B] uniforms in [0, 1) -> [B] codes."""
     cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
-    # The last sum can fall short of 1 by rounding; scaling keeps every draw inside.
-    wanted = uniforms.double()[:, None] * cumulative[:, -1:]
+    # The last sum can be below 1 by rounding; scaling keeps every draw inside.
+    scaled = uniforms.double()[:, None] * cumulative[:, -1:]
     return (
-        torch.searchsorted(cumulative, wanted, right=True)
+        torch.searchsorted(cumulative, scaled, right=True)
         .squeeze(1)
         .clamp(max=logits.shape[-1] - 1)
     )
@@ -69,7 +70,7 @@ def sample_codes(
     use_cache: bool = True,
     pick: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = draw,
 ) -> tuple[torch.Tensor, int]:
-    """Draw one image per prompt.
+    """Sample one image per prompt.
 
     Args:
         model: in eval mode.
@@ -77,50 +78,54 @@ def sample_codes(
         grid: of the images.
         uniforms: [B, N] from ``image_stream``.
         settings: see ``SamplingSettings``.
-        use_cache: False computes every prefix anew, for tests.
-        pick: from [B, K] final logits and [B] uniforms to [B] codes.
+        use_cache: False recomputes every prefix, for tests.
+        pick: maps [B, K] final logits and [B] uniforms to [B] codes.
 
     Returns:
         [B, N] int64 codes, and the number of forward passes per image (a guided step counts two).
     """
     layout = model.layout(grid)
-    guided = settings.guidance_scale != 1.0
-    ids = model.prompt_ids(prompts, grid)
-    if guided:
-        ids += [model.unconditional_ids(row, grid, settings.negative_prompt) for row in ids]
-    device = next(model.module.parameters()).device
-    prompt_ids, prompt_mask = (t.to(device) for t in left_pad(ids, model.pad_id, multiple=1))
+    passes_per_step = 1 if settings.guidance_scale == 1.0 else 2
+    prompt_ids, prompt_mask = _prompt_batch(model, prompts, grid, settings)
     stepper = _Stepper(model, prompt_ids, prompt_mask, len(layout.tokens), use_cache)
     head = model.image_head()
-    rows = head.row_of_code.to(device)
-    codes = torch.empty(len(prompts), layout.num_codes, dtype=torch.long, device=device)
-    draws = torch.from_numpy(uniforms).to(device)
+    code_rows = head.row_of_code.to(prompt_ids.device)
+    codes = torch.empty(len(prompts), layout.num_codes, dtype=torch.long, device=prompt_ids.device)
+    draws = torch.from_numpy(uniforms).to(prompt_ids.device)
+    slots = layout.tokens.tolist()
     hidden = stepper.start()
-    slots, number = list(layout.tokens.tolist()), 0
-    steps = 0
-    for slot, token in enumerate(slots):
-        if token != FREE:
-            continue
-        steps += 1
-        logits = (hidden.to(head.weight.dtype) @ head.weight.T).float()
-        if head.bias is not None:
-            logits = logits + head.bias.float()
-        logits = logits[:, rows]
-        if guided:
-            cond, uncond = logits.chunk(2)
-            logits = guide(cond, uncond, settings.guidance_scale)
-        logits = truncate(logits / settings.temperature, settings.top_k, settings.top_p)
-        codes[:, number] = pick(logits, draws[:, number])
+    for number, slot in enumerate(layout.free_slots.tolist()):
+        logits = head_logits(hidden, head.weight, head.bias)[:, code_rows]
+        codes[:, number] = pick(_final_logits(logits, settings), draws[:, number])
         if number + 1 < layout.num_codes:
-            # The drawn code and the forced tokens right after it go in together.
-            chosen = codes[:, number].repeat(2 if guided else 1)
-            forced = _forced_after(slots, slot)
-            hidden = stepper.feed(_embed(model, chosen, forced))
-        number += 1
-    return codes, steps * (2 if guided else 1)
+            # The drawn code and the forced tokens directly after it share one forward pass.
+            drawn = codes[:, number].repeat(passes_per_step)
+            hidden = stepper.feed(_embed(model, drawn, _forced_after(slots, slot)))
+    return codes, layout.num_codes * passes_per_step
+
+
+def _prompt_batch(
+    model: UnifiedModel, prompts: Sequence[str], grid: Grid, settings: SamplingSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[M, P] ids and mask: the prompts and, with guidance, their unconditional forms after them."""
+    ids = model.prompt_ids(prompts, grid)
+    if settings.guidance_scale != 1.0:
+        ids += [model.unconditional_ids(row, grid, settings.negative_prompt) for row in ids]
+    device = next(model.module.parameters()).device
+    prompt_ids, prompt_mask = left_pad(ids, model.pad_id, multiple=1)
+    return prompt_ids.to(device), prompt_mask.to(device)
+
+
+def _final_logits(logits: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+    """[M, K] -> [B, K]: guidance, temperature and truncation."""
+    if settings.guidance_scale != 1.0:
+        cond, uncond = logits.chunk(2)
+        logits = guide(cond, uncond, settings.guidance_scale)
+    return truncate(logits / settings.temperature, settings.top_k, settings.top_p)
 
 
 def _forced_after(slots: list[int], slot: int) -> list[int]:
+    """The forced tokens between a free slot and the next one."""
     forced = []
     for token in slots[slot + 1 :]:
         if token == FREE:
@@ -130,7 +135,7 @@ def _forced_after(slots: list[int], slot: int) -> list[int]:
 
 
 def _embed(model: UnifiedModel, codes: torch.Tensor, forced: list[int]) -> torch.Tensor:
-    """[M] codes and the forced tokens after them -> [M, 1 + len(forced), D]."""
+    """[M] codes and the forced tokens after them -> [M, 1 + len(forced), D] embeddings."""
     parts = [model.embed_codes(codes)[:, None]]
     if forced:
         after = model.embed_text(torch.tensor(forced, device=codes.device))
@@ -139,7 +144,7 @@ def _embed(model: UnifiedModel, codes: torch.Tensor, forced: list[int]) -> torch
 
 
 class _Stepper:
-    """Feeds embeddings and returns the last hidden state [M, D], with or without a cache."""
+    """Runs the decoder step by step, with or without a cache; returns [M, D] last hidden states."""
 
     def __init__(
         self,
@@ -156,17 +161,19 @@ class _Stepper:
         self._cache = model.new_cache(length) if use_cache else None
 
     def start(self) -> torch.Tensor:
+        """Process the prompts."""
         hidden = self._model.hidden_states(
             self._embeds, self._mask, positions(self._mask), self._cache
         )
         return hidden[:, -1]
 
     def feed(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Append [M, L, D] embeddings and process them."""
         more = self._mask.new_ones(len(embeds), embeds.shape[1])
         self._mask = torch.cat([self._mask, more], dim=1)
-        places = positions(self._mask)
+        position_ids = positions(self._mask)
         if self._cache is None:
             self._embeds = torch.cat([self._embeds, embeds], dim=1)
-            return self._model.hidden_states(self._embeds, self._mask, places)[:, -1]
-        new = places[:, -embeds.shape[1] :]
+            return self._model.hidden_states(self._embeds, self._mask, position_ids)[:, -1]
+        new = position_ids[:, -embeds.shape[1] :]
         return self._model.hidden_states(embeds, self._mask, new, self._cache)[:, -1]

@@ -1,4 +1,4 @@
-"""Plain text under the model: what fine-tuning for images does to the language side.
+"""Negative log-likelihood of plain text: measures what fine-tuning does to the language model.
 
 Shapes: B texts, T tokens (left-padded), D hidden size, V vocabulary.
 """
@@ -12,11 +12,11 @@ from mm_cca.modeling.chunked_head import chunked_logps
 from mm_cca.modeling.inputs import PaddedTokens, left_pad, positions
 
 MAX_TOKENS = 512
-"""Longer texts are cut: enough to see a change, and no more than a prompt costs."""
+"""Longer texts are truncated: this is enough to measure a change, at about the cost of a prompt."""
 
 
 def text_nll(model: UnifiedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """[B, T] ids and bool mask -> [B] mean nats per token of each text but its first, float32."""
+    """[B, T] ids and bool mask -> [B] float32 mean nats per token, without each text's first."""
     states = model.text_states(ids, mask, positions(mask))[:, :-1]
     head = model.text_head()
     flat = chunked_logps(states.flatten(0, 1), head.weight, head.bias, ids[:, 1:].flatten())
@@ -26,6 +26,6 @@ def text_nll(model: UnifiedModel, ids: torch.Tensor, mask: torch.Tensor) -> torc
 
 
 def text_batch(model: UnifiedModel, texts: Sequence[str]) -> PaddedTokens:
-    """Texts -> [B, T] ids and bool mask, in the family's form of plain text."""
-    room = min(MAX_TOKENS, model.max_tokens)
-    return left_pad([row[:room] for row in model.text_ids(texts)], model.pad_id)
+    """Texts -> [B, T] ids and bool mask, in the family's format of plain text."""
+    length = min(MAX_TOKENS, model.max_tokens)
+    return left_pad([row[:length] for row in model.text_ids(texts)], model.pad_id)

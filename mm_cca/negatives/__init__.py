@@ -1,6 +1,6 @@
-"""Wrong prompts: which other caption each image is paired with, or how its own is made wrong.
+"""Negative captions: another image's caption, or the image's own with one attribute swapped.
 
-Imports neither torch nor scikit-learn nor faiss: recipes are checked before these are loaded.
+Imports neither torch nor scikit-learn nor faiss, so that checking a recipe is fast.
 """
 
 from mm_cca.negatives.captions import normalise

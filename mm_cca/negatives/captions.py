@@ -1,4 +1,4 @@
-"""Captions as what they say: which rows say the same, and which words they are made of."""
+"""Caption normalisation, hashing, words, and the distinct captions of a data set."""
 
 import re
 from collections.abc import Sequence
@@ -14,31 +14,31 @@ WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 
 
 def normalise(caption: str) -> str:
-    """Captions that differ only in case or white space say the same."""
+    """The caption with case folded and white space collapsed; equal results count as equal."""
     return " ".join(caption.casefold().split())
 
 
 def spaced_words(caption: str) -> str:
     """The words with a space before and after each, so that ``in`` finds runs of whole words.
 
-    Empty for a caption without words (drawings, punctuation).
+    Empty for a caption without words (emoji, punctuation).
     """
     words = WORD.findall(normalise(caption))
     return f" {' '.join(words)} " if words else ""
 
 
 def key_of(caption: str) -> int:
-    """A number below 2**64 that is the same for captions that say the same, in every process."""
+    """A hash below 2**64 of the normalised caption, the same in every process."""
     text = normalise(caption).encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True)
 class Distinct:
-    """n rows that say D different things.
+    """n rows grouped by their D distinct captions.
 
     Attributes:
-        texts: [D] what is said, normalised and sorted: no order of rows changes the numbers.
+        texts: [D] normalised captions, sorted, so that labels do not depend on the order of rows.
         labels: [n] int64 index into ``texts``.
         order: [n] rows sorted by label, then by row.
         ends: [D] where each label ends in ``order``.
@@ -58,20 +58,20 @@ class Distinct:
 
 
 def distinct(captions: Sequence[str]) -> Distinct:
-    """Group [n] captions by what they say.
+    """Group [n] captions that are equal after ``normalise``.
 
     Raises:
         UserError: fewer than two distinct captions.
     """
-    says = [normalise(caption) for caption in captions]
-    # No numpy array of strings: it would give every caption the room of the longest.
-    texts = sorted(set(says))
+    normalised = [normalise(caption) for caption in captions]
+    # No numpy array of strings: it would allocate the length of the longest for every caption.
+    texts = sorted(set(normalised))
     number = {text: i for i, text in enumerate(texts)}
-    labels = np.fromiter((number[text] for text in says), dtype=np.int64, count=len(says))
+    labels = np.fromiter((number[text] for text in normalised), np.int64, count=len(normalised))
     if len(texts) < 2:
         raise UserError(
-            f"all {len(captions)} captions say the same ({captions[0]!r}): CCA learns from wrong "
-            "prompts and needs at least two distinct captions. Check data.caption_column."
+            f"all {len(captions)} captions are the same ({captions[0]!r}); CCA needs negative "
+            "captions, so at least two distinct captions. Check data.caption_column."
             if len(captions)
             else "there are no captions to pair. Check data.path and data.train_split."
         )

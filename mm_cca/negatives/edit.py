@@ -1,4 +1,4 @@
-"""One attribute of a caption swapped for another of its kind: a red kangaroo, a blue kangaroo."""
+"""Negative captions by edit: one attribute swapped for another of its kind (red to blue)."""
 
 import itertools
 import re
@@ -15,7 +15,7 @@ _SOUNDS_LIKE_A_VOWEL = re.compile(r"[aeiou]|hour|honest|heir|8|11\b|18\b")
 
 @dataclass(frozen=True)
 class Attribute:
-    """Where in a caption an attribute stands, and which value of which group it is."""
+    """The position of an attribute in a caption, and which value of which group it is."""
 
     start: int
     end: int
@@ -23,15 +23,15 @@ class Attribute:
     value: int
 
     @property
-    def others(self) -> list[str]:
-        """The other values of the group, as they are written."""
+    def alternatives(self) -> list[str]:
+        """The other values of the group, in their first spelling."""
         return [v[0] for i, v in enumerate(self.group.values) if i != self.value]
 
 
 def attributes_of(caption: str, lists: WordLists) -> list[Attribute]:
-    """The attributes in the order they stand; longer phrases before the words inside them."""
+    """The attributes in order of position; a phrase takes precedence over the words inside it."""
     words = [(m.start(), m.end(), m.group().casefold()) for m in WORD.finditer(caption)]
-    found, i = [], 0
+    attributes, i = [], 0
     while i < len(words):
         spelling = _spelling_at(caption, words, i, lists)
         if spelling is None:
@@ -39,9 +39,9 @@ def attributes_of(caption: str, lists: WordLists) -> list[Attribute]:
             continue
         last = i + len(spelling.words)
         group = lists.groups[spelling.group]
-        found.append(Attribute(words[i][0], words[last - 1][1], group, spelling.value))
+        attributes.append(Attribute(words[i][0], words[last - 1][1], group, spelling.value))
         i = last
-    return found
+    return attributes
 
 
 def _spelling_at(
@@ -51,14 +51,14 @@ def _spelling_at(
         run = words[i : i + len(spelling.words)]
         if tuple(word for _, _, word in run) != spelling.words:
             continue
-        # "light, blue" is no light blue.
+        # "light, blue" is not the phrase "light blue".
         if all(caption[left[1] : right[0]].isspace() for left, right in itertools.pairwise(run)):
             return spelling
     return None
 
 
 def swap(caption: str, attribute: Attribute, value: str) -> str:
-    """The caption with another value there; the case of its first letter and a/an follow."""
+    """The caption with another value in place of ``attribute``; a/an and capital are adapted."""
     before, old = caption[: attribute.start], caption[attribute.start : attribute.end]
     if old[0].isupper():
         value = value[0].upper() + value[1:]
@@ -75,19 +75,19 @@ def _takes_an(word: str) -> bool:
 
 
 def variants(caption: str, lists: WordLists) -> dict[str, list[str]]:
-    """For every kind of attribute in the caption the captions with each other value instead.
+    """All captions with one attribute swapped, by kind of attribute.
 
-    An attribute that stands there twice is changed once at a time. The caption itself is not among
-    them; a kind that is not in the caption has no entry.
+    Of an attribute that occurs twice, each variant changes one occurrence. The caption itself is
+    not included; a kind that is not in the caption has no entry.
     """
-    found: dict[str, list[str]] = {}
+    by_kind: dict[str, list[str]] = {}
     for attribute in attributes_of(caption, lists):
-        others = found.setdefault(attribute.group.kind, [])
-        for value in attribute.others:
-            other = swap(caption, attribute, value)
-            if normalise(other) != normalise(caption) and other not in others:
-                others.append(other)
-    return {kind: others for kind, others in found.items() if others}
+        edits = by_kind.setdefault(attribute.group.kind, [])
+        for value in attribute.alternatives:
+            edited = swap(caption, attribute, value)
+            if normalise(edited) != normalise(caption) and edited not in edits:
+                edits.append(edited)
+    return {kind: edits for kind, edits in by_kind.items() if edits}
 
 
 def edit(
@@ -101,29 +101,29 @@ def edit(
     """The caption with one attribute swapped.
 
     Args:
-        caption: as it stands in the data.
+        caption: as it is in the data.
         lists: attribute words.
-        which: 0 up to 1, picks the attribute.
-        value: 0 up to 1, picks its new value.
-        refused: edits for which this is true are passed over.
+        which: at least 0 and below 1, picks the attribute.
+        value: at least 0 and below 1, picks its new value.
+        refused: edits for which this is true are skipped.
 
     Returns:
         None if the caption has no attribute, or all edits are refused.
     """
     own = normalise(caption)
-    for other in _edits_from(caption, attributes_of(caption, lists), which, value):
-        if normalise(other) != own and not refused(other):
-            return other
+    for edited in _edits_from(caption, attributes_of(caption, lists), which, value):
+        if normalise(edited) != own and not refused(edited):
+            return edited
     return None
 
 
 def _edits_from(
     caption: str, attributes: list[Attribute], which: float, value: float
 ) -> Iterator[str]:
-    """All edits, from the drawn one on and around."""
+    """All edits in cyclic order, starting with the one that ``which`` and ``value`` pick."""
     first = int(which * len(attributes))
     for attribute in attributes[first:] + attributes[:first]:
-        others = attribute.others
-        start = int(value * len(others))
-        for new in others[start:] + others[:start]:
+        values = attribute.alternatives
+        start = int(value * len(values))
+        for new in values[start:] + values[:start]:
             yield swap(caption, attribute, new)

@@ -1,4 +1,4 @@
-"""Captions to vectors: TF-IDF, or the text tower of a model that the recipe names."""
+"""Caption embeddings: TF-IDF, or the text encoder of a model that the recipe names."""
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -17,14 +17,14 @@ ALLOWED = (
 ENCODE_AT_ONCE = 4096
 MAX_FIT_ROWS = 1_000_000
 MAX_TERMS = 1 << 18
-"""Above ``MAX_FIT_ROWS`` captions TF-IDF learns its terms from that many of them, and keeps the
-most common: pairs of words alone would be tens of millions."""
+"""Above ``MAX_FIT_ROWS`` captions TF-IDF is fitted on that many of them and keeps the most common
+``MAX_TERMS``; all pairs of words would be tens of millions."""
 
 Encode = Callable[[list[str]], np.ndarray]
 
 
 def check_embedding(name: str) -> None:
-    """Raises UserError for a name of no known form; loads nothing."""
+    """Raises UserError for a malformed name; loads nothing."""
     family, colon, rest = name.partition(":")
     if name != "tfidf" and not (family in _ENCODERS and colon and rest):
         raise UserError(f"loss.negatives_embedding is {name!r}; allowed: {ALLOWED}.")
@@ -45,7 +45,12 @@ def _missing(name: str) -> str:
 
 
 def embed(texts: Sequence[str], name: str, *, show: bool = False) -> Vectors:
-    """Vectors of [D] normalised captions; ``show`` a progress bar.
+    """Embed [D] normalised captions.
+
+    Args:
+        texts: the captions.
+        name: of the embedding, as in the recipe.
+        show: whether to show a progress bar.
 
     Raises:
         UserError: unknown name, a missing package, or a model that can't be loaded.
@@ -69,7 +74,7 @@ def _tfidf(texts: Sequence[str]) -> Vectors:
 
     step = -(-len(texts) // MAX_FIT_ROWS)
     vectorizer = TfidfVectorizer(
-        # The texts are normalised, and single letters and digits tell captions apart.
+        # The texts are normalised already; single letters and digits count as words.
         lowercase=False,
         token_pattern=WORD.pattern,
         ngram_range=(1, 2),
@@ -95,7 +100,7 @@ def _sentence_transformers(name: str) -> Encode:
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"embedding sentence-transformers:{name} can't be loaded: {error}\n"
-            "Give the name or the folder of a sentence-transformers model."
+            "Use the name or the folder of a sentence-transformers model."
         ) from error
 
     def encode(texts: list[str]) -> np.ndarray:
@@ -108,15 +113,15 @@ def _open_clip(name: str) -> Encode:
     import open_clip
     import torch
 
-    whole = name.startswith(("local-dir:", "hf-hub:"))
-    model_name, _, pretrained = (name, "", "") if whole else name.partition(":")
+    has_schema = name.startswith(("local-dir:", "hf-hub:"))
+    model_name, _, pretrained = (name, "", "") if has_schema else name.partition(":")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model = open_clip.create_model(model_name, pretrained or None, device=device)
         tokenize = open_clip.get_tokenizer(model_name)
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"embedding open_clip:{name} can't be loaded: {error}\nGive one of {ALLOWED}."
+            f"embedding open_clip:{name} can't be loaded: {error}\nAllowed: {ALLOWED}."
         ) from error
     model.eval()
 

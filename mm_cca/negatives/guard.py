@@ -1,4 +1,4 @@
-"""Which captions are no wrong prompt for an image: they say the same, or part of the same.
+"""Which captions are not true negatives: the same as the image's own, too similar, or part of it.
 
 Shapes: p pairs of labels, D distinct captions.
 """
@@ -12,22 +12,22 @@ from mm_cca.negatives.captions import spaced_words
 from mm_cca.negatives.vectors import Vectors
 
 FINE, IDENTICAL, SIMILAR, CONTAINED = range(4)
-"""Verdicts; all but FINE are one more than their place in ``REASONS``."""
+"""Verdicts; each but FINE is its index in ``REASONS`` plus one."""
 
 
 def contains(left: str, right: str) -> bool:
-    """Whether one caption, by its ``spaced_words``, holds the other as a run of whole words."""
+    """Whether one of two ``spaced_words`` contains the other as a run of whole words."""
     return bool(left and right) and (left in right or right in left)
 
 
 @dataclass(frozen=True)
 class Guard:
-    """Looks at pairs of distinct captions.
+    """Decides for pairs of distinct captions whether one is a true negative of the other.
 
     Attributes:
-        words: [D] ``spaced_words`` of each.
-        vectors: of each; None where no similarity is asked for.
-        max_similarity: above it a caption counts as saying the same; None: not looked at.
+        words: [D] ``spaced_words`` of each caption.
+        vectors: [D] embeddings; None if no similarity is needed.
+        max_similarity: captions above this cosine are too similar to be negatives; None: no limit.
     """
 
     words: list[str]
@@ -44,30 +44,30 @@ class Guard:
         """[p] bool."""
         words = self.words
         pairs = zip(left.tolist(), right.tolist(), strict=True)
-        found = (contains(words[i], words[j]) for i, j in pairs)
-        return np.fromiter(found, dtype=bool, count=len(left))
+        contained = (contains(words[i], words[j]) for i, j in pairs)
+        return np.fromiter(contained, dtype=bool, count=len(left))
 
     def verdicts(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """[p] int8: the first reason found against each pair, or FINE."""
-        found = np.full(len(left), FINE, np.int8)
+        """[p] int8: why each pair is not a true negative, or FINE."""
+        verdicts = np.full(len(left), FINE, np.int8)
         if self.max_similarity is not None:
-            found[self.similarity(left, right) > self.max_similarity] = SIMILAR
-        found[self.contained(left, right)] = CONTAINED
-        found[left == right] = IDENTICAL
-        return found
+            verdicts[self.similarity(left, right) > self.max_similarity] = SIMILAR
+        verdicts[self.contained(left, right)] = CONTAINED
+        verdicts[left == right] = IDENTICAL
+        return verdicts
 
     def all_fine(self, label: int) -> np.ndarray:
-        """Every label that is a wrong prompt for ``label``, ascending."""
+        """All labels that are true negatives of ``label``, ascending."""
         fine = np.ones(len(self.words), dtype=bool)
         fine[label] = False
         if self.vectors is not None and self.max_similarity is not None:
             fine &= self.vectors.against_all(np.array([label]))[0] <= self.max_similarity
-        others = np.flatnonzero(fine)
-        return others[~self.contained(np.full(len(others), label), others)]
+        labels = np.flatnonzero(fine)
+        return labels[~self.contained(np.full(len(labels), label), labels)]
 
 
 def make_guard(
     texts: Sequence[str], vectors: Vectors | None, max_similarity: float | None
 ) -> Guard:
-    """For [D] normalised captions."""
+    """The guard of [D] normalised captions."""
     return Guard([spaced_words(text) for text in texts], vectors, max_similarity)

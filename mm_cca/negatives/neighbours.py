@@ -1,6 +1,6 @@
-"""Nearest captions by cosine: exact for small sets, by an index of cells for large ones.
+"""Nearest captions by cosine: exact for small sets, a faiss inverted file for large ones.
 
-Shapes: D captions, r rows asked for, w neighbours each.
+Shapes: D captions, r query rows, w neighbours each.
 """
 
 from collections.abc import Callable
@@ -13,27 +13,27 @@ from mm_cca.errors import UserError
 from mm_cca.negatives.vectors import Vectors, blocks, on_grid
 
 APPROXIMATE_ABOVE = 100_000
-"""Distinct captions; comparing all of these takes minutes, and the time grows with the square."""
+"""Distinct captions; an exact search of these takes minutes, and its time grows with the square."""
 
-CELLS_LOOKED_AT = 32
+NUM_PROBES = 32
 OVERSAMPLE = 4
 MAX_CELLS = 8192
-COSINES_AT_ONCE = 1 << 23
+MAX_COSINES_PER_CALL = 1 << 23
 STEPS = 1 << 20
-"""Cosines closer than 1/STEPS tie, and the lower index comes first."""
-_LEFT_OUT = -(1 << 62)
+"""Cosines closer than 1/STEPS are ties; the lower index comes first."""
+_EXCLUDED = -(1 << 62)
 
 
 @dataclass(frozen=True)
 class Search:
-    """How to look for neighbours.
+    """A nearest-neighbour search.
 
     Attributes:
         nearest: (rows [r], w) -> ids [r, w] int64, nearest first, -1 where there are fewer, and
-            their cosines [r, w] float32, -1 there too. The row itself and whatever is more similar
-            than the limit is left out.
-        max_width: the most neighbours it can be asked for.
-        rows_at_once: how many rows to ask for in one call.
+            their cosines [r, w] float32, -1 there too. The row itself and captions above the
+            similarity limit are excluded.
+        max_width: largest w.
+        rows_at_once: how many rows to query in one call.
     """
 
     nearest: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -51,7 +51,7 @@ def make_search(vectors: Vectors, max_similarity: float | None) -> Search:
     if len(vectors) > APPROXIMATE_ABOVE:
         return _approximate(vectors, limit)
     total = len(vectors)
-    at_once = max(16, min(8192, COSINES_AT_ONCE // total))
+    at_once = max(16, min(8192, MAX_COSINES_PER_CALL // total))
     return Search(lambda rows, width: _exact(vectors, rows, width, limit), total - 1, at_once)
 
 
@@ -60,11 +60,11 @@ def _exact(
 ) -> tuple[np.ndarray, np.ndarray]:
     total = len(vectors)
     cosines = vectors.against_all(rows)
-    left_out = cosines > limit
-    left_out[np.arange(len(rows)), rows] = True
-    # One whole number for cosine and index: no two are equal, so that no sort has a choice.
+    excluded = cosines > limit
+    excluded[np.arange(len(rows)), rows] = True
+    # One integer of cosine and index: no two are equal, so the order never depends on the sort.
     rank = np.rint(cosines * STEPS).astype(np.int64) * total - np.arange(total)
-    rank[left_out] = _LEFT_OUT
+    rank[excluded] = _EXCLUDED
     width = min(width, total)
     ids = np.argpartition(rank, total - width, axis=1)[:, total - width :]
     return _sorted(ids, np.take_along_axis(rank, ids, 1), np.take_along_axis(cosines, ids, 1))
@@ -74,8 +74,8 @@ def _sorted(
     ids: np.ndarray, rank: np.ndarray, cosines: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(-rank, axis=1, kind="stable")
-    ids = np.where(rank == _LEFT_OUT, -1, ids)
-    cosines = np.where(rank == _LEFT_OUT, np.float32(-1), cosines)
+    ids = np.where(rank == _EXCLUDED, -1, ids)
+    cosines = np.where(rank == _EXCLUDED, np.float32(-1), cosines)
     return np.take_along_axis(ids, order, 1), np.take_along_axis(cosines, order, 1)
 
 
@@ -85,18 +85,18 @@ def _approximate(vectors: Vectors, limit: float) -> Search:
     total = len(vectors)
 
     def nearest(rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        # One more for the row itself, and more again for the order of the full vectors.
+        # Oversampled, as the full vectors are ranked again; one more for the row itself.
         wide = min(total, OVERSAMPLE * width + 1)
         _, ids = index.search(index_vectors[rows].astype(np.float32), wide)
-        asked = np.repeat(rows, ids.shape[1])
+        queries = np.repeat(rows, ids.shape[1])
         flat = ids.ravel()
-        known = (flat >= 0) & (flat != asked)
+        valid = (flat >= 0) & (flat != queries)
         cosines = np.full(flat.shape, -1, np.float32)
-        # The index finds them by shortened vectors; what counts is the cosine of the full ones.
-        cosines[known] = vectors.cosines(asked[known], flat[known])
-        known &= cosines <= limit
+        # The index searches reduced vectors; results are ranked by the cosine of the full ones.
+        cosines[valid] = vectors.cosines(queries[valid], flat[valid])
+        valid &= cosines <= limit
         rank = np.rint(cosines * STEPS).astype(np.int64) * total - flat
-        rank[~known] = _LEFT_OUT
+        rank[~valid] = _EXCLUDED
         ids, cosines = _sorted(ids, rank.reshape(ids.shape), cosines.reshape(ids.shape))
         return ids[:, :width], cosines[:, :width]
 
@@ -124,7 +124,7 @@ def _index(vectors: np.ndarray) -> Any:
         )
         means.train(sample)
     coarse = faiss.IndexFlatIP(features)
-    # On the grid a caption's cell is an exact comparison, see GRID.
+    # On the grid, products are exact, so a caption's cell does not depend on threads; see GRID.
     coarse.add(on_grid(np.asarray(means.centroids)).astype(np.float32))
     index = faiss.IndexIVFScalarQuantizer(
         coarse,
@@ -132,10 +132,10 @@ def _index(vectors: np.ndarray) -> Any:
         cells,
         faiss.ScalarQuantizer.QT_fp16,
         faiss.METRIC_INNER_PRODUCT,
-        False,  # the vectors themselves, not their distance from the cell: these are exact
+        False,  # store the vectors, which are exact, not the residuals to the cell's mean
     )
     index.train(sample)
     for part in blocks(total):
         index.add(vectors[part].astype(np.float32))
-    index.nprobe = min(CELLS_LOOKED_AT, cells)
+    index.nprobe = min(NUM_PROBES, cells)
     return index

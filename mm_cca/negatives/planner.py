@@ -1,4 +1,4 @@
-"""The negatives of every epoch: kinds drawn by weight, each built for the rows that drew it.
+"""Plans the negative captions of every epoch: a kind is drawn per image, then its caption.
 
 Shapes: n images, m negatives each, D distinct captions, K kinds.
 """
@@ -26,11 +26,11 @@ _KIND_STREAM, _HARD_STREAM, _EDIT_STREAM, _REDRAW_STREAM, _POSSIBLE_STREAM = ran
 
 @dataclass(frozen=True)
 class _Draft:
-    """An epoch in the making: ``said`` holds [n, m] ``key_of`` every negative so far."""
+    """An unfinished plan; ``used_keys`` holds [n, m] ``key_of`` every negative planned so far."""
 
     epoch: int
     plan: EpochPlan
-    said: np.ndarray
+    used_keys: np.ndarray
 
 
 class Planner:
@@ -44,16 +44,16 @@ class Planner:
         seed: int,
         show: bool = False,
     ) -> None:
-        """Embed the captions and look for what can't be built.
+        """Embed the captions and check that every one can get a negative caption.
 
         Args:
             captions: [n] captions.
-            settings: see there.
+            settings: see ``NegativeSettings``.
             seed: of the run.
-            show: progress bars.
+            show: whether to show progress bars.
 
         Raises:
-            UserError: a wrong setting, fewer than two distinct captions, a missing package, or
+            UserError: an invalid setting, fewer than two distinct captions, a missing package, or
                 captions that no kind of the mixture can be built for.
         """
         check_settings(settings)
@@ -68,7 +68,7 @@ class Planner:
         guarded = "shuffle" in settings.mixture and settings.max_similarity is not None
         vectors = embed(groups.texts, settings.embedding, show=show) if hard or guarded else None
         self._guard = make_guard(groups.texts, vectors, settings.max_similarity)
-        # Keys tell repeats among an image's negatives; a single one has no other to repeat.
+        # Keys find repeats among an image's negatives; a single negative can't be a repeat.
         keys = [key_of(t) if settings.num_negatives > 1 else 0 for t in groups.texts]
         self._keys = np.array(keys, dtype=np.uint64)
         self._candidates = Candidates(np.full((len(groups.texts), 1), -1, np.int32))
@@ -85,46 +85,48 @@ class Planner:
         return np.random.default_rng([self._seed, epoch, purpose, column])
 
     def _find_possible(self) -> np.ndarray:
-        """[D, K] bool: what the mixture can build for each distinct caption."""
+        """[D, K] bool: which kinds of the mixture can be built for each distinct caption."""
         groups, mixture = self._groups, self._settings.mixture
         possible = np.zeros((len(groups.texts), len(KINDS)), dtype=bool)
         if "shuffle" in mixture:
             rows = groups.first_rows
-            none_said = np.empty((len(rows), 0), np.uint64)
+            none_used = np.empty((len(rows), 0), np.uint64)
             stream = self._stream(0, _POSSIBLE_STREAM)
-            chosen = redraw(groups, self._guard, rows, self._keys, none_said, stream)
+            chosen = redraw(groups, self._guard, rows, self._keys, none_used, stream)
             possible[:, SHUFFLE] = chosen >= 0
         possible[:, HARD] = self._candidates.possible
         if "edit" in mixture:
-            found = (bool(attributes_of(caption, self._lists)) for caption in self._captions)
-            by_row = np.fromiter(found, dtype=bool, count=len(self._captions))
-            # Case can hide a word (a dotted capital I), so every row of a caption must have one.
+            editable = (bool(attributes_of(caption, self._lists)) for caption in self._captions)
+            by_row = np.fromiter(editable, dtype=bool, count=len(self._captions))
+            # Rows of one distinct caption can differ in case, and case can hide a word (a dotted
+            # capital I), so every row must have an attribute.
             starts = groups.ends - groups.sizes
             possible[:, EDIT] = np.logical_and.reduceat(by_row[groups.order], starts)
         return possible
 
     def _refuse_impossible(self) -> None:
-        none_works = np.flatnonzero(~self._possible.any(axis=1))
-        rows = np.flatnonzero(np.isin(self._groups.labels, none_works))
+        impossible = np.flatnonzero(~self._possible.any(axis=1))
+        rows = np.flatnonzero(np.isin(self._groups.labels, impossible))
         if not len(rows):
             return
         kinds = " + ".join(kind for kind in KINDS if kind in self._settings.mixture)
         why = {
-            "shuffle": "every other caption says the same (max_similarity) or part of the same",
-            "hard": "no other caption has words in common without saying the same",
-            "edit": "none of the attribute words stands in them",
+            "shuffle": "every other caption is too similar (max_similarity), contains this one or "
+            "is contained in it",
+            "hard": "every other caption is too similar (max_similarity) or has no words in common",
+            "edit": "they contain no attribute word",
         }
         first = ", ".join(repr(caption) for caption in self._captions[rows[:3]].tolist())
         raise UserError(
             f"negatives {kinds!r} can't be built for {len(rows)} of {len(self._captions)} captions "
             f"(such as {first}): "
             + "; ".join(f"{kind}: {why[kind]}" for kind in kinds.split(" + "))
-            + '. Use a mixture such as "0.5 shuffle + 0.5 edit", where another kind takes over, '
-            "or add words of your captions by data.attribute_words."
+            + '. Use a mixture such as "0.5 shuffle + 0.5 edit", so that another kind can be used '
+            "for them, or add attribute words of your captions with data.attribute_words."
         )
 
     def epoch(self, epoch: int) -> EpochPlan:
-        """The plan of pass 0, 1, 2, ... over the data."""
+        """The plan of epoch 0, 1, 2, ..."""
         n, m = len(self._captions), self._settings.num_negatives
         plan = EpochPlan(
             negatives=np.empty((n, m), dtype=object),
@@ -132,7 +134,7 @@ class Planner:
             similarity=np.full((n, m), np.nan, np.float32),
             replaced=dict.fromkeys(REASONS, 0),
         )
-        draft = _Draft(epoch, plan, np.zeros((n, m), np.uint64))
+        draft = _Draft(epoch, plan, used_keys=np.zeros((n, m), np.uint64))
         for column in range(m):
             kinds = self._draw_kinds(draft, column)
             plan.kinds[:, column] = kinds
@@ -143,7 +145,7 @@ class Planner:
         return plan
 
     def _draw_kinds(self, draft: _Draft, column: int) -> np.ndarray:
-        """[n] kinds by weight; by the weights of the possible ones where the first is none."""
+        """[n] kinds drawn by weight; a kind that is impossible is redrawn among the possible."""
         stream = self._stream(draft.epoch, _KIND_STREAM, column)
         first, second = stream.random((2, len(self._captions)))
         share = np.cumsum(self._weights)
@@ -159,17 +161,17 @@ class Planner:
     def _shuffle(self, draft: _Draft, column: int, rows: np.ndarray) -> None:
         if not len(rows):
             return
-        groups, said = self._groups, draft.said[rows, :column]
+        groups, used_keys = self._groups, draft.used_keys[rows, :column]
         planned = shuffled(groups, seed=self._seed, epoch=draft.epoch, column=column)[rows]
         verdicts = self._guard.verdicts(groups.labels[rows], groups.labels[planned])
-        again = repeats(said, self._keys[groups.labels[planned]])
-        verdicts[(verdicts == FINE) & again] = IDENTICAL
+        repeated = repeats(used_keys, self._keys[groups.labels[planned]])
+        verdicts[(verdicts == FINE) & repeated] = IDENTICAL
         counts = np.bincount(verdicts, minlength=len(REASONS))[1:]
         for reason, count in zip(REASONS, counts.tolist(), strict=False):
             draft.plan.replaced[reason] += count
         bad = np.flatnonzero(verdicts != FINE)
         stream = self._stream(draft.epoch, _REDRAW_STREAM, column)
-        planned[bad] = redraw(groups, self._guard, rows[bad], self._keys, said[bad], stream)
+        planned[bad] = redraw(groups, self._guard, rows[bad], self._keys, used_keys[bad], stream)
         self._write_rows(draft, column, rows, planned)
 
     def _hard(self, draft: _Draft, column: int, rows: np.ndarray) -> None:
@@ -177,40 +179,40 @@ class Planner:
             return
         uniform = self._stream(draft.epoch, _HARD_STREAM, column).random(len(self._captions))
         ids = self._candidates.ids[self._groups.labels[rows]]
-        labels = draw(ids, self._keys, draft.said[rows, :column], uniform[rows])
+        labels = draw(ids, self._keys, draft.used_keys[rows, :column], uniform[rows])
         self._write_rows(draft, column, rows, self._groups.first_rows[labels])
 
     def _write_rows(self, draft: _Draft, column: int, rows: np.ndarray, chosen: np.ndarray) -> None:
         own, other = self._groups.labels[rows], self._groups.labels[chosen]
         draft.plan.negatives[rows, column] = self._captions[chosen]
         draft.plan.similarity[rows, column] = self._guard.similarity(own, other)
-        draft.said[rows, column] = self._keys[other]
+        draft.used_keys[rows, column] = self._keys[other]
 
     def _edit(self, draft: _Draft, column: int, rows: np.ndarray) -> None:
         stream = self._stream(draft.epoch, _EDIT_STREAM, column)
         which, value = stream.random((2, len(self._captions)))
         for row in rows.tolist():
-            said = set(draft.said[row, :column].tolist())
-            negative = self._one_edit(row, which[row], value[row], said)
+            used_keys = set(draft.used_keys[row, :column].tolist())
+            negative = self._one_edit(row, which[row], value[row], used_keys)
             draft.plan.negatives[row, column] = negative
             if self._settings.num_negatives > 1:
-                draft.said[row, column] = key_of(negative)
+                draft.used_keys[row, column] = key_of(negative)
 
-    def _one_edit(self, row: int, which: float, value: float, said: set[int]) -> str:
-        def is_said(text: str) -> bool:
-            return bool(said) and key_of(text) in said
+    def _one_edit(self, row: int, which: float, value: float, used_keys: set[int]) -> str:
+        def is_used(text: str) -> bool:
+            return bool(used_keys) and key_of(text) in used_keys
 
         caption = self._captions[row]
-        found = edit(caption, self._lists, which=which, value=value, refused=is_said)
-        # Fewer edits than negatives: better one twice than none.
-        if found is None:
-            found = edit(caption, self._lists, which=which, value=value, refused=lambda _: False)
-        assert found is not None, "captions without an attribute are not planned as edits"
-        return found
+        edited = edit(caption, self._lists, which=which, value=value, refused=is_used)
+        # With fewer edits than negatives, a repeated negative is better than none.
+        if edited is None:
+            edited = edit(caption, self._lists, which=which, value=value, refused=lambda _: False)
+        assert edited is not None, "captions without an attribute are not planned as edits"
+        return edited
 
 
 def _count_repeats(negatives: np.ndarray) -> int:
-    """[n, m] prompts -> how many stand a second time with the same image."""
+    """[n, m] negative captions -> how many repeat an earlier one of the same image."""
     if negatives.shape[1] == 1:
         return 0
     return sum(len(row) - len(set(row)) for row in negatives.tolist())

@@ -1,4 +1,4 @@
-"""An epoch's negatives as a Parquet file, to be looked at."""
+"""Writes an epoch's negative captions to a Parquet file, for inspection."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +16,14 @@ def write_plan(
 ) -> None:
     """Write m rows for each image: image, prompt, negative, kind, similarity.
 
-    The file appears whole or not at all.
-
     Args:
         path: the file.
         plan: of n images.
-        captions: [n] the images' own.
-        source_rows: [n] where each image stands in the data.
+        captions: [n] the images' own captions.
+        source_rows: [n] row of each image in the data.
+
+    Raises:
+        ValueError: ``captions`` or ``source_rows`` are not n.
     """
     import pyarrow as pa
     from pyarrow import parquet

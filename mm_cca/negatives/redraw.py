@@ -1,4 +1,4 @@
-"""Another row for every image whose shuffled negative turned out to be no wrong prompt."""
+"""Draws another row for every image whose shuffled caption is not a true negative."""
 
 import numpy as np
 
@@ -9,9 +9,9 @@ from mm_cca.negatives.shuffle import draw_from_others
 TRIES = 16
 
 
-def repeats(said: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """[r, j] keys of earlier negatives and [r] keys of new ones -> [r] bool."""
-    return (said == keys[:, None]).any(axis=1)
+def repeats(used_keys: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """[r, j] keys of earlier negatives and [r] keys of new ones -> [r] bool: repeated."""
+    return (used_keys == keys[:, None]).any(axis=1)
 
 
 def redraw(
@@ -19,41 +19,41 @@ def redraw(
     guard: Guard,
     rows: np.ndarray,
     keys: np.ndarray,
-    said: np.ndarray,
+    used_keys: np.ndarray,
     stream: np.random.Generator,
 ) -> np.ndarray:
-    """For each row another row that is a wrong prompt for it.
+    """Draw for each row another row whose caption is a true negative.
 
-    A few random tries, and then a look at every caption there is.
+    Tries a few random rows first, and then compares with all captions.
 
     Args:
         groups: all n rows.
-        guard: what is no wrong prompt.
-        rows: [r] rows in need.
+        guard: decides which captions are true negatives.
+        rows: [r] rows to draw for.
         keys: [D] ``key_of`` each label.
-        said: [r, j] keys of the negatives that each row has already; drawn only if there is no
-            other.
+        used_keys: [r, j] keys of the negatives that each row has already; these are drawn only if
+            there is no other.
         stream: random numbers.
 
     Returns:
-        [r] int64 rows, -1 where no caption is a wrong prompt.
+        [r] int64 rows, -1 where no caption is a true negative.
     """
     labels = groups.labels
     chosen = np.full(len(rows), -1, np.int64)
-    open_ = np.arange(len(rows))
+    pending = np.arange(len(rows))
     for _ in range(TRIES):
-        if not len(open_):
+        if not len(pending):
             return chosen
-        drawn = draw_from_others(groups, rows[open_], stream)
-        fine = guard.verdicts(labels[rows[open_]], labels[drawn]) == FINE
-        fine &= ~repeats(said[open_], keys[labels[drawn]])
-        chosen[open_[fine]] = drawn[fine]
-        open_ = open_[~fine]
-    own = labels[rows[open_]]
+        drawn = draw_from_others(groups, rows[pending], stream)
+        fine = guard.verdicts(labels[rows[pending]], labels[drawn]) == FINE
+        fine &= ~repeats(used_keys[pending], keys[labels[drawn]])
+        chosen[pending[fine]] = drawn[fine]
+        pending = pending[~fine]
+    own = labels[rows[pending]]
     for label in np.unique(own).tolist():
         fine = guard.all_fine(label)
-        for place in open_[own == label].tolist() if len(fine) else ():
-            new = fine[~np.isin(keys[fine], said[place])]
-            among = new if len(new) else fine
-            chosen[place] = groups.first_rows[among[stream.integers(len(among))]]
+        for index in pending[own == label].tolist() if len(fine) else ():
+            unused = fine[~np.isin(keys[fine], used_keys[index])]
+            choices = unused if len(unused) else fine
+            chosen[index] = groups.first_rows[choices[stream.integers(len(choices))]]
     return chosen

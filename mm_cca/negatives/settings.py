@@ -1,4 +1,4 @@
-"""What a recipe asks of the negatives, and what it gets for an epoch."""
+"""Settings of the negative captions, and the plan of an epoch."""
 
 from dataclasses import dataclass
 
@@ -12,17 +12,16 @@ REASONS = ("identical", "similar", "contained", "impossible")
 
 @dataclass(frozen=True)
 class NegativeSettings:
-    """How wrong prompts are made.
+    """How negative captions are built.
 
     Attributes:
         mixture: weight of each kind; weights sum to 1.
-        num_negatives: m, per image.
+        num_negatives: m, negative captions per image.
         embedding: ``tfidf``, ``sentence-transformers:NAME_OR_FOLDER``, ``open_clip:NAME``,
             ``open_clip:NAME:PRETRAINED`` or ``open_clip:local-dir:FOLDER``.
-        candidates: of how many nearest captions ``hard`` draws one.
-        max_similarity: a caption with a cosine above it counts as saying the same; None: not
-            looked at.
-        words: YAML file that extends the shipped attribute words.
+        candidates: number of nearest captions that ``hard`` draws from.
+        max_similarity: captions above this cosine are too similar to be negatives; None: no limit.
+        words: YAML file that extends the built-in attribute words.
     """
 
     mixture: dict[str, float]
@@ -35,17 +34,17 @@ class NegativeSettings:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """The negatives of one epoch: n images, m negatives each.
+    """The negative captions of one epoch: n images, m negatives each.
 
     Attributes:
-        negatives: [n, m] object array of prompts.
-        kinds: [n, m] int8 index into ``KINDS``, the kind that was really used.
-        similarity: [n, m] float32 cosine of caption and negative; nan where not known (edits, and
-            plans that need no embedding).
+        negatives: [n, m] object array of negative captions.
+        kinds: [n, m] int8 index into ``KINDS``, the kind that was used in the end.
+        similarity: [n, m] float32 cosine of caption and negative; nan where not computed (edits,
+            and plans that need no embedding).
         replaced: how many planned negatives were replaced, by reason: ``identical`` (to another
             negative of the same image), ``similar``, ``contained``, ``impossible`` (the kind can't
-            be built for that caption). ``repeated`` are not replaced: there were fewer candidates
-            or edits than ``num_negatives``, so the image has the same one twice.
+            be built for that caption). ``repeated`` counts negatives that were not replaced: with
+            fewer candidates or edits than ``num_negatives``, an image has the same one twice.
     """
 
     negatives: np.ndarray
@@ -55,7 +54,7 @@ class EpochPlan:
 
 
 def check_settings(settings: NegativeSettings) -> None:
-    """Raises UserError for the first value that can't be used."""
+    """Raises UserError for the first invalid value."""
     unknown = [kind for kind in settings.mixture if kind not in KINDS]
     if unknown or not settings.mixture:
         raise UserError(
@@ -63,11 +62,11 @@ def check_settings(settings: NegativeSettings) -> None:
             'or a mixture such as "0.5 shuffle + 0.5 edit".'
         )
     if min(settings.mixture.values()) <= 0:
-        raise UserError(f"the weights of negatives are {settings.mixture}; allowed: more than 0.")
+        raise UserError(f"the weights of negatives are {settings.mixture}; allowed: above 0.")
     if settings.num_negatives < 1:
         raise UserError(f"num_negatives is {settings.num_negatives}; allowed: 1 or more.")
     if settings.candidates < 1:
         raise UserError(f"candidates is {settings.candidates}; allowed: 1 or more.")
     limit = settings.max_similarity
     if limit is not None and not 0 < limit <= 1:
-        raise UserError(f"max_similarity is {limit}; allowed: null, or more than 0 and at most 1.")
+        raise UserError(f"max_similarity is {limit}; allowed: null, or above 0 and at most 1.")

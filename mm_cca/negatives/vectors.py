@@ -1,4 +1,4 @@
-"""Embedded captions and their cosines, with the same bits for any number of threads.
+"""Embedded captions and their cosines, bit-identical for any number of threads.
 
 Shapes: D captions, F features, p pairs, r rows.
 """
@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 
 GRID = 2.0**11
-"""Dense vectors of length 1 are rounded to multiples of 1/GRID: float16 holds these exactly, and a
-sum of their products stays below 2**24 units in float32, so that it is exact in any order. A
-cosine moves by about 0.0002."""
+"""Unit vectors are rounded to multiples of 1/GRID. float16 holds these exactly, and a sum of their
+products stays below 2**24 units in float32, so that it is exact in any order of summation. Rounding
+changes a cosine by about 0.0002."""
 
 BLOCK = 1 << 14
 SVD_FEATURES = 128
@@ -20,23 +20,23 @@ SVD_ROWS = 100_000
 
 
 class Vectors(Protocol):
-    """[D, F] vectors of length 1, or 0 where a caption has nothing that counts."""
+    """[D, F] unit vectors; all zeros for a caption without known words."""
 
     def __len__(self) -> int: ...
 
     def cosines(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """[p] and [p] indices -> [p] float32."""
+        """[p] and [p] indices -> [p] float32 cosines."""
 
     def against_all(self, rows: np.ndarray) -> np.ndarray:
-        """[r] indices -> [r, D] float32."""
+        """[r] indices -> [r, D] float32 cosines with all captions."""
 
     def searchable(self) -> np.ndarray:
-        """[D, F'] float16 whose cosines are close to these, for an approximate search."""
+        """[D, F'] float16 vectors with nearly the same cosines, for an approximate search."""
 
 
 @dataclass(frozen=True)
 class SparseVectors:
-    """Rows of a scipy CSR matrix; its products are sums in one thread."""
+    """Rows of a scipy CSR matrix; scipy computes its products in one thread."""
 
     matrix: Any
 
@@ -44,15 +44,15 @@ class SparseVectors:
         return int(self.matrix.shape[0])
 
     def cosines(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        found = np.empty(len(left), np.float32)
+        cosines = np.empty(len(left), np.float32)
         for part in blocks(len(left)):
             products = self.matrix[left[part]].multiply(self.matrix[right[part]])
-            found[part] = np.asarray(products.sum(axis=1)).ravel()
-        return found.clip(-1, 1)
+            cosines[part] = np.asarray(products.sum(axis=1)).ravel()
+        return cosines.clip(-1, 1)
 
     def against_all(self, rows: np.ndarray) -> np.ndarray:
-        found: np.ndarray = (self.matrix[rows] @ self.matrix.T).toarray()
-        return found.clip(-1, 1)
+        cosines: np.ndarray = (self.matrix[rows] @ self.matrix.T).toarray()
+        return cosines.clip(-1, 1)
 
     def searchable(self) -> np.ndarray:
         from sklearn.decomposition import TruncatedSVD
@@ -60,7 +60,7 @@ class SparseVectors:
 
         rows, features = self.matrix.shape
         svd = TruncatedSVD(min(SVD_FEATURES, features, rows), random_state=0)
-        # One thread: the last bits of a decomposition depend on their number.
+        # One thread, as the last bits of a decomposition depend on the number of threads.
         with threadpool_limits(limits=1):
             svd.fit(self.matrix[:: max(1, rows // SVD_ROWS)])
             parts = [on_grid(svd.transform(self.matrix[part])) for part in blocks(rows)]
@@ -77,18 +77,18 @@ class DenseVectors:
         return len(self.matrix)
 
     def cosines(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        found = np.empty(len(left), np.float32)
+        cosines = np.empty(len(left), np.float32)
         for part in blocks(len(left)):
             products = self.matrix[left[part]].astype(np.float32) * self.matrix[right[part]]
-            found[part] = products.sum(axis=1)
-        return found.clip(-1, 1)
+            cosines[part] = products.sum(axis=1)
+        return cosines.clip(-1, 1)
 
     def against_all(self, rows: np.ndarray) -> np.ndarray:
         own = self.matrix[rows].astype(np.float32)
-        found = np.empty((len(rows), len(self)), np.float32)
+        cosines = np.empty((len(rows), len(self)), np.float32)
         for part in blocks(len(self)):
-            np.matmul(own, self.matrix[part].astype(np.float32).T, out=found[:, part])
-        return found.clip(-1, 1)
+            np.matmul(own, self.matrix[part].astype(np.float32).T, out=cosines[:, part])
+        return cosines.clip(-1, 1)
 
     def searchable(self) -> np.ndarray:
         return self.matrix

@@ -1,4 +1,4 @@
-"""The words that ``edit`` swaps: the shipped lists, and what a recipe's own file adds to them."""
+"""The attribute words that ``edit`` swaps: the built-in lists, extended by a recipe's own file."""
 
 import re
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ import yaml
 from mm_cca.errors import UserError
 from mm_cca.negatives.captions import WORD, normalise
 
-# Captions are looked through word by word, so a phrase can be made of nothing else.
+# Captions are searched word by word, so a phrase must consist of words only.
 _PHRASE = re.compile(rf"{WORD.pattern}(?:\s+{WORD.pattern})*")
 
 
 @dataclass(frozen=True)
 class Spelling:
-    """One way to write a value: its words, and where in ``WordLists.groups`` the value stands."""
+    """One spelling of a value: its words, and the value's position in ``WordLists.groups``."""
 
     words: tuple[str, ...]
     group: int
@@ -27,7 +27,7 @@ class Spelling:
 
 @dataclass(frozen=True)
 class Group:
-    """Values of one kind that can stand for one another; the first spelling is the written one."""
+    """Values of one kind that can replace one another; edits write the first spelling of each."""
 
     kind: str
     name: str
@@ -36,7 +36,12 @@ class Group:
 
 @dataclass(frozen=True)
 class WordLists:
-    """groups, and ``starts``: the spellings that begin with a word, longest first."""
+    """Attribute words.
+
+    Attributes:
+        groups: all groups of values.
+        starts: first word -> the spellings that begin with it, longest first.
+    """
 
     groups: tuple[Group, ...]
     starts: dict[str, tuple[Spelling, ...]]
@@ -52,14 +57,14 @@ Groups = dict[tuple[str, str], list[list[str]]]
 
 
 def load_words(path: str | None = None) -> WordLists:
-    """The shipped lists, extended by the file at ``path``.
+    """The built-in lists, extended by the file at ``path``.
 
     Raises:
-        UserError: the file can't be read, or an entry of it can't be used.
+        UserError: the file can't be read, or has an invalid entry.
     """
     groups: Groups = {}
-    shipped = resources.files("mm_cca.negatives").joinpath("words.yaml")
-    _extend(groups, yaml.safe_load(shipped.read_text(encoding="utf-8")), "words.yaml")
+    built_in = resources.files("mm_cca.negatives").joinpath("words.yaml")
+    _extend(groups, yaml.safe_load(built_in.read_text(encoding="utf-8")), "words.yaml")
     if path is not None:
         try:
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -81,8 +86,8 @@ def _index(groups: Groups) -> WordLists:
             Group(kind, name, tuple(map(tuple, values))) for (kind, name), values in groups.items()
         ),
         {
-            word: tuple(sorted(found, key=lambda s: (-len(s.words), s.words)))
-            for word, found in starts.items()
+            word: tuple(sorted(spellings, key=lambda s: (-len(s.words), s.words)))
+            for word, spellings in starts.items()
         },
     )
 
@@ -91,7 +96,7 @@ def _extend(groups: Groups, content: Any, path: str) -> None:
     if not isinstance(content, dict):
         raise UserError(
             f"{path} holds {type(content).__name__}, not a mapping of kinds to lists of words; "
-            "write as in mm_cca/negatives/words.yaml: colour: [red, [grey, gray]]."
+            "use the form of mm_cca/negatives/words.yaml: colour: [red, [grey, gray]]."
         )
     places = {
         text: (key, v)
@@ -107,8 +112,8 @@ def _extend(groups: Groups, content: Any, path: str) -> None:
                 _add(values, _spellings(entry, where), key, places, where)
             if len(values) < 2:
                 raise UserError(
-                    f"{path}: {_title(key)} has {len(values)} value; allowed: two or more, so "
-                    "that one can be swapped for another."
+                    f"{path}: {_title(key)} has {len(values)} value; allowed: two or more, as one "
+                    "is swapped for another."
                 )
 
 
@@ -121,8 +126,8 @@ def _listings(
     known = [name for other, name in groups if other == kind and name]
     if "" in named and known:
         raise UserError(
-            f"{path}: {kind} is made of the lists {', '.join(known)}; name the one to extend or a "
-            f"new one, as in {kind}: {{{known[0]}: [...]}}."
+            f"{path}: {kind} has the lists {', '.join(known)}; name the one to extend or a new "
+            f"one, as in {kind}: {{{known[0]}: [...]}}."
         )
     for name, entries in named.items():
         key = (kind, str(name))
@@ -140,9 +145,8 @@ def _spellings(entry: Any, where: str) -> list[str]:
     for text in spellings:
         if not isinstance(text, str) or not _PHRASE.fullmatch(text):
             raise UserError(
-                f"{where} is {entry!r}; allowed: a word or phrase of letters, digits and "
-                "hyphens, or a list of spellings of one value. Put quotes around yes, no, on, "
-                "off and numbers."
+                f"{where} is {entry!r}; allowed: a word or phrase of letters, digits and hyphens, "
+                "or a list of spellings of one value. Quote yes, no, on, off and numbers."
             )
     return [normalise(text) for text in spellings]
 
@@ -154,15 +158,15 @@ def _add(
     places: dict[str, tuple[tuple[str, str], int]],
     where: str,
 ) -> None:
-    """A new value, or more spellings of the one that has one of them already."""
+    """Add a value, or more spellings to the value that already has one of them."""
     known = {places[text] for text in spellings if text in places}
     if len(known) > 1 or any(place[0] != key for place in known):
-        there = ", ".join(
+        existing = ", ".join(
             f"{text!r} in {_title(places[text][0])}" for text in spellings if text in places
         )
         raise UserError(
-            f"{where} is {', '.join(spellings)}, but there is already {there}; a word can stand "
-            "for one value only."
+            f"{where} is {', '.join(spellings)}, but there is already {existing}; a word can be a "
+            "spelling of one value only."
         )
     value = known.pop()[1] if known else len(values)
     if value == len(values):

@@ -1,1 +1,1 @@
-"""The run folder on disk: paths, stages, files that appear whole, digests, the environment."""
+"""The run folder on disk: paths, stages, atomic writes, digests, the environment."""

@@ -1,4 +1,4 @@
-"""What weights, texts and code are, in a short string that another machine finds too."""
+"""Digests of weights, texts and code; the same on every machine."""
 
 import hashlib
 import inspect
@@ -30,9 +30,9 @@ def texts_digest(texts: Iterable[str]) -> str:
 
 
 def code_digest(instance: object) -> str:
-    """The class of an adapter, the sha256 of the files it is written in, and transformers' version.
+    """The class of an adapter, the sha256 of its source files, and transformers' version.
 
-    Base classes count too. Prompt templates that lie elsewhere show in ``row_keys``.
+    Files of base classes are included. Prompt templates stored elsewhere change ``row_keys``.
     """
     cls = type(instance)
     bases = (base for base in cls.__mro__ if base.__module__ not in ("builtins", "typing", "abc"))
@@ -44,11 +44,11 @@ def code_digest(instance: object) -> str:
 
 
 def row_keys(ids: torch.Tensor, mask: torch.Tensor, codes: torch.Tensor) -> np.ndarray:
-    """[M, P] left-padded ids, their bool mask and [M, N] codes -> [M] uint64, one hash a row."""
+    """[M, P] left-padded ids, their bool mask and [M, N] codes -> [M] uint64, one hash per row."""
     ids, mask, codes = (tensor.cpu() for tensor in (ids, mask, codes))
-    found = []
+    keys = []
     for row, real, image in zip(ids, mask, codes, strict=True):
         digest = hashlib.blake2b(row[real].numpy().tobytes(), digest_size=8)
         digest.update(image.numpy().tobytes())
-        found.append(int.from_bytes(digest.digest(), "little"))
-    return np.array(found, dtype=np.uint64)
+        keys.append(int.from_bytes(digest.digest(), "little"))
+    return np.array(keys, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Atomic writes: a file or folder is complete, or it is not there."""
 
 import json
 import shutil
@@ -25,8 +25,8 @@ def partial_path(path: Path) -> Path:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path to write to; it becomes ``path`` when the block ends without an error.
 
-    Works for a file or a folder (which the block makes); an old ``path`` is replaced, and after an
-    error it is as it was.
+    Works for a file or a folder (created in the block). An existing ``path`` is replaced; after an
+    error it is unchanged.
     """
     temporary = partial_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def _delete(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 so that a reader never sees half a file."""
+    """Write UTF-8 atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -60,10 +60,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill an empty folder that then becomes ``folder``.
+    """Let ``write`` fill an empty folder, which then replaces ``folder``.
 
     Raises:
-        UserError: the disk is full or not writable; the old folder stays.
+        UserError: the disk is full or not writable; the old folder is kept.
     """
     try:
         with atomic_path(folder) as temporary:

@@ -1,4 +1,4 @@
-"""The run folder: its paths, and opening one that was made earlier."""
+"""The run folder: its paths, and opening an existing one."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +13,14 @@ from mm_cca.runs.stage import Stage
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths inside ``run.dir``, and what several runs may share.
+    """Paths inside ``run.dir``, and the caches that several runs may share.
 
     Attributes:
         root: ``run.dir``.
         tokens: the token cache.
         reference: the cache of ``train.reference=cached``.
-        trained: the run whose models are drawn: this one, or ``run.trained``. It has the token
-            cache too, if ``run.tokens_dir`` names no other.
+        trained: the run whose models are sampled: this one, or ``run.trained``. It also holds the
+            token cache, unless ``run.tokens_dir`` is set.
     """
 
     root: Path
@@ -40,14 +40,14 @@ class RunFolder:
         """The folder that the training of ``cca`` or ``control`` wrote.
 
         Raises:
-            UserError: it was not trained to the end.
+            UserError: the training is not finished.
         """
         folder = {"cca": self.train, "control": self.control}[source]
-        # While training is continued to more steps, the model of the earlier end is still there.
+        # While a finished training is extended, the model of its earlier end is still there.
         if not (folder / "model").is_dir() or not Stage.ended(folder):
             where = "" if self.trained == self.root else f" in {self.trained} (run.trained)"
             raise UserError(
-                f"{folder / 'model'} does not exist or is not complete: train the {source} model "
+                f"{folder / 'model'} does not exist or is incomplete: train the {source} model "
                 f"to the end{where} first: `mm-cca train RECIPE`."
             )
         return folder / "model"
@@ -66,7 +66,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, recipe: AnyRecipe) -> "RunFolder":
-        """The folder that a recipe names."""
+        """The run folder of a recipe."""
         root, run = Path(recipe.run.dir), recipe.run
         trained = root if run.trained is None else Path(run.trained)
         return cls(
@@ -78,7 +78,7 @@ class RunFolder:
 
     def describe(self, recipe: AnyRecipe) -> None:
         """Write ``recipe.yaml`` and ``environment.json``."""
-        if recipe.run.trained is not None:  # found again from any working directory
+        if recipe.run.trained is not None:  # valid from any working directory
             trained = str(Path(recipe.run.trained).resolve())
             recipe = replace(recipe, run=replace(recipe.run, trained=trained))
         write_text(self.root / "recipe.yaml", dump(recipe))
@@ -86,16 +86,16 @@ class RunFolder:
 
 
 def open_run(folder: Path) -> tuple[Recipe, RunFolder]:
-    """A run that was made, wherever its folder lies now.
+    """Recipe and paths of an existing run, whose folder may have been moved.
 
     Raises:
-        UserError: no run folder, or one that holds no model.
+        UserError: not a run folder, or the run of a job that trains no model.
     """
     path = folder / "recipe.yaml"
     if not path.exists():
         raise UserError(
-            f"{folder} is no run folder: it has no recipe.yaml. Name the run.dir of a recipe that "
-            "was run."
+            f"{folder} is not a run folder: it has no recipe.yaml. Give the run.dir of a recipe "
+            "that was run."
         )
     recipe = load_config(str(path))
     if not isinstance(recipe, Recipe):
@@ -106,42 +106,43 @@ def open_run(folder: Path) -> tuple[Recipe, RunFolder]:
 
 
 def recipe_of_training(recipe: Recipe) -> Recipe:
-    """The recipe that trained what is drawn: this one, or that of ``run.trained``.
+    """The recipe that trained the sampled models: this one, or that of ``run.trained``.
 
     Raises:
-        UserError: ``run.trained`` is no finished run, or one of another model.
+        UserError: ``run.trained`` is not a run, has no training of its own, or trained another
+            model.
     """
     if recipe.run.trained is None:
         return recipe
     folder = Path(recipe.run.trained)
     if folder.resolve() == Path(recipe.run.dir).resolve():
         raise UserError(
-            f"run.trained and run.dir are both {str(folder)!r}; what is drawn needs a run.dir of "
-            "its own."
+            f"run.trained and run.dir are both {str(folder)!r}; use another run.dir for the new "
+            "samples."
         )
     try:
-        found, _ = open_run(folder)
+        training, _ = open_run(folder)
     except UserError as error:
         raise UserError(f"run.trained: {error}") from error
-    if found.run.trained is not None:
+    if training.run.trained is not None:
         raise UserError(
-            f"run.trained is {str(folder)!r}, which trained nothing itself; name "
-            f"{found.run.trained!r}, whose models it drew."
+            f"run.trained is {str(folder)!r}, which has no training of its own; use "
+            f"run.trained={training.run.trained}."
         )
     differing = [
         f"  - {key}: {theirs!r} there, {ours!r} here"
         for key, theirs, ours in (
-            ("model.adapter", found.model.adapter, recipe.model.adapter),
-            ("model.path", found.model.path, recipe.model.path),
-            ("data.image_size", found.data.image_size, recipe.data.image_size),
-            ("train.tuning", found.train.tuning, recipe.train.tuning),
+            ("model.adapter", training.model.adapter, recipe.model.adapter),
+            ("model.path", training.model.path, recipe.model.path),
+            ("data.image_size", training.data.image_size, recipe.data.image_size),
+            ("train.tuning", training.train.tuning, recipe.train.tuning),
         )
         if theirs != ours
     ]
     if differing:
         listed = "\n".join(differing)
         raise UserError(
-            f"run.trained is {str(folder)!r}, which trained another model:\n{listed}\nTake "
+            f"run.trained is {str(folder)!r}, which trained another model:\n{listed}\nUse "
             f"{folder / 'recipe.yaml'} as the recipe, with another run.dir."
         )
-    return found
+    return training

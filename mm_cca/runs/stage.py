@@ -1,4 +1,4 @@
-"""A stage's folder: who may write to it, and what it was made with."""
+"""A stage's folder: its lock, and the settings it was made with."""
 
 import fcntl
 import json
@@ -18,10 +18,10 @@ ABSENT = "not used"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for one process at a time; the lock ends with the process.
+    """Lock a folder for this process; the lock ends with the process at the latest.
 
     Raises:
-        UserError: another process holds it, or the folder can't be written.
+        UserError: another process has locked it, or the folder can't be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,13 +45,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Stage:
-    """A folder made by one stage, with the settings it was made with in ``stage.json``.
+    """The folder of one stage; ``stage.json`` records the settings it was made with.
 
     Attributes:
         folder: of the stage.
         settings: what decides its result.
-        grows: the one of them (a number) that may become larger: the stage then goes on.
-        until_done: settings that only matter to go on where an unfinished stage stopped.
+        grows: the setting (a number) that may be raised to extend a finished stage.
+        until_done: settings that matter only when an unfinished stage is resumed.
     """
 
     folder: Path
@@ -64,10 +64,10 @@ class Stage:
         return self.folder / "stage.json"
 
     def is_done(self) -> bool:
-        """Whether the stage ended with these very settings, and needs no more.
+        """Whether the stage is finished with exactly these settings.
 
         Raises:
-            UserError: the folder was made, wholly or in part, with other settings.
+            UserError: the folder was made with other settings, finished or not.
         """
         if not self._file.exists():
             return False
@@ -79,7 +79,7 @@ class Stage:
         if not stored["done"]:
             changed |= _changes(stored.get("until_done", {}), self.until_done)
         if changed:
-            listed = "\n".join(f"  - {key}: {words}" for key, words in sorted(changed.items()))
+            listed = "\n".join(f"  - {key}: {change}" for key, change in sorted(changed.items()))
             raise UserError(
                 f"{self.folder} was made with another recipe:\n{listed}\nNo files were changed. "
                 f"Restore the old values, choose another run.dir, or delete {self.folder} to start "
@@ -88,7 +88,7 @@ class Stage:
         return bool(stored["done"]) and now <= before
 
     def is_extended(self) -> bool:
-        """Whether the stage ended, and what may grow has grown since."""
+        """Whether the stage is finished and ``grows`` has been raised since."""
         if not Stage.ended(self.folder):
             return False
         before, now = self._growth(json.loads(self._file.read_text()))
@@ -102,17 +102,17 @@ class Stage:
 
     @staticmethod
     def ended(folder: Path) -> bool:
-        """Whether the stage that made a folder ended, with whatever settings."""
+        """Whether the stage of a folder is finished, with any settings."""
         file = folder / "stage.json"
         return file.exists() and bool(json.loads(file.read_text())["done"])
 
     def begin(self) -> None:
-        """Note the settings before any work."""
+        """Record the settings, before any work."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write(done=False)
 
     def finish(self) -> None:
-        """Note that the work is complete."""
+        """Record that the stage is finished."""
         self._write(done=True)
 
     def _write(self, *, done: bool) -> None:
@@ -122,24 +122,24 @@ class Stage:
         write_json(self._file, entries)
 
 
-def _changes(stored: dict[str, Any], wanted: dict[str, Any]) -> dict[str, str]:
-    """Setting -> its two values in words, where they differ; settings of settings one by one."""
-    before, now = _flat(stored), _flat(json.loads(json.dumps(wanted)))
-    found = {}
+def _changes(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, str]:
+    """Setting -> "was A, is now B" where the values differ; nested settings one by one."""
+    before, now = _flat(stored), _flat(json.loads(json.dumps(current)))
+    changes = {}
     for key in before.keys() | now.keys():
         was, is_now = before.get(key, ABSENT), now.get(key, ABSENT)
         if was != is_now:
             shown = [value if value is ABSENT else repr(value) for value in (was, is_now)]
             reason = reason_of(key)
-            found[key] = f"was {shown[0]}, is now {shown[1]}" + (f" ({reason})" if reason else "")
-    return found
+            changes[key] = f"was {shown[0]}, is now {shown[1]}" + (f" ({reason})" if reason else "")
+    return changes
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}: ")
+            flat |= _flat(value, f"{prefix}{key}: ")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,1 +1,1 @@
-"""The arms of a recipe, their prompts, and drawing them."""
+"""The sample stage: the arms of a recipe, their prompts, and drawing their images."""

@@ -1,4 +1,4 @@
-"""The arms that are compared."""
+"""Arms: the combinations of weights and guidance that a run compares."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from mm_cca.config.schema import Recipe, SampleConfig
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of drawing: which weights, with how much guidance.
+    """One way to sample: which weights, at which guidance scale.
 
     Attributes:
         source: one of ``schema.SOURCES``.
         guidance_scale: 1.0 is without guidance.
-        negative_prompt: what guidance leads away from; "" is the prompt that says nothing.
-        dial: 0.0 is the base, 1.0 what training made of it; base and control have no other.
-        negative_number: place of ``negative_prompt`` among those of the recipe that say something.
+        negative_prompt: prompt of guidance's second forward pass; "" is the unconditional prompt.
+        dial: 0.0 is the base, 1.0 the trained weights; always 1.0 for base and control.
+        negative_number: number of ``negative_prompt`` among the recipe's non-empty ones, from 1.
     """
 
     source: str
@@ -51,10 +51,10 @@ def arms_of(recipe: Recipe) -> list[Arm]:
 
 
 def _guided(source: str, scales: list[float], sample: SampleConfig) -> list[Arm]:
-    """The sweep of a source, once per negative prompt."""
-    saying = [text for text in sample.negative_prompts if text]
+    """The guided arms of a source: every scale with every negative prompt."""
+    non_empty = [text for text in sample.negative_prompts if text]
     return [
-        Arm(source, scale, text, negative_number=saying.index(text) + 1 if text else 0)
+        Arm(source, scale, text, negative_number=non_empty.index(text) + 1 if text else 0)
         for text in sample.negative_prompts
         for scale in scales
     ]

@@ -1,4 +1,4 @@
-"""Draw every arm: PNG files and a manifest, resumable, spread over ranks."""
+"""Draws the images of every arm as PNG files with a manifest; resumable, divided among ranks."""
 
 import hashlib
 import io
@@ -24,16 +24,17 @@ from mm_cca.modeling.sampler import SamplingSettings, image_stream, sample_codes
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
 from mm_cca.sampling.arms import Arm, arms_of
-from mm_cca.sampling.manifest import MANIFEST, merge_manifest, read_manifest
+from mm_cca.sampling.manifest import MANIFEST, merge_manifest, picture_file, read_manifest
 from mm_cca.sampling.prompts import Prompt, prompts_of, refuse_few_prompts
 from mm_cca.sampling.weights import load_source
 
 
 def sample_arms(recipe: Recipe, run: RunFolder) -> None:
-    """Draw what is missing of every arm.
+    """Draw the missing images of every arm.
 
     Raises:
-        UserError: no trained model yet, a changed recipe, a full disk (what was drawn stays).
+        UserError: no trained model yet, a changed recipe, or a full disk (finished images are
+            kept).
     """
     prompts = prompts_of(recipe, run)
     if "eval" in recipe.run.stages:
@@ -43,7 +44,7 @@ def sample_arms(recipe: Recipe, run: RunFolder) -> None:
     }
     todo = {arm: stage for arm, stage in stages.items() if not stage.is_done()}
     for source in sorted({arm.source for arm in todo} - {"base"}):
-        run.trained_model(source)  # or hours of drawing the base would come first
+        run.trained_model(source)  # fail now, not after hours of sampling
     loaded: tuple[tuple[str, float], UnifiedModel] | None = None
     for arm, stage in todo.items():
         folder = stage.folder
@@ -52,14 +53,14 @@ def sample_arms(recipe: Recipe, run: RunFolder) -> None:
         weights = (arm.source, arm.dial)
         if loaded is None or loaded[0] != weights:
             loaded = None
-            release_memory()  # or two models would lie on the device at once
+            release_memory()  # before loading the next model, so that the device holds only one
             loaded = (weights, load_source(recipe, run, arm.source, dial=arm.dial))
         try:
             _draw_arm(loaded[1], recipe, arm, prompts, folder)
         except OSError as error:
             raise UserError(
-                f"{folder} can't be written: {error}\nWhat was drawn stays. Free some space and "
-                "run the same command again."
+                f"{folder} can't be written: {error}\nFinished images are kept. Free some space "
+                "and run the same command again to resume."
             ) from error
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:
@@ -69,18 +70,19 @@ def sample_arms(recipe: Recipe, run: RunFolder) -> None:
 
 
 def sampling_settings(recipe: Recipe, arm: Arm, defaults: Defaults) -> SamplingSettings:
-    """The recipe's sampling keys for one arm; None is what the family's authors sample with."""
-    s = recipe.sample
+    """The sampling settings of one arm: the recipe's keys, and the family's defaults for None."""
+    keys = recipe.sample
     return SamplingSettings(
         guidance_scale=arm.guidance_scale,
-        temperature=defaults.temperature if s.temperature is None else s.temperature,
-        top_k=defaults.top_k if s.top_k is None else s.top_k,
-        top_p=defaults.top_p if s.top_p is None else s.top_p,
+        temperature=defaults.temperature if keys.temperature is None else keys.temperature,
+        top_k=defaults.top_k if keys.top_k is None else keys.top_k,
+        top_p=defaults.top_p if keys.top_p is None else keys.top_p,
         negative_prompt=arm.negative_prompt,
     )
 
 
 def _settings(recipe: Recipe, run: RunFolder, arm: Arm) -> dict[str, Any]:
+    """Everything that decides the images of an arm."""
     prompts = recipe.sample.prompts
     texts = {} if prompts is None else {"sample.prompts": read_prompts(prompts)}
     settings = settings_of(SAMPLE, recipe, texts) | {"guidance_scale": arm.guidance_scale}
@@ -97,9 +99,11 @@ def _settings(recipe: Recipe, run: RunFolder, arm: Arm) -> dict[str, Any]:
 def _draw_arm(
     model: UnifiedModel, recipe: Recipe, arm: Arm, prompts: list[Prompt], folder: Path
 ) -> None:
+    """Draw this rank's share of the missing images into ``folder``."""
     state = PartialState()
     done = {line["index"] for line in read_manifest(folder)}
-    state.wait_for_everyone()  # or a slow rank would see what a quick one drew, and skip others
+    # Every rank must read the manifest before any rank draws, as they divide the missing prompts.
+    state.wait_for_everyone()
     todo = [p for p in prompts if p.index not in done][state.process_index :: state.num_processes]
     grid = grid_of(model, recipe.data.image_size)
     part = folder / f"{MANIFEST}.{state.process_index}"
@@ -112,7 +116,8 @@ def _draw_arm(
             disable=not state.is_main_process or not todo,
         ) as bar,
     ):
-        manifest.write("\n")  # ends a line torn by an interruption; empty lines are passed over
+        # Ends a line that an interruption truncated; empty lines are skipped when reading.
+        manifest.write("\n")
         for start in range(0, len(todo), recipe.sample.batch_size):
             batch = todo[start : start + recipe.sample.batch_size]
             for line in _draw_batch(model, recipe, arm, batch, grid, folder):
@@ -130,34 +135,40 @@ def _draw_batch(
     grid: Grid,
     folder: Path,
 ) -> list[dict[str, Any]]:
+    """Write the images of a batch to ``folder`` and return their lines of the manifest."""
     num_codes = model.layout(grid).num_codes
     uniforms = np.stack([image_stream(recipe.sample.seed, p.index, num_codes) for p in batch])
     settings = sampling_settings(recipe, arm, model.defaults)
     started = time.perf_counter()
-    codes, forwards = sample_codes(model, [p.caption for p in batch], grid, uniforms, settings)
+    codes, forward_passes = sample_codes(
+        model, [p.caption for p in batch], grid, uniforms, settings
+    )
     pixels = model.decode(codes, grid).cpu()
     seconds = (time.perf_counter() - started) / len(batch)
-    lines = []
-    for prompt, picture in zip(batch, pixels, strict=True):
-        buffer = io.BytesIO()
-        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, "PNG")
-        (folder / f"{prompt.index:06d}.png").write_bytes(buffer.getvalue())
-        lines.append(
-            {
-                "index": prompt.index,
-                "split": prompt.split,
-                "row": prompt.row,
-                "prompt": prompt.caption,
-                "seed": [recipe.sample.seed, prompt.index],
-                "guidance_scale": arm.guidance_scale,
-                "sampling": {
-                    "temperature": settings.temperature,
-                    "top_k": settings.top_k,
-                    "top_p": settings.top_p,
-                },
-                "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
-                "forward_passes": forwards,
-                "seconds": round(seconds, 5),
-            }
-        )
-    return lines
+    return [
+        {
+            "index": prompt.index,
+            "split": prompt.split,
+            "row": prompt.row,
+            "prompt": prompt.caption,
+            "seed": [recipe.sample.seed, prompt.index],
+            "guidance_scale": arm.guidance_scale,
+            "sampling": {
+                "temperature": settings.temperature,
+                "top_k": settings.top_k,
+                "top_p": settings.top_p,
+            },
+            "sha256": _write_png(picture_file(folder, prompt.index), image),
+            "forward_passes": forward_passes,
+            "seconds": round(seconds, 5),
+        }
+        for prompt, image in zip(batch, pixels, strict=True)
+    ]
+
+
+def _write_png(path: Path, image: torch.Tensor) -> str:
+    """Write a [3, H, W] uint8 image and return the sha256 of the file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    path.write_bytes(buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()

@@ -1,4 +1,4 @@
-"""The weights of an arm."""
+"""Loads the weights of an arm."""
 
 from accelerate import PartialState
 from peft import PeftModel
@@ -13,10 +13,17 @@ from mm_cca.runs.folder import RunFolder
 
 
 def load_source(recipe: Recipe, run: RunFolder, source: str, *, dial: float = 1.0) -> UnifiedModel:
-    """The weights of an arm: the base, or what training wrote, at a ``dial`` between and beyond.
+    """Load a model, frozen, in eval mode and on the device of this process.
+
+    Args:
+        recipe: of the run.
+        run: its folder.
+        source: one of ``schema.SOURCES``.
+        dial: 0 gives the base, 1 the trained weights, values between interpolate, above 1
+            extrapolate.
 
     Raises:
-        UserError: untrained, a checkpoint that can't be read, or a dial whose base is gone.
+        UserError: not trained yet, a checkpoint that can't be read, or a dial without its base.
     """
     trained = None if source == "base" else run.trained_model(source)
     if trained is None:
@@ -40,6 +47,4 @@ def _base_of(recipe: Recipe, dial: float) -> UnifiedModel:
     except UserError as error:
         if dial == 1.0:
             raise
-        raise UserError(
-            f"the dial is {dial:g}, which needs the base beside what was trained: {error}"
-        ) from error
+        raise UserError(f"the dial is {dial:g}, which needs the base model too: {error}") from error

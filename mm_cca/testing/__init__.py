@@ -1,1 +1,1 @@
-"""For authors of adapters and for laptops: the contract suite and tiny random checkpoints."""
+"""For authors of adapters: the contract suite, and tiny random checkpoints for any laptop."""

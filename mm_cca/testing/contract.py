@@ -32,20 +32,23 @@ TOLERANCE = 1e-3
 def check_adapter(
     name: str, path: str, image_size: Sequence[int], image_tokenizer: str | None = None
 ) -> dict[str, float]:
-    """Run every check; raises AssertionError with what is wrong.
+    """Run every check.
 
     Args:
-        name: an adapter as a recipe names it.
+        name: the adapter, as in a recipe's ``model.adapter``.
         path: a small checkpoint in the family's real layout.
         image_size: height and width in pixels that the checkpoint can draw.
-        image_tokenizer: as in a recipe.
+        image_tokenizer: as in a recipe's ``model.image_tokenizer``.
 
     Returns:
-        largest differences found, by check, in nats per image.
+        largest difference by check, in nats per image.
+
+    Raises:
+        AssertionError: a check failed; the message says what is wrong.
     """
 
-    def load(where: str = path) -> UnifiedModel:
-        model = load_adapter(name, where, image_tokenizer=image_tokenizer)
+    def load(folder: str = path) -> UnifiedModel:
+        model = load_adapter(name, folder, image_tokenizer=image_tokenizer)
         model.module.eval()
         return model
 
@@ -79,7 +82,7 @@ def check_layout(model: UnifiedModel, grid: Grid) -> None:
     assert layout.num_codes == grid[0] * grid[1], (
         f"{layout.num_codes} free slots for {grid[0]} x {grid[1]} codes"
     )
-    assert layout.tokens[-1] == FREE, "nothing after the last code is needed"
+    assert layout.tokens[-1] == FREE, "the last slot must be a code, without tokens after it"
     longest = max(len(ids) for ids in model.prompt_ids(PROMPTS, grid))
     assert longest + len(layout.tokens) <= model.max_tokens, "the image does not fit the context"
 
@@ -113,9 +116,9 @@ def check_images(model: UnifiedModel, grid: Grid, image_size: Sequence[int]) -> 
     size = model.codebook_size
     assert 0 <= int(codes.min()) <= int(codes.max()) < size, "a code beyond the codebook"
     assert torch.equal(model.encode(pixels[1:2]), codes[1:2]), "codes depend on the batch"
-    assert len(codes.unique()) > 1, "every image is the same code"
+    assert len(codes.unique()) > 1, "all codes of all images are the same"
     images = model.decode(codes, grid)
-    assert images.shape == pixels.shape, f"decoded to {tuple(images.shape)}"
+    assert images.shape == pixels.shape, f"decoded images have shape {tuple(images.shape)}"
     assert images.dtype == torch.uint8
     assert (model.decode(codes.flip(1), grid) != images).any(), "decoding ignores the codes"
 
@@ -133,7 +136,7 @@ def check_unconditional(model: UnifiedModel, grid: Grid) -> None:
 
 @torch.no_grad()
 def check_logps(model: UnifiedModel, grid: Grid, whole: bool = False) -> float:
-    """Batched, padded and chunked log-probabilities equal one plain forward per row."""
+    """Batched, padded and chunked log-probabilities equal those of one row at a time."""
     layout = model.layout(grid)
     policy = CodeLogProbs(model, layout, whole_vocabulary=whole).eval()
     codes = _random_codes(model, layout.num_codes, seed=1)
@@ -143,7 +146,7 @@ def check_logps(model: UnifiedModel, grid: Grid, whole: bool = False) -> float:
     for row, ids in enumerate(rows):
         naive = _naive_logps(model, grid, ids, codes[row], whole)
         worst = max(worst, float((naive - ours[row]).sum().abs()))
-        assert worst <= TOLERANCE, f"prompt {PROMPTS[row]!r}: {worst:.3g} nats apart"
+        assert worst <= TOLERANCE, f"prompt {PROMPTS[row]!r}: the difference is {worst:.3g} nats"
     return worst
 
 
@@ -155,51 +158,51 @@ def _random_codes(model: UnifiedModel, num_codes: int, seed: int) -> torch.Tenso
 def _naive_logps(
     model: UnifiedModel, grid: Grid, ids: list[int], codes: torch.Tensor, whole: bool
 ) -> torch.Tensor:
-    """[N] from all logits at once, one token embedded at a time, no padding, no chunks."""
+    """[N] from all logits at once: tokens embedded one by one, no padding, no chunks."""
     head = model.image_head(whole_vocabulary=whole)
     embedded = [model.embed_text(torch.tensor(token)) for token in ids]
-    wanted, number = [], 0
+    targets, number = [], 0
     for token in model.layout(grid).tokens.tolist():
         if token == FREE:
-            wanted.append((len(embedded) - 1, int(head.row_of_code[codes[number]])))
+            targets.append((len(embedded) - 1, int(head.row_of_code[codes[number]])))
             embedded.append(model.embed_codes(codes[number]))
             number += 1
         else:
             embedded.append(model.embed_text(torch.tensor(token)))
     embeds = torch.stack(embedded)[None]
-    places = torch.arange(embeds.shape[1])[None]
+    position_ids = torch.arange(embeds.shape[1])[None]
     mask = torch.ones(embeds.shape[:2], dtype=torch.bool)
-    hidden = model.hidden_states(embeds, mask, places)[0]
+    hidden = model.hidden_states(embeds, mask, position_ids)[0]
     logits = hidden @ head.weight.T
     if head.bias is not None:
         logits = logits + head.bias
     logps = logits.log_softmax(dim=-1)
-    return torch.stack([logps[place, row] for place, row in wanted])
+    return torch.stack([logps[position, row] for position, row in targets])
 
 
 @torch.no_grad()
 def check_text(model: UnifiedModel) -> float:
     """A padded batch of plain texts gets the same scores as one row at a time."""
     rows = model.text_ids(PROMPTS)
-    assert len({tuple(row) for row in rows}) == len(PROMPTS), "texts share their ids"
+    assert len({tuple(row) for row in rows}) == len(PROMPTS), "different texts have the same ids"
     head = model.text_head()
     ours = text_nll(model, *left_pad(rows, model.pad_id))
     worst = 0.0
-    for row, found in zip(rows, ours, strict=True):
+    for row, batched in zip(rows, ours, strict=True):
         ids = torch.tensor([row])
         states = model.text_states(
             ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(len(row))[None]
         )
         logps = head(states[0]).log_softmax(dim=-1)
         naive = -sum(float(logps[i, token]) for i, token in enumerate(row[1:])) / (len(row) - 1)
-        worst = max(worst, abs(naive - float(found)))
-    assert worst <= TOLERANCE, f"{worst:.3g} nats per token apart"
+        worst = max(worst, abs(naive - float(batched)))
+    assert worst <= TOLERANCE, f"the difference is {worst:.3g} nats per token"
     return worst
 
 
 @torch.no_grad()
 def check_cached_sampling(model: UnifiedModel, grid: Grid) -> None:
-    """The key-value cache changes nothing, with guidance and without, in a padded batch."""
+    """Sampling with and without the key-value cache gives the same codes, guided or not."""
     num_codes = model.layout(grid).num_codes
     uniforms = np.stack([image_stream(0, index, num_codes) for index in range(len(PROMPTS))])
     for scale in (1.0, 3.0):
@@ -219,7 +222,9 @@ def check_save_and_load(
         model.save(Path(folder))
         again = load(folder)
         before, after = model.module.state_dict(), again.module.state_dict()
-        assert before.keys() == after.keys(), f"other weights: {before.keys() ^ after.keys()}"
+        assert before.keys() == after.keys(), (
+            f"these weights are saved or loaded, not both: {before.keys() ^ after.keys()}"
+        )
         changed = [name for name, value in before.items() if not torch.equal(value, after[name])]
         assert not changed, f"weights changed: {changed[:3]}"
         assert again.prompt_ids(PROMPTS, grid) == model.prompt_ids(PROMPTS, grid)
@@ -238,20 +243,24 @@ def check_training_step(model: UnifiedModel, grid: Grid, lora: bool) -> None:
     assert not any(m.training for part in model.frozen() for m in part.modules())
     assert not any(p.requires_grad for p in policy.parameters() if id(p) in frozen)
     before = {name: value.clone() for name, value in policy.named_parameters()}
-    kept = [buffer.clone() for buffer in buffers]
+    buffers_before = [buffer.clone() for buffer in buffers]
     trained = [p for p in policy.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-2)
     codes = _random_codes(model, layout.num_codes, seed=2)
     prompts = left_pad(model.prompt_ids(PROMPTS, grid), model.pad_id)
     (-policy(*prompts, codes).logps.mean()).backward()
     optimizer.step()
-    moved = [n for n, p in policy.named_parameters() if not torch.equal(p, before[n])]
-    still = [n for n, p in policy.named_parameters() if id(p) in frozen and n in moved]
-    assert not still, f"frozen weights moved: {still[:3]}"
-    assert all(torch.equal(a, b) for a, b in zip(kept, buffers, strict=True)), "buffers moved"
-    # Without a gradient a parameter makes DistributedDataParallel stop with an error.
-    idle = [n for n, p in policy.named_parameters() if p.requires_grad and p.grad is None]
-    assert not idle, f"these would learn but get no gradient (add their part to frozen()): {idle}"
-    assert moved, "nothing learned"
+    changed = [n for n, p in policy.named_parameters() if not torch.equal(p, before[n])]
+    frozen_changed = [n for n, p in policy.named_parameters() if id(p) in frozen and n in changed]
+    assert not frozen_changed, f"frozen weights changed: {frozen_changed[:3]}"
+    assert all(torch.equal(a, b) for a, b in zip(buffers_before, buffers, strict=True)), (
+        "frozen buffers changed"
+    )
+    # DistributedDataParallel stops with an error if a trainable parameter gets no gradient.
+    unused = [n for n, p in policy.named_parameters() if p.requires_grad and p.grad is None]
+    assert not unused, (
+        f"these parameters are trainable but get no gradient (add their part to frozen()): {unused}"
+    )
+    assert changed, "no weight changed"
     if lora:
-        assert all("lora_" in name for name in moved), "a step of LoRA moved other weights"
+        assert all("lora_" in name for name in changed), "training a LoRA changed other weights"

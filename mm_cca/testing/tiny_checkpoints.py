@@ -1,8 +1,7 @@
-"""Tiny random checkpoints of every family, in the layout that the hub has them in.
+"""Tiny random checkpoints of every family, in the layout of the real ones on the hub.
 
-Each is made of stock transformers classes and files; only the sizes are small, so a recipe that
-runs on one runs the same code on the real checkpoint. The grid of codes is the real one unless
-``side`` says otherwise.
+They use the classes and files of transformers; only the sizes are small, so a recipe runs the same
+code on a tiny and on a real checkpoint. The grid of codes is the real one unless ``side`` is given.
 """
 
 from collections.abc import Callable
@@ -43,7 +42,8 @@ from mm_cca.testing.tiny_tokenizers import (
 
 HIDDEN = 32
 WEIGHT_SPREAD = 0.3
-"""Stock initialisation is so small that every distribution is nearly uniform."""
+"""Standard deviation of the weights. With transformers' own, every distribution would be nearly
+uniform."""
 
 
 def write_tiny(family: str, folder: Path, *, side: int | None = None, seed: int = 0) -> None:
@@ -51,12 +51,12 @@ def write_tiny(family: str, folder: Path, *, side: int | None = None, seed: int 
 
     Args:
         family: a key of ``FAMILIES``.
-        folder: where to; must not hold a ``config.json`` yet.
-        side: codes along each side of an image; None is what the real checkpoints have.
+        folder: where to write it; must not contain a ``config.json`` yet.
+        side: codes along each side of an image; None: as many as the real checkpoints have.
         seed: of the weights.
 
     Raises:
-        UserError: unknown family, a side of no codes, or a folder in use or not writable.
+        UserError: an unknown family, a side below 1, or a folder that is in use or not writable.
     """
     if family not in FAMILIES:
         raise UserError(f"there is no tiny {family!r}; allowed: {', '.join(FAMILIES)}.")
@@ -101,7 +101,7 @@ def _emu3(folder: Path, side: int) -> None:
 def _chameleon(folder: Path, side: int) -> None:
     model = _chameleon_model(side)
     vq = model.model.vqmodel
-    vq.decoder = VQDecoder(vq.config)  # inside the folder, as Anole's conversion has it
+    vq.decoder = VQDecoder(vq.config)  # in the same weights file, as in Anole's conversion
     model.save_pretrained(folder)
     tokenizer = chameleon_tokenizer()
     ChameleonProcessor(
@@ -114,7 +114,7 @@ def _lumina_mgpt(folder: Path, side: int) -> None:
     vq = model.model.vqmodel
     decoder = VQDecoder(vq.config).state_dict()
     weights = vq.state_dict() | {f"decoder.{name}": tensor for name, tensor in decoder.items()}
-    torch.save({"state_dict": weights}, folder / "vqgan.ckpt")  # beside the weights, as Meta's
+    torch.save({"state_dict": weights}, folder / "vqgan.ckpt")  # a file of its own, as Meta's
     model.save_pretrained(folder)
     chameleon_tokenizer().save_pretrained(folder)
 
@@ -217,7 +217,7 @@ def _spread(*parts: nn.Module) -> None:
 
 @torch.no_grad()
 def _use_many_codes(vq: Any) -> None:
-    """Default layer initialisation, and a codebook of the latents of noise: all codes occur."""
+    """Reset the layers, and set the codebook to latents of noise, so that images use many codes."""
     for layer in vq.modules():
         if isinstance(layer, nn.Conv2d):
             layer.reset_parameters()
@@ -232,4 +232,5 @@ FAMILIES: dict[str, tuple[Callable[[Path, int], None], int]] = {
     "janus": (_janus, 24),
     "lumina-mgpt": (_lumina_mgpt, 32),
 }
-"""Writer, and the side of the real checkpoints' grid (720, 512, 384 and 512 pixels)."""
+"""Function that writes a checkpoint, and the side of the real ones' grid (720, 512, 384 and 512
+pixels)."""

@@ -61,7 +61,7 @@ JANUS_TEMPLATE = (
     "{% if message['role'] == 'user' %}{{ '\n\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|Assistant|>:{% endif %}"
 )
-"""Says what the hub's template says for one turn of text."""
+"""Gives the same result as the template on the hub for one turn of text."""
 
 
 def janus_tokenizer() -> PreTrainedTokenizerFast:

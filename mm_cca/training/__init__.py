@@ -1,1 +1,1 @@
-"""A recipe's training run; begin with train.py."""
+"""Training; start reading at train.py."""

@@ -22,8 +22,8 @@ def new_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
         project_dir=str(folder),
     )
     if accelerator.distributed_type == DistributedType.FSDP and config.mixed_precision != "no":
-        # accelerate would also round what leaves the model, and a sum of thousands of
-        # log-probabilities has no room in bfloat16; gradients are summed over ranks in float32.
+        # accelerate would also round the model's outputs, and bfloat16 is too coarse for a sum of
+        # thousands of log-probabilities; gradients are summed over ranks in float32.
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=half, reduce_dtype=torch.float32, output_dtype=torch.float32
@@ -33,7 +33,7 @@ def new_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and Ctrl-C into a flag that is looked at between two steps."""
+    """Turn SIGTERM and Ctrl-C into a flag that is checked between steps."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -48,7 +48,7 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
 
 
 def on_any_rank(accelerator: Accelerator, flag: bool) -> bool:
-    """A signal may reach one rank only, but all must save together."""
+    """Whether the flag is set on any rank: a signal may reach only one, but all save together."""
     if accelerator.num_processes == 1:
         return flag
     seen = torch.tensor(int(flag), device=accelerator.device)

@@ -1,9 +1,9 @@
 """Log-probabilities of the frozen model, computed once by ``prepare`` and kept on disk.
 
-They depend on images, weights and plan, but not on beta, lambda or the learning rate: a sweep pays
-for them once, and training needs neither a second copy of the model nor a second pass.
+They depend on images, weights and plan, but not on beta, lambda or the learning rate: a sweep
+computes them once, and training needs neither a second copy of the model nor a second pass.
 
-Shapes: a place is a pair in the order of training; m other prompts per pair.
+Shapes: a place is the index of a pair in the order of training; m negative captions per pair.
 """
 
 from pathlib import Path
@@ -47,9 +47,9 @@ class CachedReference:
         self._device = device
 
     def scores(self, batch: MicroBatch) -> RefScores:
-        """Raises UserError if the rows were computed for other images or prompts."""
+        """The cached values. Raises UserError if they were computed for other images or prompts."""
         places = slice(batch.start, batch.start + batch.num_pairs)
-        # Own prompts first, then each of the others in a block: as the collator orders them.
+        # Own prompts first, then the negatives in blocks: the collator's order.
         keys = self._keys[places].T.flatten()
         if (keys != row_keys(batch.prompts.ids, batch.prompts.mask, batch.codes)).any():
             raise UserError(
@@ -62,28 +62,28 @@ class CachedReference:
         return RefScores(logps.to(self._device), None)
 
     def teacher(self, batch: MicroBatch, scale: float) -> Teacher:
-        raise AssertionError("checks.py refuses distill with train.reference=cached")
+        raise AssertionError("validate_train.py refuses distill with train.reference=cached")
 
 
 def open_cached(recipe: Recipe, run: RunFolder, model: UnifiedModel) -> Path:
     """The folder of a cache that fits the recipe and this base model (before any LoRA).
 
     Raises:
-        UserError: it was made for another recipe or other weights, or is not complete.
+        UserError: it was made for another recipe or other weights, or is incomplete.
     """
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
     stage = Stage(run.reference, _settings(recipe, model, cache))
-    done = stage.is_done()  # refuses a stale one, key by key
+    done = stage.is_done()  # a stale cache raises, with the keys that differ
     if not done or _num_missing(run.reference / FILE, _num_places(recipe)):
         raise UserError(
             f"{run.reference} does not hold all reference log-probabilities of this recipe: run "
-            "`mm-cca prepare RECIPE` first; it goes on from what is there."
+            "`mm-cca prepare RECIPE` first; it computes only what is missing."
         )
     return run.reference
 
 
 def prepare_reference(recipe: Recipe, run: RunFolder) -> None:
-    """Compute what is missing of the cache; each rank fills a block of the micro-batches.
+    """Compute the missing part of the cache; each rank fills a block of micro-batches.
 
     Raises:
         UserError: the cache was made for another recipe or other weights, or the disk is full.
@@ -128,12 +128,12 @@ def _fill(
     logps, keys = (np.load(folder / name, mmap_mode="r+") for name in (FILE, KEYS))
     size = recipe.train.micro_batch_size
     missing = [p for p in range(0, num_places, size) if np.isnan(logps[p : p + size]).any()]
-    accelerator.wait_for_everyone()  # or a slow rank would see what a quick one wrote
-    # A block for each rank: two that write to one page of a shared disk could undo each other.
+    accelerator.wait_for_everyone()  # all ranks list the missing places before any rank writes
+    # One block per rank: two ranks writing to one page of a shared disk could lose writes.
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    mine = missing[rank * len(missing) // ranks : (rank + 1) * len(missing) // ranks]
+    rank_places = missing[rank * len(missing) // ranks : (rank + 1) * len(missing) // ranks]
     bar = tqdm(
-        mine,
+        rank_places,
         desc="reference log-probabilities",
         unit="batch",
         disable=not accelerator.is_main_process,
@@ -142,17 +142,17 @@ def _fill(
         step, first = divmod(place, schedule.batch_size)
         pairs = schedule.step(step).part(first, first + size)
         batch = collate(pairs)
-        # Everything as in training, so that the numbers are the same to the last bit.
+        # Exactly as in training, so that the values are equal to the last bit.
         with accelerator.autocast(), training_attention(accelerator.device):
-            found = live_scores(policy, batch, torch.inference_mode).logps
-        _refuse_nan(found, pairs.rows.tolist(), recipe)
+            batch_logps = live_scores(policy, batch, torch.inference_mode).logps
+        _refuse_nan(batch_logps, pairs.rows.tolist(), recipe)
         places = slice(place, place + size)
         keys[places] = (
             row_keys(batch.prompts.ids, batch.prompts.mask, batch.codes)
             .reshape(-1, batch.num_pairs)
             .T
         )
-        logps[places] = found.view(-1, batch.num_pairs).T.cpu().numpy()
+        logps[places] = batch_logps.view(-1, batch.num_pairs).T.cpu().numpy()
         if number % FLUSH_EVERY == 0:
             keys.flush()
             logps.flush()
@@ -165,7 +165,7 @@ def _refuse_nan(logps: torch.Tensor, rows: list[int], recipe: Recipe) -> None:
         raise UserError(
             f"the base gives NaN or infinity for the images in rows {rows} with model.dtype="
             f"{recipe.model.dtype} and train.mixed_precision={recipe.train.mixed_precision}. Use "
-            "bf16 or no mixed precision, or look at the weights."
+            "bf16 or no mixed precision, or check the weights."
         )
 
 
@@ -183,14 +183,14 @@ def _num_missing(file: Path, num_places: int) -> int:
 
 
 def _allocate(file: Path, empty: np.ndarray) -> None:
-    """Write ``empty``, but for the rows that an earlier, shorter file held."""
+    """Write ``empty``, keeping the rows of an existing shorter file."""
     if file.exists():
         old = np.load(file, mmap_mode="r")
         if len(old) >= len(empty):
             return
         empty[: len(old)] = old
     try:
-        # Every byte now: a memory-mapped file on a full disk kills the process.
+        # Write every byte now: a memory-mapped file on a full disk kills the process.
         with atomic_path(file) as temporary, temporary.open("wb") as out:
             np.save(out, empty)
     except OSError as error:
@@ -198,7 +198,7 @@ def _allocate(file: Path, empty: np.ndarray) -> None:
 
 
 def _settings(recipe: Recipe, model: UnifiedModel, cache: TokenCache) -> dict[str, Any]:
-    """All that the numbers depend on, to the last bit."""
+    """Everything the cached values depend on, to the last bit."""
     return {
         **settings_of(REFERENCE, recipe),
         "captions (sha256)": texts_digest(cache.captions),

@@ -1,4 +1,4 @@
-"""Save, find and load the state of training. A checkpoint appears whole or not at all."""
+"""Save, find and load the state of training. Checkpoints are written atomically."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def save(
     """Write checkpoint ``step`` (steps done) and delete all but the newest ``keep``.
 
     Raises:
-        UserError: the disk is full or not writable; older checkpoints stay.
+        UserError: the disk is full or not writable; older checkpoints are kept.
     """
     final = folder / f"step-{step:08d}"
     is_main = accelerator.is_main_process
@@ -73,33 +73,32 @@ def load_newest(accelerator: Accelerator, folder: Path) -> dict[str, Any] | None
     """Load the newest checkpoint into what ``accelerator`` prepared; its state, or None.
 
     Raises:
-        UserError: a weight that trains is missing from the checkpoint.
+        UserError: the checkpoint can't be read, or lacks a trained weight.
     """
-    found = checkpoints(folder)
-    if not found:
+    saved = checkpoints(folder)
+    if not saved:
         return None
-    newest = found[-1]
+    newest = saved[-1]
     try:
         _refuse_incomplete(accelerator, newest)
         accelerator.load_state(str(newest), strict=False)
         state: dict[str, Any] = json.loads((newest / STATE).read_text())
     except (*IO_ERRORS, ValueError) as error:
         raise UserError(
-            f"{newest} can't be loaded: {error}\nDelete that folder to go on from the one before."
+            f"{newest} can't be loaded: {error}\nDelete that folder to resume from the previous "
+            "checkpoint."
         ) from error
     return state
 
 
 def _refuse_incomplete(accelerator: Accelerator, folder: Path) -> None:
-    """``strict=False`` would pass over a trained weight that is missing. Raises ValueError."""
+    """Raises ValueError if a trained weight is missing, which ``strict=False`` would ignore."""
     for number, model in enumerate(accelerator._models):
         weights = folder / (f"model_{number}.safetensors" if number else "model.safetensors")
         if not weights.exists():
             continue  # sharded by FSDP or DeepSpeed, which check it themselves
         unwrapped = accelerator.unwrap_model(model)
-        wanted = set(unwrapped.state_dict()) - frozen_names(unwrapped)
+        trained = set(unwrapped.state_dict()) - frozen_names(unwrapped)
         with safe_open(str(weights), framework="pt") as file:
-            if missing := sorted(wanted - set(file.keys())):
-                raise ValueError(
-                    f"it lacks {len(missing)} weights that train, such as {missing[0]}"
-                )
+            if missing := sorted(trained - set(file.keys())):
+                raise ValueError(f"it lacks {len(missing)} trained weights, such as {missing[0]}")

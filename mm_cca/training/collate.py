@@ -1,7 +1,7 @@
 """From the pairs of a step to the tensors of a forward pass.
 
-Shapes: B pairs, m other prompts per image, P prompt tokens, N codes per image; W = m * B rows with
-another prompt, in m blocks of B; M = B + W rows in all.
+Shapes: B pairs, m negative captions per image, P prompt tokens, N codes per image; W = m * B rows
+with a negative caption, in m blocks of B; M = B + W rows in all.
 """
 
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ from mm_cca.training.schedule import Pairs
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward pass: first all own prompts, then (where negatives are planned) the others.
+    """The inputs of one forward pass: first all own prompts, then the negatives, if planned.
 
     Attributes:
         start: place of the first pair in the order of training.
         num_pairs: B.
         prompts: [M, P] ids and mask.
         codes: [M, N].
-        dropped: [B] bool, all prompts are the unconditional form.
-        counts_as_positive: [W] bool, that row's prompt is no wrong one.
-        unconditional: [B, P'] ids and mask of the unconditional forms, where a teacher needs them.
-        texts: [B, T] ids and mask of plain texts, where the loss has a text term.
+        dropped: [B] bool, all prompts are the unconditional prompt.
+        counts_as_positive: [W] bool, the row's prompt is not a true negative.
+        unconditional: [B, P'] ids and mask of the unconditional prompts, if a teacher needs them.
+        texts: [B, T] ids and mask of plain texts, if the loss has a text term.
     """
 
     start: int
@@ -50,7 +50,7 @@ class MicroBatch:
 
 
 class Collator:
-    """Looks up codes and captions and tokenises prompts in the family's own template."""
+    """Looks up codes and captions, and tokenises prompts in the model family's template."""
 
     def __init__(
         self,
@@ -73,28 +73,28 @@ class Collator:
     def __call__(self, pairs: Pairs) -> MicroBatch:
         """The micro-batch of these pairs, on the device."""
         own = [self._cache.captions[i] for i in pairs.rows.tolist()]
-        others: list[str] = pairs.negatives.T.flatten().tolist()
-        num_others = pairs.negatives.shape[1]
+        negatives: list[str] = pairs.negatives.T.flatten().tolist()
+        num_negatives = pairs.negatives.shape[1]
         ids = self._model.prompt_ids(own, self._grid)
-        # Tokenised once per row, so only where it is used.
+        # Tokenised row by row, so only where needed.
         needed = (
             range(len(own)) if self._with_unconditional else np.flatnonzero(pairs.dropped).tolist()
         )
         unconditional = {i: self._model.unconditional_ids(ids[i], self._grid) for i in needed}
-        if others:
-            ids = ids + self._model.prompt_ids(others, self._grid)
-        dropped = np.tile(pairs.dropped, 1 + num_others)
+        if negatives:
+            ids = ids + self._model.prompt_ids(negatives, self._grid)
+        dropped = np.tile(pairs.dropped, 1 + num_negatives)
         ids = [unconditional[i % len(own)] if dropped[i] else row for i, row in enumerate(ids)]
-        same = [normalise(own[i % len(own)]) == normalise(other) for i, other in enumerate(others)]
+        same = [normalise(own[i % len(own)]) == normalise(c) for i, c in enumerate(negatives)]
         codes = self._cache.codes(torch.from_numpy(pairs.rows), torch.from_numpy(pairs.variants))
-        no_wrong_prompt = dropped[len(own) :] | np.array(same, dtype=bool)
+        counts_as_positive = dropped[len(own) :] | np.array(same, dtype=bool)
         return MicroBatch(
             start=pairs.start,
             num_pairs=len(own),
             prompts=left_pad(ids, self._model.pad_id).to(self._device),
-            codes=codes.repeat(1 + num_others, 1).to(self._device),
+            codes=codes.repeat(1 + num_negatives, 1).to(self._device),
             dropped=torch.from_numpy(pairs.dropped).to(self._device),
-            counts_as_positive=torch.from_numpy(no_wrong_prompt).to(self._device),
+            counts_as_positive=torch.from_numpy(counts_as_positive).to(self._device),
             unconditional=self._unconditional_rows(unconditional),
             texts=self._text_rows(pairs),
         )

@@ -1,4 +1,4 @@
-"""What the numbers of training say about its health, in words."""
+"""Warnings about an unhealthy training, from its metrics."""
 
 import math
 import sys
@@ -19,18 +19,19 @@ MAX_GAP_AT_START = 1e-3
 """Nats per image; the reference is the same model, so the true gap is 0."""
 
 COLLAPSE = -1.0
-"""Nats per code: below it the model no longer knows its own images (dpo in the paper's table 3)."""
+"""Nats per code: below it the likelihood of the training images has collapsed (dpo in the paper's
+table 3)."""
 SATURATED = 12.0
-"""|beta * gap| of cca from which a wrong prompt's gradient is about 1e-5 of what it was."""
+"""|beta * gap| of cca at which a negative's gradient is about 1e-5 of its initial value."""
 
 
 @dataclass(frozen=True)
 class Constants:
-    """What the numbers are judged by.
+    """Constants of the loss that the warnings depend on.
 
     Attributes:
         num_codes: codes per image.
-        beta: of cca, rescaled to the number of codes; None where cca is no part of the loss.
+        beta: of cca, rescaled to the number of codes; None if cca is not part of the loss.
         unbounded: whether ``unlearn`` is part of the loss.
     """
 
@@ -40,37 +41,39 @@ class Constants:
 
 
 def warnings_of(numbers: Mapping[str, float | None], constants: Constants) -> dict[str, str]:
-    """A sentence for each thing that is wrong, by a short name; empty when all is well.
+    """Short name -> message of each warning; empty if training is healthy.
 
     Args:
-        numbers: of one step, or better the means over some; gaps in nats per image.
-        constants: see there.
+        numbers: metrics of one step, or their means over several; gaps in nats per image.
+        constants: of the loss.
     """
-    found: dict[str, str] = {}
+    warnings: dict[str, str] = {}
     positive, negative = numbers.get("positive_gap"), numbers.get("negative_gap")
     if positive is not None and positive / constants.num_codes < COLLAPSE:
-        found["collapse"] = (
-            f"positive_gap is {positive / constants.num_codes:.2f} nats per code: the model is XX"
+        warnings["collapse"] = (
+            f"positive_gap is {positive / constants.num_codes:.2f} nats per code: the likelihood "
+            "of the training images is collapsing too. Raise loss.beta, or lower loss.lambda_ or "
+            "train.learning_rate."
         )
     if negative is None:
-        return found
+        return warnings
     logit = negative * (constants.beta or 0.0)
     if logit < -SATURATED:
-        found["saturated"] = (
-            f"beta * negative_gap is {logit:.0f}: the wrong prompts are told apart so well that "
-            "they teach nothing any more. Lower loss.beta, or use harder negatives."
+        warnings["saturated"] = (
+            f"beta * negative_gap is {logit:.0f}: the negatives are already separated; they give "
+            "almost no gradient. Lower loss.beta, or use harder negatives."
         )
     if constants.unbounded and negative / constants.num_codes < COLLAPSE:
-        found["unbounded"] = (
+        warnings["unbounded"] = (
             f"negative_gap is {negative / constants.num_codes:.2f} nats per code and unlearn has "
-            "no lower bound: it falls for ever. Stop early, or lower loss.lambda_; cca is the "
+            "no lower bound: it falls without limit. Stop early, or lower loss.lambda_; cca is the "
             "bounded form."
         )
-    return found
+    return warnings
 
 
 class Health:
-    """Means over the last steps, and each warning once."""
+    """Gives each warning once, from the means over the last ``window`` steps."""
 
     def __init__(self, constants: Constants, window: int = 20) -> None:
         self._constants = constants
@@ -78,7 +81,7 @@ class Health:
         self._reported: set[str] = set()
 
     def see(self, numbers: Mapping[str, float | None]) -> list[str]:
-        """Take in a step; the sentences that are new. Silent until the window is full."""
+        """Add the metrics of a step; new warnings, none before the window is full."""
         self._recent.append(numbers)
         if len(self._recent) < (self._recent.maxlen or 0):
             return []
@@ -86,15 +89,15 @@ class Health:
         for name in ("positive_gap", "negative_gap"):
             values = [v for step in self._recent if (v := step.get(name)) is not None]
             means[name] = sum(values) / len(values) if values else None
-        fresh = {
+        new = {
             k: v for k, v in warnings_of(means, self._constants).items() if k not in self._reported
         }
-        self._reported |= fresh.keys()
-        return list(fresh.values())
+        self._reported |= new.keys()
+        return list(new.values())
 
 
 def health_of(setup: TrainingSetup) -> Health:
-    """The watch over a run; warns at once where the loss has no lower bound."""
+    """The ``Health`` of a run; warns at once if the loss has no lower bound."""
     terms, config = setup.terms, setup.terms.config
     num_codes = setup.collate.num_codes
     beta = objectives.length_aware_beta(config.beta, config.beta_codes, num_codes)
@@ -116,16 +119,16 @@ def refuse_gap_at_start(gaps: torch.Tensor) -> None:
         raise UserError(
             f"before the first step the model and its reference differ by up to {largest:.3g} nats "
             "per image; they are the same model, so every gap must be 0. Likely causes: dropout "
-            "that is not switched off, another dtype or attention kernel in one of the two, a LoRA "
-            "that does not start at zero, or (train.reference=cached) a cache that another kind of "
-            "device computed."
+            "that is not switched off, different dtypes or attention kernels, a LoRA that does not "
+            "start at zero, or (train.reference=cached) a cache that was computed on another kind "
+            "of device."
         )
 
 
 def stop_on_nan(
     setup: TrainingSetup, step: int, loss: float | None, norm: float, folder: Path
 ) -> None:
-    """Save the weights before this step and raise Diverged if loss or gradient isn't finite."""
+    """Save the weights before this step and raise Diverged if loss or gradient is not finite."""
     if loss is not None and math.isfinite(loss) and math.isfinite(norm):
         return
     rows = setup.schedule.step(step).rows.tolist()

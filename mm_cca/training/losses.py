@@ -1,4 +1,4 @@
-"""The recipe's loss for one micro-batch: a weighted sum of objectives, and what is logged of it.
+"""The recipe's loss for one micro-batch: a weighted sum of objectives, and its statistics.
 
 Shapes: see ``collate.py`` and ``objectives.py``.
 """
@@ -20,35 +20,35 @@ def loss_of(
     Args:
         terms: of the recipe.
         batch: the micro-batch, own prompts first.
-        scored: what the model says of it.
-        ref: what the reference says, where negatives are looked at.
+        scored: the model's log-probabilities.
+        ref: the reference's log-probabilities, if the loss has negatives.
 
     Returns:
         loss [] and detached statistics: those of ``contrast_stats``; ``kl`` [B], see
-        ``reference_kl``; ``text_nll``; and each term as ``loss_NAME`` where there are several.
+        ``reference_kl``; ``text_nll``; and each term as ``loss_NAME`` if there are several.
     """
     num_codes = batch.codes.shape[1]
     stats: objectives.Stats = {}
-    found: dict[str, torch.Tensor] = {}
+    losses: dict[str, torch.Tensor] = {}
     positive = scored.logps[: batch.num_pairs]
     if "nll" in terms.weights:
-        found["nll"] = objectives.nll(positive, num_codes)
+        losses["nll"] = objectives.nll(positive, num_codes)
     if "distill" in terms.weights:
         assert scored.guided_kl is not None
-        found["distill"] = objectives.distill(scored.guided_kl, num_codes)
+        losses["distill"] = objectives.distill(scored.guided_kl, num_codes)
     if terms.needs_negatives:
         assert ref is not None
         contrastive, stats = _contrastive(terms, batch, scored, ref)
-        found |= contrastive
+        losses |= contrastive
         if ref.per_code is not None:
             own = slice(batch.num_pairs)
             stats["kl"] = objectives.reference_kl(scored.per_code[own], ref.per_code[own])
-    loss = torch.stack([terms.weights[name] * value for name, value in found.items()]).sum()
+    loss = torch.stack([terms.weights[name] * value for name, value in losses.items()]).sum()
     if scored.text_nll is not None:
         loss = loss + terms.config.text_weight * scored.text_nll.mean()
         stats["text_nll"] = scored.text_nll.detach()
-    if len(found) > 1:
-        stats |= {f"loss_{name}": value.detach()[None] for name, value in found.items()}
+    if len(losses) > 1:
+        stats |= {f"loss_{name}": value.detach()[None] for name, value in losses.items()}
     return loss, stats
 
 
@@ -60,16 +60,16 @@ def _contrastive(
     rows = (logps[:count], logps[count:], ref.logps[:count], ref.logps[count:])
     beta = objectives.length_aware_beta(config.beta, config.beta_codes, num_codes)
     same = batch.counts_as_positive
-    found: dict[str, torch.Tensor] = {}
+    losses: dict[str, torch.Tensor] = {}
     stats: objectives.Stats = {}
     if "cca" in terms.weights:
-        found["cca"], stats = objectives.cca(
+        losses["cca"], stats = objectives.cca(
             *rows, counts_as_positive=same, beta=beta, lambda_=config.lambda_
         )
     if "dpo" in terms.weights:
-        found["dpo"], stats = objectives.dpo(*rows, counts_as_positive=same, beta=beta)
+        losses["dpo"], stats = objectives.dpo(*rows, counts_as_positive=same, beta=beta)
     if "unlearn" in terms.weights:
-        found["unlearn"], stats = objectives.unlearn(
+        losses["unlearn"], stats = objectives.unlearn(
             *rows, counts_as_positive=same, lambda_=config.lambda_, num_codes=num_codes
         )
-    return found, stats
+    return losses, stats

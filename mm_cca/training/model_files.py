@@ -12,9 +12,9 @@ from mm_cca.training.setup import TrainingSetup
 
 
 def whole_weights(setup: TrainingSetup) -> dict[str, torch.Tensor] | None:
-    """The model's weights where ranks hold parts of them (FSDP), gathered on the main rank's CPU.
+    """Weights that are sharded over ranks (FSDP), gathered on the main rank's CPU.
 
-    Named as in ``model.module``, in the dtypes they were loaded in. None where every rank has all.
+    Named as in ``model.module``, in the dtypes they were loaded in. None if they are not sharded.
     """
     if setup.accelerator.distributed_type != DistributedType.FSDP:
         return None
@@ -28,7 +28,7 @@ def whole_weights(setup: TrainingSetup) -> dict[str, torch.Tensor] | None:
 
 
 def save_model(setup: TrainingSetup, folder: Path) -> None:
-    """Write the weights as they are; the folder appears whole or not at all. All ranks call it."""
+    """Write the current weights atomically. All ranks must call it."""
     weights = whole_weights(setup)  # all ranks take part
     if setup.accelerator.is_main_process:
         replace_folder(folder, lambda place: write_trained(setup.model, place, weights))
@@ -43,7 +43,7 @@ def write_model(setup: TrainingSetup, folder: Path) -> None:
     elif not best.is_dir():
         if not model.is_dir():
             save_model(setup, model)
-        # Otherwise an interrupted call renamed it already.
+        # Otherwise an interrupted call has renamed it already.
     elif setup.accelerator.is_main_process:
         shutil.rmtree(model, ignore_errors=True)
         best.rename(model)

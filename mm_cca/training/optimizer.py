@@ -8,6 +8,7 @@ from mm_cca.config.schema import TrainConfig
 
 
 def new_optimizer(policy: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW over all trained weights, with weight decay on matrices only."""
     trained = [p for p in policy.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},

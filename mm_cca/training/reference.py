@@ -1,4 +1,4 @@
-"""The frozen model that gaps are measured from: a copy, the same weights without LoRA, a file.
+"""The frozen model that gaps are measured from: a copy, or the same weights without the LoRA.
 
 Shapes: M rows, B pairs, N codes, see ``collate.py``.
 """
@@ -19,11 +19,11 @@ from mm_cca.training.collate import MicroBatch
 
 @dataclass(frozen=True)
 class RefScores:
-    """What the reference says of a micro-batch.
+    """The reference's log-probabilities of a micro-batch.
 
     Attributes:
         logps: [M] float32 log p_ref(image | prompt).
-        per_code: [M, N] the same code by code; None where only sums were kept.
+        per_code: [M, N] the same per code; None if only sums were cached.
     """
 
     logps: torch.Tensor
@@ -69,7 +69,7 @@ class LoraReference:
         return live_scores(self._policy, batch, self._switched_off)
 
     def teacher(self, batch: MicroBatch, scale: float) -> Teacher:
-        # No LoRA sits on the head, so the model's own serves.
+        # The head has no LoRA, so the model's own is used.
         return Teacher(*_teacher_states(self._policy, batch, self._switched_off), scale)
 
 
@@ -88,8 +88,8 @@ def live_scores(policy: CodeLogProbs, batch: MicroBatch, frozen: Context) -> Ref
 def _teacher_states(
     policy: CodeLogProbs, batch: MicroBatch, frozen: Context
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[B, N, D] hidden states with the own prompts, and with prompts that say nothing."""
-    assert batch.unconditional is not None, "the collator was not asked for unconditional prompts"
+    """[B, N, D] hidden states with the own prompts, and with the unconditional prompts."""
+    assert batch.unconditional is not None, "Collator needs with_unconditional=True"
     count = batch.num_pairs
     ids, mask = (rows[:count] for rows in batch.prompts)
     codes = batch.codes[:count]

@@ -1,4 +1,4 @@
-"""Where a training that was interrupted, or is asked for more steps, goes on."""
+"""Resume an interrupted training, or extend a finished one."""
 
 from pathlib import Path
 
@@ -11,18 +11,18 @@ from mm_cca.training import checkpoint
 
 
 def refuse_to_continue_from_nothing(stage: Stage) -> None:
-    """Raises UserError where a finished training is asked for more steps and has no checkpoint."""
+    """Raises UserError if a finished training is to be extended but has no checkpoint."""
     saved = stage.folder / "checkpoints"
     if stage.is_extended() and not checkpoint.checkpoints(saved):
         raise UserError(
-            f"{stage.folder} is finished and {stage.settings[STEPS_DONE]} steps are asked for now, "
-            f"but {saved} holds no checkpoint to continue from. Restore the old number of steps, "
-            f"or delete {stage.folder} to start over."
+            f"{stage.folder} is finished and the recipe now has {stage.settings[STEPS_DONE]} "
+            f"steps, but {saved} holds no checkpoint to resume from. Restore the old number of "
+            f"steps, or delete {stage.folder} to start over."
         )
 
 
 def resume(accelerator: Accelerator, folder: Path, last: int) -> tuple[int, float | None]:
-    """Load the newest checkpoint; steps done so far, and the best held-out loss if one is kept.
+    """Load the newest checkpoint; the steps done so far, and the best held-out loss if known.
 
     Raises:
         UserError: a checkpoint that can't be loaded, or one of more than ``last`` steps.
@@ -33,8 +33,8 @@ def resume(accelerator: Accelerator, folder: Path, last: int) -> tuple[int, floa
     first = int(state["step"])
     if first > last:
         raise UserError(
-            f"{folder} has done {first} steps already, and the recipe asks for {last} "
-            "(train.stop_after or train.max_steps). Ask for as many or more, or delete "
-            f"{folder} to start over."
+            f"{folder} has done {first} steps already, but the recipe has only {last} "
+            f"(train.stop_after or train.max_steps). Use {first} or more, or delete {folder} to "
+            "start over."
         )
     return first, state["best"]

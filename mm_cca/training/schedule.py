@@ -1,4 +1,4 @@
-"""Which pairs make up step n: the order of training and its negatives, from a recipe."""
+"""The pairs of every step: the order of training and its negatives, from a recipe."""
 
 import sys
 from collections.abc import Callable
@@ -23,11 +23,11 @@ class Pairs:
     """The pairs of one optimizer step, or of a part of it.
 
     Attributes:
-        start: place of the first pair in the order of training, counted from step 0.
+        start: index of the first pair in the order of training, counted from step 0.
         rows: [B] data row of each image (and of its own caption).
-        negatives: [B, m] object array of the other prompts; m is 0 where none are planned.
+        negatives: [B, m] object array of the negative captions; m is 0 if none are planned.
         variants: [B] which augmented variant of the image.
-        dropped: [B] where all prompts are replaced by the unconditional form.
+        dropped: [B] whether all prompts are replaced by the unconditional prompt.
     """
 
     start: int
@@ -37,13 +37,13 @@ class Pairs:
     dropped: np.ndarray
 
     def part(self, first: int, last: int) -> "Pairs":
-        """Pairs ``first`` up to, but not, ``last``."""
+        """Pairs ``first`` to ``last``, excluding ``last``."""
         arrays = (self.rows, self.negatives, self.variants, self.dropped)
         return Pairs(self.start + first, *(array[first:last] for array in arrays))
 
 
 class Schedule:
-    """Steps of ``batch_size`` pairs through the data, a new order and plan in every epoch."""
+    """Steps of ``batch_size`` pairs; order and negatives are new in every epoch."""
 
     def __init__(
         self,
@@ -56,10 +56,10 @@ class Schedule:
         seed: int,
         on_plan: Callable[[int, EpochPlan], None] | None = None,
     ) -> None:
-        """``planner`` None plans no negatives.
+        """Without a ``planner`` there are no negatives.
 
         Args:
-            on_plan: told every epoch and its plan when it is made.
+            on_plan: called with the number and the plan of every new epoch.
 
         Raises:
             UserError: a batch larger than the data.
@@ -94,14 +94,14 @@ class Schedule:
         return Pairs(epoch * n, order, planned[order], variants[order], dropped[order])
 
     def step(self, step: int) -> Pairs:
-        """The pairs of step 0, 1, 2, ...; a step may reach over the end of an epoch."""
+        """The pairs of step 0, 1, 2, ...; a step may span two epochs."""
         start = step * self.batch_size
         places = np.arange(start, start + self.batch_size)
         epochs, offsets = np.divmod(places, len(self._captions))
         parts = []
         for epoch in np.unique(epochs).tolist():
-            here = offsets[epochs == epoch]
-            parts.append(self._epoch(epoch).part(int(here[0]), int(here[-1]) + 1))
+            inside = offsets[epochs == epoch]
+            parts.append(self._epoch(epoch).part(int(inside[0]), int(inside[-1]) + 1))
         return Pairs(
             start,
             *(
@@ -112,10 +112,9 @@ class Schedule:
 
 
 class PlanWriter:
-    """Writes the plan of every epoch into the folder of the training that uses it.
+    """Writes the negatives of every epoch into the folder of the training.
 
-    ``epoch-0000.parquet`` is what was contrasted with what, ``epoch-0000.json`` how many planned
-    negatives were replaced, and why.
+    ``epoch-0000.parquet`` lists them, ``epoch-0000.json`` counts the replaced ones by reason.
     """
 
     def __init__(self, folder: Path, cache: TokenCache, *, show: bool) -> None:
@@ -124,7 +123,7 @@ class PlanWriter:
         self.show = show
 
     def __call__(self, epoch: int, plan: EpochPlan) -> None:
-        """Raises UserError on a full disk."""
+        """Write the plan of an epoch. Raises UserError on a full disk."""
         if not self.show:  # another rank writes
             return
         path = self._folder / f"epoch-{epoch:04d}.parquet"
@@ -135,12 +134,12 @@ class PlanWriter:
         except OSError as error:
             raise UserError(f"{path} can't be written: {error}. Free some space.") from error
         if any(plan.replaced.values()):
-            why = ", ".join(f"{count} {reason}" for reason, count in plan.replaced.items() if count)
-            tqdm.write(f"negatives replaced in epoch {epoch}: {why}", file=sys.stderr)
+            counts = [f"{count} {reason}" for reason, count in plan.replaced.items() if count]
+            tqdm.write(f"negatives replaced in epoch {epoch}: {', '.join(counts)}", file=sys.stderr)
 
 
 def negative_settings(recipe: Recipe) -> NegativeSettings:
-    """The recipe's keys as the planner takes them."""
+    """The planner's settings from the recipe's keys."""
     loss = recipe.loss
     return NegativeSettings(
         mixture=parse_sum(loss.negatives, KINDS),
@@ -153,10 +152,10 @@ def negative_settings(recipe: Recipe) -> NegativeSettings:
 
 
 def check_plan(recipe: Recipe, captions: list[str]) -> None:
-    """Raises UserError where no plan can be made of these captions.
+    """Raises UserError if no negatives can be built from these captions.
 
-    The search for similar ones may take minutes and is left to training; whether its packages are
-    there is seen here.
+    The search for similar captions may take minutes and is left to training; only its packages are
+    checked here.
     """
     settings = negative_settings(recipe)
     if "hard" in settings.mixture:
@@ -166,22 +165,22 @@ def check_plan(recipe: Recipe, captions: list[str]) -> None:
 
 
 def training_schedule(
-    recipe: Recipe, cache: TokenCache, terms: LossTerms, keeper: PlanWriter | None = None
+    recipe: Recipe, cache: TokenCache, terms: LossTerms, plan_writer: PlanWriter | None = None
 ) -> Schedule:
-    """The steps of a recipe; negatives are planned only where the loss looks at them.
+    """The steps of a recipe; negatives are planned only if the loss needs them.
 
     Args:
         recipe: a validated recipe.
         cache: of the train split.
         terms: of the loss.
-        keeper: writes every plan down.
+        plan_writer: writes the plan of every epoch.
 
     Raises:
-        UserError: a batch larger than the data, or captions that negatives can't be made of.
+        UserError: a batch larger than the data, or captions from which no negatives can be built.
     """
     planner = None
     if terms.needs_negatives:
-        show = keeper is not None and keeper.show
+        show = plan_writer is not None and plan_writer.show
         planner = Planner(
             cache.captions, negative_settings(recipe), seed=recipe.train.seed, show=show
         )
@@ -192,5 +191,5 @@ def training_schedule(
         uncond_ratio=recipe.loss.uncond_ratio,
         planner=planner,
         seed=recipe.train.seed,
-        on_plan=keeper,
+        on_plan=plan_writer,
     )

@@ -1,4 +1,4 @@
-"""What training writes down: one JSON line per step, averaged over micro-batches and ranks."""
+"""Metrics of training: one JSON line per step, averaged over micro-batches and ranks."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,11 @@ from mm_cca.training.collate import MicroBatch
 
 
 class StepMetrics:
-    """Gathers the micro-batches of one step. Gaps are means in nats per image.
+    """Collects the micro-batches of one step. Gaps are means in nats per image.
 
-    ``positive_gap`` and ``kl`` leave out rows with a dropped condition; ``negative_gap``,
-    ``margin`` and ``accuracy`` leave out rows that count as positive; ``unconditional_gap`` is the
-    positive gap of the dropped rows.
+    ``positive_gap`` and ``kl`` exclude rows with a dropped condition; ``negative_gap``, ``margin``
+    and ``accuracy`` exclude rows that count as positive; ``unconditional_gap`` is the positive gap
+    of the dropped rows.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class StepMetrics:
         self.tokens = 0
 
     def add(self, loss: torch.Tensor, stats: Stats, batch: MicroBatch) -> None:
-        """Take in one micro-batch."""
+        """Add one micro-batch."""
         self._losses.append(loss.detach())
         for name, values in stats.items():
             self._stats.setdefault(name, []).append(values)
@@ -45,10 +45,10 @@ class StepMetrics:
             return numbers
         stats = {name: accelerator.gather(torch.cat(v)) for name, v in self._stats.items()}
         dropped = accelerator.gather(torch.cat(self._dropped))
-        wrong = ~accelerator.gather(torch.cat(self._positive))
+        negative = ~accelerator.gather(torch.cat(self._positive))
         rows = {
             **dict.fromkeys(("positive_gap", "kl"), ~dropped),
-            **dict.fromkeys(("negative_gap", "margin", "accuracy"), wrong),
+            **dict.fromkeys(("negative_gap", "margin", "accuracy"), negative),
         }
         for name, values in stats.items():
             numbers[name] = _mean(values, rows.get(name, torch.ones_like(values, dtype=torch.bool)))
@@ -62,7 +62,7 @@ def _mean(values: torch.Tensor, chosen: torch.Tensor) -> float | None:
 
 
 class MetricsFile:
-    """``metrics.jsonl``: lines of steps that are about to be done again are cut off on opening."""
+    """``metrics.jsonl``; opening it deletes the lines of steps that will be repeated."""
 
     def __init__(self, path: Path, first_step: int, is_main_process: bool) -> None:
         self._path = path
@@ -85,7 +85,7 @@ class MetricsFile:
             self._file.write(json.dumps({"step": step, **numbers}) + "\n")
 
     def flush(self) -> None:
-        """Make the lines written so far outlive a crash."""
+        """Write buffered lines to disk."""
         if self._is_main:
             self._file.flush()
 
@@ -100,7 +100,7 @@ class MetricsFile:
 
 
 def _step_of(line: str) -> float:
-    """A half-written last line counts as never written."""
+    """The step of a line; infinity for a truncated one, which is deleted."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError):

@@ -50,13 +50,13 @@ from mm_cca.training.validation import Validation
 def train(recipe: Recipe, run: RunFolder, *, control: bool = False) -> None:
     """Train to ``train.max_steps`` and write ``model/``; resumes from the newest checkpoint.
 
-    A finished training of fewer steps is continued.
+    A finished training with fewer steps is extended.
 
     Args:
         recipe: a validated recipe.
         run: holds the token cache; gets ``train/`` (or ``control/``).
         control: train with nll instead of the recipe's objective, on the same images in the same
-            order with the same schedule: what the extra steps alone would have given.
+            order with the same schedule, to measure the effect of the extra steps alone.
 
     Raises:
         Diverged: NaN or infinity.
@@ -78,10 +78,10 @@ def train(recipe: Recipe, run: RunFolder, *, control: bool = False) -> None:
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         stage.finish()
-    # Not end_training(): it would also part the ranks, which have sampling still to do.
+    # Not end_training(): it would also disconnect the ranks, which still have to sample.
     for tracker in accelerator.trackers:
         tracker.finish()
-    # What accelerate wrapped refers to itself, and would stay in memory during the next stage.
+    # Wrapped objects refer to themselves and would stay in memory during the next stage.
     accelerator.free_memory()
 
 
@@ -137,10 +137,10 @@ def _step(setup: TrainingSetup, step: int, folder: Path) -> dict[str, float | No
     for number, pairs in enumerate(parts):
         last = number == len(parts) - 1
         batch = setup.collate(pairs)
-        # FSDP without it would keep every gradient whole on every rank.
+        # With no_sync, FSDP would keep unsharded gradients on every rank.
         sharded = accelerator.distributed_type == DistributedType.FSDP
         sync = nullcontext() if last or sharded else accelerator.no_sync(setup.policy)
-        # Around the backward pass too: gradient checkpointing runs the forward again there.
+        # Also around the backward pass, where gradient checkpointing repeats the forward pass.
         with sync, training_attention(accelerator.device):
             loss, stats = _loss(setup, batch, check_start=step == 0 and number == 0)
             accelerator.backward(loss / len(parts))

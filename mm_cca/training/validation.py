@@ -1,4 +1,4 @@
-"""The held-out loss: nats per code of images that no training step saw, un-augmented."""
+"""The held-out loss: nats per code of images outside the training split, without augmentation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,14 +40,14 @@ def heldout_nll(
     total = torch.zeros(2, device=accelerator.device, dtype=torch.float64)
     starts = range(0, num_rows, size)
     ranks, rank = accelerator.num_processes, accelerator.process_index
-    # Every rank does as many forward passes, or those with sharded weights wait for ever.
+    # All ranks do the same number of forward passes: with sharded weights they wait for each other.
     for first in range(0, len(starts), ranks):
         counts = first + rank < len(starts)
         start = starts[first + rank] if counts else 0
         rows = np.arange(start, min(start + size, num_rows))
         none = np.zeros(len(rows), dtype=bool)
-        no_others = np.empty((len(rows), 0), dtype=object)
-        batch = collate(Pairs(start, rows, no_others, np.zeros_like(rows), none))
+        no_negatives = np.empty((len(rows), 0), dtype=object)
+        batch = collate(Pairs(start, rows, no_negatives, np.zeros_like(rows), none))
         logps = policy(batch.prompts.ids, batch.prompts.mask, batch.codes).logps
         if counts:
             total[0] -= logps.double().sum()
@@ -61,7 +61,7 @@ class Validation:
     """The held-out loss every ``train.eval_every`` steps, and the weights where it was lowest.
 
     Attributes:
-        evaluate: the held-out loss of the weights as they are; None where none is asked for.
+        evaluate: the held-out loss of the current weights; None if the recipe has no validation.
         setup: of the run.
         best_folder: gets the weights with the lowest loss if ``train.keep`` is "best".
         best: the lowest loss so far, in nats per code.
@@ -74,7 +74,7 @@ class Validation:
 
     @classmethod
     def of(cls, recipe: Recipe, run: RunFolder, setup: TrainingSetup, folder: Path) -> Self:
-        """What a recipe asks for; ``folder`` is that of the training."""
+        """The validation of a recipe; ``folder`` is that of the training."""
         if not (recipe.data.heldout_split and recipe.train.eval_every):
             return cls(None, setup, folder / "best")
         cache = open_cache(run.tokens / recipe.data.heldout_split, recipe.data.variants)
@@ -87,7 +87,7 @@ class Validation:
         )
 
     def after(self, num_steps: int, *, is_last: bool) -> dict[str, float | None]:
-        """``heldout_nll`` when it is due after so many steps, else nothing; keeps the best."""
+        """``heldout_nll`` if due after this many steps, else nothing; saves the best weights."""
         config = self.setup.train
         if not config.eval_every or not (is_last or num_steps % config.eval_every == 0):
             return {}

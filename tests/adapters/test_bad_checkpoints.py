@@ -18,7 +18,7 @@ from mm_cca.adapters.loading import CheckpointError, load_module
 from mm_cca.config.shipped import ADAPTERS
 from mm_cca.errors import UserError
 from mm_cca.testing.tiny_checkpoints import write_tiny
-from tests.support.stranger import STRANGER, where_of
+from tests.support.third_party import THIRD_PARTY, checkpoint_paths
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from tests.support.stranger import STRANGER, where_of
     [
         ("emu3", "janus", "set model.adapter to janus"),
         ("janus", "chameleon", "set model.adapter to chameleon or lumina-mgpt"),
-        ("chameleon", "stranger", "no adapter reads that family"),
+        ("chameleon", "third-party", "no adapter reads that family"),
     ],
 )
 def test_a_folder_of_another_family_is_refused(adapter: str, folder: str, told: str, folders: Path):
@@ -54,7 +54,7 @@ def test_the_authors_own_layout_says_how_to_convert_it(
 
 @pytest.mark.parametrize("family", ADAPTERS)
 def test_a_config_that_does_not_match_its_weights(family: str, folders: Path, tmp_path: Path):
-    where = where_of(folders, family)
+    where = checkpoint_paths(folders, family)
     for file in Path(str(where["path"])).iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     text = (tmp_path / "config.json").read_text()
@@ -82,7 +82,7 @@ def test_missing_vq_weights_are_refused(family: str, folders: Path, tmp_path: Pa
 
 
 def _copy_of(folders: Path, family: str, target: Path) -> dict[str, object]:
-    where = where_of(folders, family)
+    where = checkpoint_paths(folders, family)
     shutil.copytree(str(where["path"]), target)
     return where | {"path": str(target)}
 
@@ -119,7 +119,7 @@ def _a_list(file: Path) -> None:
         ("tokenizer.json", _half_of_it),
     ],
 )
-@pytest.mark.parametrize("family", [*ADAPTERS, STRANGER])
+@pytest.mark.parametrize("family", [*ADAPTERS, THIRD_PARTY])
 def test_a_damaged_file_is_a_user_error(
     family: str, name: str, damage, folders: Path, tmp_path: Path
 ):
@@ -143,11 +143,11 @@ def test_a_config_without_image_tokens(
 
 
 def test_a_tokenizer_without_padding(folders: Path, tmp_path: Path):
-    where = _copy_of(folders, STRANGER, tmp_path / "copy")
+    where = _copy_of(folders, THIRD_PARTY, tmp_path / "copy")
     file = tmp_path / "copy" / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": None}))
     with pytest.raises(UserError, match="no padding token"):
-        load_adapter(STRANGER, **where)
+        load_adapter(THIRD_PARTY, **where)
 
 
 BUGS = {
@@ -171,7 +171,7 @@ def test_a_bug_of_an_adapter_keeps_its_traceback(
 
     monkeypatch.setattr(example.AppendedCodes, place, buggy)
     with pytest.raises(kind) as caught:
-        load_adapter(STRANGER, **where_of(folders, STRANGER))
+        load_adapter(THIRD_PARTY, **checkpoint_paths(folders, THIRD_PARTY))
     frames = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
     assert type(caught.value) is kind
     assert "buggy" in frames
@@ -186,14 +186,14 @@ class BuggyLlama(LlamaForCausalLM):
 
 
 def test_a_bug_of_an_authors_model_class_keeps_its_type(folders: Path):
-    path = str(folders / "stranger")
+    path = str(folders / "third-party")
     config = LlamaConfig.from_pretrained(path)
     with pytest.raises(AttributeError, match="hidden_sizes"):
         load_module(BuggyLlama, path, config, torch.float32)
 
 
 def test_a_stock_class_with_another_shape_is_a_checkpoint_error(folders: Path):
-    path = str(folders / "stranger")
+    path = str(folders / "third-party")
     config = LlamaConfig.from_pretrained(path, intermediate_size=96)
     with pytest.raises(CheckpointError, match="RuntimeError"):
         load_module(LlamaForCausalLM, path, config, torch.float32)
@@ -202,7 +202,7 @@ def test_a_stock_class_with_another_shape_is_a_checkpoint_error(folders: Path):
 @pytest.mark.parametrize("name", ["tests.example_adapter:NoSuchClass", "no_such_module:Class"])
 def test_an_adapter_that_is_not_there(name: str, folders: Path):
     with pytest.raises(UserError, match=r"can't be imported: .*(NoSuchClass|no_such_module)"):
-        load_adapter(name, str(folders / "stranger"))
+        load_adapter(name, str(folders / "third-party"))
 
 
 def test_a_module_that_fails_while_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -16,7 +16,7 @@ from mm_cca.adapters.common import StandardDecoder, last_hidden
 from mm_cca.config.shipped import ADAPTERS
 from mm_cca.testing import contract
 from tests.example_adapter import AppendedCodes
-from tests.support.stranger import STRANGER, where_of
+from tests.support.third_party import THIRD_PARTY, checkpoint_paths
 
 
 def _without_base() -> type:
@@ -37,19 +37,19 @@ WithoutBase = _without_base()
 
 def test_an_adapter_without_the_base_keeps_the_contract(folders: Path):
     assert WithoutBase.__mro__ == (WithoutBase, object)
-    where = where_of(folders, STRANGER)
+    where = checkpoint_paths(folders, THIRD_PARTY)
     name = "tests.adapters.test_standard_decoder:WithoutBase"
     measured = contract.check_adapter(name, image_size=[64, 64], **where)
     assert max(measured.values()) < 1e-4, measured
 
 
 def _load(folders: Path, name: str) -> UnifiedModel:
-    model = load_adapter(name, **where_of(folders, name))
+    model = load_adapter(name, **checkpoint_paths(folders, name))
     model.module.eval()
     return model
 
 
-@pytest.mark.parametrize("name", [*ADAPTERS, STRANGER])
+@pytest.mark.parametrize("name", [*ADAPTERS, THIRD_PARTY])
 def test_transformers_is_called_by_no_deprecated_name(name: str, folders: Path):
     model = _load(folders, name)
     mask, places = torch.ones(2, 5, dtype=torch.bool), torch.arange(5).expand(2, -1)
@@ -83,7 +83,7 @@ def test_an_older_transformers_gets_the_cache_by_its_older_name(monkeypatch: pyt
     assert last_hidden(_Decoder(), nothing, nothing, nothing, None) is None
 
 
-@pytest.mark.parametrize("name", ["emu3", STRANGER])
+@pytest.mark.parametrize("name", ["emu3", THIRD_PARTY])
 def test_gathered_weights_are_saved_in_place_of_the_modules_own(
     name: str, folders: Path, tmp_path: Path
 ):
@@ -92,6 +92,6 @@ def test_gathered_weights_are_saved_in_place_of_the_modules_own(
     gathered = {n: torch.full_like(x, 0.5) for n, x in model.module.state_dict().items()}
     model.save(tmp_path, gathered)
     written = load_file(tmp_path / "model.safetensors")
-    before = load_file(Path(str(where_of(folders, name)["path"])) / "model.safetensors")
+    before = load_file(Path(str(checkpoint_paths(folders, name)["path"])) / "model.safetensors")
     assert written.keys() == before.keys()
     assert all(torch.equal(x, torch.full_like(x, 0.5)) for x in written.values())

@@ -133,7 +133,7 @@ def test_cp_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 def test_validate_reads_neither_data_nor_weights(recipe: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["validate", str(recipe), "train.seed=3"]) == 0
-    assert "is well-formed" in capsys.readouterr().out
+    assert "is valid" in capsys.readouterr().out
     assert list(recipe.parent.iterdir()) == [recipe]
 
 

@@ -1,4 +1,4 @@
-"""Prompts out of a file in COCO's form."""
+"""Prompts from a COCO caption file."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_the_seed_decides(tmp_path: Path):
     ("content", "options", "problem"),
     [
         (None, [], "no such file"),
-        ("[1]", [], "is no file of COCO captions"),
+        ("[1]", [], "is not a COCO caption file"),
         ('{"images": []}', [], "'annotations'"),
         ("ok", ["--num-images", "9"], "--num-images is 9; allowed: 1 to 8"),
         ("ok", ["--num-images", "0"], "--num-images is 0; allowed: 1 to 8"),

@@ -1,4 +1,4 @@
-"""The page of ``mm-cca demo`` in headless Chromium: drawn by hand, on a desk and on a phone."""
+"""The page of ``mm-cca demo`` in headless Chromium, on a desktop and on a phone."""
 
 import io
 import os
@@ -38,9 +38,9 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Started as a user does; at the end it must have asked the net nothing and end quietly."""
+    """Started as a user does; it must make no requests to other hosts and end without errors."""
     folder = tmp_path_factory.mktemp("demo")
-    # So far from the base that the trained model draws another picture.
+    # So far from the base that the trained model gives another image.
     runs.do(at(prepared, folder), "train.max_steps=3", "train.learning_rate=3e-2")
     stderr = folder / "stderr"
     with socket.create_server(("127.0.0.1", 0)) as proxy, stderr.open("w") as file:
@@ -72,7 +72,7 @@ def served(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def requests_to(proxy: socket.socket) -> list[str]:
-    """The first line of whatever waits to be let out."""
+    """The first lines of all requests that the proxy received."""
     proxy.setblocking(False)
     lines = []
     while True:
@@ -87,31 +87,31 @@ def requests_to(proxy: socket.socket) -> list[str]:
 
 @pytest.fixture
 def open_page(browser: Browser, served: Served) -> Iterator[Open]:
-    """Opens the page; at the end none may have complained or asked for another host."""
-    contexts, complaints, outside = [], [], []
+    """Opens the page; no errors and no requests to other hosts are allowed."""
+    contexts, errors, outside = [], [], []
 
     def opened(*, width: int = 1280) -> Page:
         context = browser.new_context(viewport={"width": width, "height": 800})
         contexts.append(context)
         context.route(OUTSIDE, lambda route: (outside.append(route.request.url), route.abort()))
         page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(served.address)
         return page
 
     yield opened
     for context in contexts:
         context.close()
-    assert outside == [], "the page asks for other hosts"
-    assert complaints == []
+    assert outside == [], "the page requests other hosts"
+    assert errors == []
 
 
-def ask(page: Page, fields: dict[str, str]) -> None:
+def submit(page: Page, fields: dict[str, str]) -> None:
     """Fill in fields by their labels, or parts of them, and press the button."""
     for label, value in fields.items():
         page.get_by_label(label).fill(value)
-    page.get_by_role("button", name="Draw").click()
+    page.get_by_role("button", name="Sample").click()
 
 
 def title_of(page: Page, title: str) -> Locator:
@@ -119,31 +119,31 @@ def title_of(page: Page, title: str) -> Locator:
 
 
 def costs(page: Page) -> Locator:
-    """What the pictures took, once they are all there."""
+    """Seconds and forward passes of the images, once all are there."""
     found = page.locator("p").filter(has_text=COST)
     found.nth(2).wait_for()
     return found
 
 
-def pictures(page: Page) -> list[bytes]:
-    """The files of the three pictures, once they are all there."""
-    found = []
+def image_files(page: Page) -> list[bytes]:
+    """The files of the three images, once all are there."""
+    files = []
     for title in TITLES:
         image = page.get_by_alt_text(title, exact=True)
         image.evaluate("image => image.decode()")
-        assert image.evaluate("image => image.naturalWidth") == 320, "seen without a lens"
-        found.append(page.request.get(str(image.get_attribute("src"))).body())
-    return found
+        assert image.evaluate("image => image.naturalWidth") == 320, "large enough to see"
+        files.append(page.request.get(str(image.get_attribute("src"))).body())
+    return files
 
 
-def drawn(page: Page, prompt: str, seed: int) -> list[bytes]:
-    ask(page, {"Prompt": prompt, "Seed": str(seed)})
+def sample(page: Page, prompt: str, seed: int) -> list[bytes]:
+    submit(page, {"Prompt": prompt, "Seed": str(seed)})
     costs(page)
-    return pictures(page)
+    return image_files(page)
 
 
 def pixels(png: bytes) -> np.ndarray:
-    """Without what enlarged them."""
+    """At the original size."""
     return np.array(Image.open(io.BytesIO(png)).resize((16, 16), Image.Resampling.NEAREST))
 
 
@@ -157,51 +157,51 @@ def test_it_opens_with_a_prompt_and_three_empty_places(open_page: Open):
     for title in TITLES:
         assert title_of(page, title).is_visible()
     assert page.locator("img").count() == 0
-    assert page.locator("a").count() == 0, "nothing leads away"
+    assert page.locator("a").count() == 0, "no links"
 
 
-def test_three_pictures_and_what_they_took(open_page: Open, served: Served):
+def test_three_images_and_their_cost(open_page: Open, served: Served):
     page = open_page()
-    ask(page, {"Prompt": "green owl", "Seed": "5", SCALE: "4", DIAL: "0.5"})
-    expected = DemoSession(served.run).draw("green owl", 5, 4.0, 0.5)
+    submit(page, {"Prompt": "green owl", "Seed": "5", SCALE: "4", DIAL: "0.5"})
+    expected = DemoSession(served.run).sample("green owl", 5, 4.0, 0.5)
     took = costs(page).all_inner_texts()
     assert [re.sub(r"\d+\.\d\d s", "_ s", one) for one in took] == [
         "base: _ s, 16 forward passes",
         "base+cfg4: _ s, 32 forward passes",
         "cca+dial0.5: _ s, 16 forward passes",
     ]
-    shown = [pixels(png) for png in pictures(page)]
+    shown = [pixels(png) for png in image_files(page)]
     for ours, theirs in zip(shown, expected, strict=True):
         assert np.array_equal(ours, np.array(theirs.image)), theirs.name
-    assert len({one.tobytes() for one in shown}) == 3, "pictures that are all alike show nothing"
+    assert len({one.tobytes() for one in shown}) == 3, "the test needs different images"
 
 
 def test_the_seed_decides(open_page: Open):
-    first = drawn(open_page(), "green owl", 5)
-    assert drawn(open_page(), "green owl", 5) == first
-    other = drawn(open_page(), "green owl", 6)
+    first = sample(open_page(), "green owl", 5)
+    assert sample(open_page(), "green owl", 5) == first
+    other = sample(open_page(), "green owl", 6)
     assert all(a != b for a, b in zip(first, other, strict=True))
 
 
-def test_enter_draws_too(open_page: Open):
+def test_enter_samples_too(open_page: Open):
     page = open_page()
     page.get_by_label("Prompt").press("Enter")
     assert costs(page).count() == 3
 
 
-def test_what_can_not_be_drawn_is_told_and_the_pictures_stay(open_page: Open, served: Served):
+def test_invalid_input_gives_a_message_and_keeps_the_images(open_page: Open, served: Served):
     page = open_page()
-    before = drawn(page, "green owl", 5)
+    before = sample(page, "green owl", 5)
     took = costs(page).all_inner_texts()
-    for label, value, told in (
-        ("Seed", "", "the seed is empty; write a whole number from 0 on."),
+    for label, value, message in (
+        ("Seed", "", "the seed is empty; enter a whole number, 0 or more."),
         ("Seed", "-1", "the seed is -1; allowed: 0 or more."),
-        ("Prompt", "  ", "the prompt is empty; write what to draw."),
+        ("Prompt", "  ", "the prompt is empty; describe the image."),
     ):
-        ask(page, {label: value})
-        page.get_by_text(told, exact=True).wait_for()
+        submit(page, {label: value})
+        page.get_by_text(message, exact=True).wait_for()
         assert page.get_by_text("Error").count() == 0
-        assert pictures(page) == before
+        assert image_files(page) == before
         assert costs(page).all_inner_texts() == took
     assert "Traceback" not in served.stderr.read_text()
 
@@ -210,7 +210,7 @@ def test_a_phone_scrolls_down_only_and_shows_one_below_the_other(open_page: Open
     page = open_page(width=390)
     widths = "[document.documentElement.scrollWidth, innerWidth]"
     assert page.evaluate(widths) == [390, 390]
-    drawn(page, "green owl", 5)
+    sample(page, "green owl", 5)
     assert page.evaluate(widths) == [390, 390]
     order = [page.get_by_label("Prompt"), page.get_by_label("range slider for Guidance scale")]
     order.append(page.get_by_label("range slider for Dial of CCA"))

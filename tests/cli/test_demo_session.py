@@ -1,6 +1,6 @@
-"""Drawing by hand with a finished run: against the arms' own way, and what users get wrong.
+"""Sampling prompts with a finished run: equal to the arms' own sampling, and users' mistakes.
 
-The page itself is looked at in test_tryout_browser.py.
+The page itself is tested in test_demo_page.py.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ from tests.support import runs
 PROMPT = "green owl"
 
 
-def drawn_by_hand(recipe_path: Path, source: str, scale: float, dial: float) -> np.ndarray:
+def pixels_of_arm(recipe_path: Path, source: str, scale: float, dial: float) -> np.ndarray:
     """The pixels of one arm, from models loaded for it alone."""
     recipe = runs.load_recipe(recipe_path)
     model = load_source(recipe, RunFolder.of(recipe), source, dial=dial)
@@ -43,35 +43,35 @@ def trained(
 ) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
     values = runs.tiny_recipe(folder, tiny_folder, runs.two_splits(folder / "data.parquet"))
-    # So far from the base that another model draws another picture.
+    # So far from the base that another model gives another image.
     values["train"].update(max_steps=3, learning_rate=3e-2, tuning=request.param)
     return Path(runs.write_recipe(folder / "recipe.yaml", values))
 
 
 def test_three_ways_of_one_prompt(trained: Path):
     runs.do(trained)
-    tryout = DemoSession(trained.parent / "run")
-    pictures = {}
-    # There and back: what the dial was before must not matter.
+    session = DemoSession(trained.parent / "run")
+    images = {}
+    # There and back: the previous dial must not matter.
     for dial in (1.0, 0.5, 1.5, 1.0):
-        base, guided, cca = tryout.draw(PROMPT, seed=5, scale=4.0, dial=dial)
+        base, guided, cca = session.sample(PROMPT, seed=5, scale=4.0, dial=dial)
         named = f"cca+dial{dial:g}" if dial != 1 else "cca"
         assert [one.name for one in (base, guided, cca)] == ["base", "base+cfg4", named]
         assert [one.forward_passes for one in (base, guided, cca)] == [16, 32, 16]
         assert min(one.seconds for one in (base, guided, cca)) > 0
-        assert np.array_equal(np.array(base.image), drawn_by_hand(trained, "base", 1.0, 1.0))
-        assert np.array_equal(np.array(guided.image), drawn_by_hand(trained, "base", 4.0, 1.0))
-        assert np.array_equal(np.array(cca.image), drawn_by_hand(trained, "cca", 1.0, dial))
-        pictures[dial] = cca.image.tobytes()
-        pictures["base"] = base.image.tobytes()
-        pictures["guided"] = guided.image.tobytes()
-    assert len(set(pictures.values())) >= 4, "pictures that are all alike show nothing"
-    again = tryout.draw(PROMPT, seed=6, scale=4.0, dial=1.0)
-    assert again[0].image.tobytes() != pictures["base"]
+        assert np.array_equal(np.array(base.image), pixels_of_arm(trained, "base", 1.0, 1.0))
+        assert np.array_equal(np.array(guided.image), pixels_of_arm(trained, "base", 4.0, 1.0))
+        assert np.array_equal(np.array(cca.image), pixels_of_arm(trained, "cca", 1.0, dial))
+        images[dial] = cca.image.tobytes()
+        images["base"] = base.image.tobytes()
+        images["guided"] = guided.image.tobytes()
+    assert len(set(images.values())) >= 4, "the test needs different images"
+    again = session.sample(PROMPT, seed=6, scale=4.0, dial=1.0)
+    assert again[0].image.tobytes() != images["base"]
 
 
 @pytest.mark.parametrize(
-    ("prompt", "seed", "scale", "dial", "told"),
+    ("prompt", "seed", "scale", "dial", "message"),
     [
         ("  ", 0, 2.0, 1.0, "the prompt is empty"),
         ("owl", -1, 2.0, 1.0, "the seed is -1; allowed: 0 or more"),
@@ -80,18 +80,18 @@ def test_three_ways_of_one_prompt(trained: Path):
         ("owl", 0, 2.0, float("nan"), "the dial is nan"),
     ],
 )
-def test_what_can_not_be_drawn(
-    reported: Path, prompt: str, seed: int, scale: float, dial: float, told: str
+def test_invalid_inputs(
+    reported: Path, prompt: str, seed: int, scale: float, dial: float, message: str
 ):
-    with pytest.raises(UserError, match=told):
-        DemoSession(reported.parent / "run").draw(prompt, seed, scale, dial)
+    with pytest.raises(UserError, match=message):
+        DemoSession(reported.parent / "run").sample(prompt, seed, scale, dial)
 
 
-def test_a_folder_that_is_no_run_or_not_trained(reported: Path, tmp_path: Path):
-    with pytest.raises(UserError, match=r"is no run folder: it has no recipe\.yaml"):
+def test_a_folder_that_is_not_a_run_or_not_trained(reported: Path, tmp_path: Path):
+    with pytest.raises(UserError, match=r"is not a run folder: it has no recipe\.yaml"):
         DemoSession(tmp_path)
     shutil.copy(reported.parent / "run" / "recipe.yaml", tmp_path)
-    incomplete = "train/model does not exist or is not complete: train the cca model"
+    incomplete = "train/model does not exist or is incomplete: train the cca model"
     with pytest.raises(UserError, match=incomplete):
         DemoSession(tmp_path)
 

@@ -1,4 +1,4 @@
-"""``mm-cca explain``, and that every key says what it is."""
+"""``mm-cca explain``, and that every key is documented."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import pytest
 from mm_cca import cli
 from mm_cca.cli.commands.explain import explain_key
 from mm_cca.config.declarations import declared, docstrings
-from mm_cca.config.key_words import all_keys, groups
+from mm_cca.config.key_text import all_keys, groups
 from mm_cca.config.keys import TRAIN, Condition, Key, key
 from mm_cca.config.schema import JOBS, PROMPT_FILES, TEXT_FILES
 from mm_cca.config.shipped import ADAPTERS, PROMPT_SETS
@@ -85,9 +85,9 @@ def test_an_unknown_key_gets_near_ones(name: str, near: str):
 
 def test_an_unknown_key_without_a_near_one(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["explain", "qqqqqq"]) == 2
-    told = capsys.readouterr().err
-    assert "unknown key qqqqqq. `mm-cca explain` lists the groups" in told
-    assert "Did you mean" not in told
+    message = capsys.readouterr().err
+    assert "unknown key qqqqqq. `mm-cca explain` lists the groups" in message
+    assert "Did you mean" not in message
 
 
 def test_docstrings_are_those_below_the_fields():
@@ -128,8 +128,8 @@ def test_lists_of_defaults_are_not_shared(tmp_path):
     assert JOBS["finetune"]().run.stages
 
 
-def test_what_is_allowed_names_what_there_is():
-    """Words that the schema spells out, so that reading it imports nothing heavy."""
+def test_allowed_values_are_complete():
+    """The schema repeats these names, so that reading it imports nothing heavy."""
     allowed = {name: entry.allowed for name, entry in all_keys().items()}
     assert allowed["model.adapter"].startswith(f"{', '.join(ADAPTERS)}, or ")
     assert allowed["loss.negatives"].startswith(f"{', '.join(KINDS)}, or ")

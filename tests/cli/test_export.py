@@ -1,4 +1,4 @@
-"""A finished run as a folder for others: plain transformers and peft read it."""
+"""Exported models: plain transformers and peft load them."""
 
 import json
 import shutil
@@ -151,7 +151,7 @@ def test_a_layer_with_an_alpha_of_its_own_is_dialled_too(lora: Path, tmp_path: P
     assert (config.lora_alpha, config.alpha_pattern) == (16.0, {"q_proj": 3.0})
 
 
-def test_the_card_of_dial_1_says_nothing_of_a_dial(full: Path, tmp_path: Path):
+def test_the_card_of_dial_1_does_not_mention_a_dial(full: Path, tmp_path: Path):
     export_model(full, tmp_path / "out")
     assert "Dial" not in ModelCard.load(tmp_path / "out" / "README.md").text
 
@@ -161,14 +161,14 @@ def test_the_card_names_base_data_scores_and_licence(full: Path, base: Path, tmp
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.base_model == str(base)
     assert card.data.library_name == "transformers"
-    for told in ("data.parquet", "Apache-2.0", "without guidance", "| train | cca |", "lambda_"):
-        assert told in card.text, told
+    for text in ("data.parquet", "Apache-2.0", "without guidance", "| train | cca |", "lambda_"):
+        assert text in card.text, text
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (["{empty}", "{new}"], "is no run folder"),
+        (["{empty}", "{new}"], "is not a run folder"),
         (["{full}", "{full}"], "exists already"),
         (["{full}", "{new}", "--merge"], "--merge is for a LoRA"),
         (["{full}", "{new}", "--dial", "-0.5"], "--dial is -0.5; allowed: 0 (the base) or more"),
@@ -176,11 +176,11 @@ def test_the_card_names_base_data_scores_and_licence(full: Path, base: Path, tmp
     ],
 )
 def test_mistakes(
-    words: list[str], told: str, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     places = {"empty": tmp_path, "new": tmp_path / "new", "full": full}
     assert cli.main(["export", *(word.format(**places) for word in words)]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

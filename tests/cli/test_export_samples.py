@@ -1,4 +1,4 @@
-"""Pictures in the folders of other evaluators: names, contents, and what is refused."""
+"""Images in the folder layouts of other evaluators: names, contents, and what is refused."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ PROMPTS = ["red owl", "green cat", "blue house"]
 
 
 def write_arm(run: Path, per_prompt: int = 1, prompts: list[str] = PROMPTS) -> Path:
-    """A drawn arm ``cca`` as ``mm-cca sample`` leaves it."""
+    """A sampled arm ``cca`` as ``mm-cca sample`` leaves it."""
     folder = run / "samples" / "cca"
     folder.mkdir(parents=True)
     lines = []
@@ -39,11 +39,11 @@ def pixels(image: Image.Image | Path) -> np.ndarray:
     return np.array(image)
 
 
-def test_adm_array_holds_the_pictures_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_adm_array_holds_the_images_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run = write_arm(tmp_path / "run", 2)
     words = ["export-samples", str(run), "cca", str(tmp_path / "out"), "--format", "adm-npz"]
     assert cli.main(words) == 0
-    assert "6 pictures of cca are in" in capsys.readouterr().out
+    assert "6 images of cca are in" in capsys.readouterr().out
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["samples.npz"]
     with np.load(tmp_path / "out" / "samples.npz", allow_pickle=False) as file:
         found = file["arr_0"]
@@ -58,7 +58,7 @@ def test_adm_array_holds_the_pictures_in_order(tmp_path: Path, capsys: pytest.Ca
 
 def test_geneval_folders_follow_its_own_lines(tmp_path: Path):
     run = write_arm(tmp_path / "run", 4)
-    # Another order than they were drawn in, and keys that must survive.
+    # Another order than they were sampled in, and keys that must be kept.
     lines = [{"tag": "colors", "include": [{"class": t}], "prompt": t} for t in PROMPTS[::-1]]
     metadata = tmp_path / "evaluation_metadata.jsonl"
     metadata.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -115,7 +115,7 @@ def test_compbench_names_carry_the_prompt(tmp_path: Path):
 
 
 @pytest.mark.parametrize("prompt", ["a/b", "red_owl", "owl " * 80])
-def test_compbench_refuses_what_is_no_name(tmp_path: Path, prompt: str):
+def test_compbench_refuses_invalid_file_names(tmp_path: Path, prompt: str):
     run = write_arm(tmp_path / "run", prompts=[prompt])
     with pytest.raises(UserError, match="can't be part of it"):
         export_samples(run, "cca", tmp_path / "out", form="t2i-compbench")
@@ -151,7 +151,7 @@ def test_hps_folders_are_numbered_within_a_style(tmp_path: Path):
         assert apart.mean() < others.mean() / 2
 
 
-def test_prompts_that_were_not_drawn(tmp_path: Path):
+def test_prompts_that_were_not_sampled(tmp_path: Path):
     run = write_arm(tmp_path / "run")
     metadata = tmp_path / "m.jsonl"
     metadata.write_text("".join(json.dumps({"prompt": t}) + "\n" for t in [*PROMPTS, "a zebra"]))
@@ -162,11 +162,13 @@ def test_prompts_that_were_not_drawn(tmp_path: Path):
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_pictures_are_named_and_refused(tmp_path: Path):
+def test_missing_images_are_named_and_refused(tmp_path: Path):
     run = write_arm(tmp_path / "run", 2)
     (run / "samples" / "cca" / "000001.png").unlink()
-    (run / "samples" / "cca" / "000004.png").write_bytes(b"torn")
-    with pytest.raises(UserError, match=r"2 of 6 .*000001\.png is missing; 000004\.png is not"):
+    (run / "samples" / "cca" / "000004.png").write_bytes(b"truncated")
+    with pytest.raises(
+        UserError, match=r"2 of 6 .*000001\.png is missing; 000004\.png was changed"
+    ):
         export_samples(run, "cca", tmp_path / "out", form="adm-npz")
     assert not (tmp_path / "out").exists()
 
@@ -190,5 +192,5 @@ def test_what_else_is_refused(tmp_path: Path):
         export_samples(run, "cca", tmp_path / "full", form="adm-npz")
     stage = run / "samples" / "cca" / "stage.json"
     stage.write_text('{"done": false, "settings": {}}')
-    with pytest.raises(UserError, match="not drawn to the end"):
+    with pytest.raises(UserError, match="arm cca is incomplete"):
         export_samples(run, "cca", tmp_path / "out", form="adm-npz")

@@ -1,4 +1,4 @@
-"""A report in the browser: served to this machine, and nothing but the report."""
+"""``report --serve``: only the report and its images, only on this machine."""
 
 import re
 import signal
@@ -22,7 +22,7 @@ def status_of(address: str) -> int:
         return error.code
 
 
-def test_serve_shows_the_report_and_its_pictures_alone_and_ends_quietly(
+def test_serve_shows_only_the_report_and_its_images_and_ends_without_errors(
     reported: Path, changed: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("BROWSER", "true")  # a program that opens nothing
@@ -50,9 +50,9 @@ def test_serve_shows_the_report_and_its_pictures_alone_and_ends_quietly(
     for other in ("recipe.yaml", "train/model/config.json", "samples/../recipe.yaml", ""):
         assert status_of(root + other) == 404
     server.send_signal(signal.SIGINT)
-    _, said = server.communicate(timeout=30)
+    _, stderr = server.communicate(timeout=30)
     assert server.returncode == 0
-    assert "Traceback" not in said
+    assert "Traceback" not in stderr
 
 
 def test_a_port_that_is_taken_or_serves_nothing(

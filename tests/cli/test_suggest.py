@@ -17,13 +17,17 @@ from mm_cca.training.schedule import training_schedule
 from tests.support import runs
 
 
-def _measured(blank: float, wrong: float, low: float) -> BaseMeasurement:
+def _measured(unconditional: float, negative: float, low: float) -> BaseMeasurement:
     return BaseMeasurement(
-        Spread(blank, 1.0, low, 2 * blank), Spread(wrong, 1.0, 0.0, 0.0), 8, 64, 3.0
+        Spread(unconditional, 1.0, low, 2 * unconditional),
+        Spread(negative, 1.0, 0.0, 0.0),
+        8,
+        64,
+        3.0,
     )
 
 
-def test_beta_is_the_inverse_of_what_guidance_takes_from_wrong_prompts():
+def test_beta_is_the_inverse_of_what_guidance_takes_from_negatives():
     """(3 - 1) * (150 - 40) = 220; lambda as usual, since exp(16) is far above it."""
     found = suggestion_of(_measured(40.0, 150.0, 16.0), 3.0)
     assert found.beta == pytest.approx(1 / 220)
@@ -36,8 +40,8 @@ def test_lambda_stays_where_the_optimum_raises_own_pairs():
     assert suggestion_of(_measured(3.0, 9.0, -5.0), 3.0).lambda_ == 1.0
 
 
-def test_a_base_that_cannot_tell_prompts_apart():
-    """Wrong prompts fit as well as right ones: beta is kept at most 1."""
+def test_a_base_that_ignores_its_prompts():
+    """Negative captions are as likely as own captions: beta is kept at most 1."""
     assert suggestion_of(_measured(0.0, -3.0, 0.0), 3.0).beta == 1.0
 
 
@@ -55,41 +59,41 @@ def test_the_measurement_equals_scoring_one_by_one(recipe: Path, tiny_folder: Pa
     schedule = training_schedule(loaded, cache, LossTerms.of(loaded.loss))
     model = load_adapter("emu3", str(tiny_folder))
     policy = CodeLogProbs(model, model.layout((4, 4)), whole_vocabulary=False).eval()
-    blank, wrong = [], []
+    unconditional, negative = [], []
     for step in range(2):
         pairs = schedule.step(step)
         for row, (other,) in zip(pairs.rows.tolist(), pairs.negatives, strict=True):
             codes = cache.codes(torch.tensor([row]), torch.tensor([0]))
-            own, bad = model.prompt_ids([cache.captions[row], other], (4, 4))
-            nothing = model.unconditional_ids(own, (4, 4))
+            own, negative_ids = model.prompt_ids([cache.captions[row], other], (4, 4))
+            empty = model.unconditional_ids(own, (4, 4))
             with torch.no_grad():
                 scores = [
                     float(policy(*left_pad([ids], model.pad_id), codes).logps)
-                    for ids in (own, bad, nothing)
+                    for ids in (own, negative_ids, empty)
                 ]
-            wrong.append(scores[0] - scores[1])
-            blank.append(scores[0] - scores[2])
+            negative.append(scores[0] - scores[1])
+            unconditional.append(scores[0] - scores[2])
     assert found.num_pairs == 8
-    assert found.wrong.mean == pytest.approx(np.mean(wrong), abs=1e-3)
-    assert found.blank.mean == pytest.approx(np.mean(blank), abs=1e-3)
-    assert found.wrong.high == pytest.approx(np.quantile(wrong, 0.9), abs=1e-3)
+    assert found.negative.mean == pytest.approx(np.mean(negative), abs=1e-3)
+    assert found.unconditional.mean == pytest.approx(np.mean(unconditional), abs=1e-3)
+    assert found.negative.high == pytest.approx(np.quantile(negative, 0.9), abs=1e-3)
 
 
-def test_the_command_says_what_to_start_with_and_why(
+def test_the_command_proposes_constants_with_reasons(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert cli.main(["suggest", str(recipe), "--pairs", "6", "--scale", "2"]) == 0
-    told = capsys.readouterr().out
-    assert "loss.beta=" in told
-    assert "loss.beta_codes=16" in told
-    assert "guidance of scale 2" in told.lower()
+    shown = capsys.readouterr().out
+    assert "loss.beta=" in shown
+    assert "loss.beta_codes=16" in shown
+    assert "guidance of scale 2" in shown.lower()
 
 
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
         (["--pairs", "1"], "--pairs is 1; allowed: 2 or more"),
-        (["--scale", "1"], "--scale is 1; allowed: more than 1"),
+        (["--scale", "1"], "--scale is 1; it must be above 1"),
     ],
 )
 def test_bad_options(recipe: Path, capsys, words: list[str], problem: str):

@@ -8,14 +8,14 @@ import jsonschema
 import pytest
 
 from mm_cca.config.key_table import BEGIN, END, json_schema, markdown_table, with_table
-from mm_cca.config.key_words import all_keys
+from mm_cca.config.key_text import all_keys
 from mm_cca.config.load import _read_yaml, load_config, own_copy
 from mm_cca.config.shipped import shipped_recipes
 from mm_cca.errors import UserError
 from tests.support import runs
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-ANEW = "run python -m mm_cca.config.key_table"
+OUTDATED = "run python -m mm_cca.config.key_table"
 
 
 def mistakes(values: dict[str, Any]) -> list[Any]:
@@ -25,11 +25,11 @@ def mistakes(values: dict[str, Any]) -> list[Any]:
 def test_the_table_is_up_to_date():
     page = (RECIPES / "README.md").read_text()
     assert page.count(BEGIN) == page.count(END) == 1
-    assert page == with_table(page), ANEW
+    assert page == with_table(page), OUTDATED
 
 
 def test_the_schema_is_up_to_date():
-    assert json.loads((RECIPES / "schema.json").read_text()) == json_schema(), ANEW
+    assert json.loads((RECIPES / "schema.json").read_text()) == json_schema(), OUTDATED
 
 
 def test_the_table_names_every_key():
@@ -38,7 +38,7 @@ def test_the_table_names_every_key():
         assert f"`{name}`" in table
 
 
-def test_other_words_of_the_page_stay():
+def test_the_rest_of_the_page_is_kept():
     page = f"# Before\n\n{BEGIN}\nold\n{END}\n\nAfter.\n"
     assert with_table(page) == f"# Before\n\n{BEGIN}\n{markdown_table()}{END}\n\nAfter.\n"
 

@@ -23,16 +23,16 @@ def test_sums(text: str, expected: dict[str, float]):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "is no term"),
-        ("cca +", "is no term"),
-        ("cca - nll", "is no term"),
+        ("", "is not a valid term"),
+        ("cca +", "is not a valid term"),
+        ("cca - nll", "is not a valid term"),
         ("nl", "did you mean nll"),
-        ("cca + cca", "twice"),
+        ("cca + cca", "appears twice"),
         ("0 cca", "above 0"),
-        ("1.2.3 cca", "is no number"),
+        ("1.2.3 cca", "is not a number"),
         ("1e999 cca", "above 0 and finite"),
     ],
 )
-def test_what_is_no_sum(text: str, problem: str):
+def test_invalid_sums(text: str, problem: str):
     with pytest.raises(ValueError, match=problem):
         parse_sum(text, NAMES)

@@ -286,7 +286,7 @@ def test_an_interrupted_run_may_end_earlier_but_not_before_what_is_done(
     recipe: Path, tmp_path: Path
 ):
     interrupt(recipe, "train.max_steps=6", after=3)
-    with pytest.raises(UserError, match="has done 3 steps already, and the recipe asks for 2"):
+    with pytest.raises(UserError, match="has done 3 steps already, but the recipe has only 2"):
         runs.do(recipe, "train.max_steps=6", "train.stop_after=2")
     runs.do(recipe, "train.max_steps=6", "train.stop_after=4")
     assert len(runs.metrics(tmp_path / "run" / "train")) == 4
@@ -297,7 +297,7 @@ def test_going_on_needs_a_checkpoint(recipe: Path, tmp_path: Path):
     saved = tmp_path / "run" / "train" / "checkpoints"
     saved.rename(tmp_path / "elsewhere")
     before = runs.files_of(tmp_path / "run" / "train")
-    with pytest.raises(UserError, match="holds no checkpoint to continue from"):
+    with pytest.raises(UserError, match="holds no checkpoint to resume from"):
         runs.do(recipe, CONSTANT, "train.max_steps=2")
     assert runs.files_of(tmp_path / "run" / "train") == before
     runs.do(recipe, CONSTANT, "train.max_steps=1")  # still finished
@@ -322,7 +322,7 @@ def test_the_best_weights_of_a_continued_run(
 def test_the_model_of_the_earlier_end_is_not_sampled(recipe: Path):
     runs.do(recipe, CONSTANT, "train.max_steps=1")
     interrupt(recipe, CONSTANT, "train.max_steps=3", after=1)
-    with pytest.raises(UserError, match="is not complete: train the cca model to the end"):
+    with pytest.raises(UserError, match="is incomplete: train the cca model to the end"):
         runs.do(recipe, CONSTANT, "train.max_steps=3", stages=["sample"])
 
 

@@ -1,4 +1,4 @@
-"""A sweep: its points, what they share, what happens when one diverges or more are asked for."""
+"""A sweep: its points, what they share, diverged points, and extending it."""
 
 import json
 from pathlib import Path
@@ -50,10 +50,10 @@ def test_names_are_fit_for_folders():
         (["data.variants=[1,2]"], "data.variants can't be swept"),
         (["loss.beta=[]"], "is an empty list"),
         (["loss.beta=[1,1]"], "the point beta=1 twice"),
-        (["loss.beta"], "is no override"),
+        (["loss.beta"], "is not an override"),
     ],
 )
-def test_what_is_no_sweep(words: list[str], problem: str):
+def test_invalid_sweeps(words: list[str], problem: str):
     with pytest.raises(UserError, match=problem):
         points_of("x.yaml", words)
 
@@ -61,7 +61,7 @@ def test_what_is_no_sweep(words: list[str], problem: str):
 def test_a_wrong_value_is_found_before_any_work(recipe: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"loss\.beta is -1"):
         plan_sweep(str(recipe), ["loss.beta=[0.1,-1]"])
-    with pytest.raises(UserError, match=r"loss\.betta is no key"):
+    with pytest.raises(UserError, match=r"unknown key loss\.betta"):
         plan_sweep(str(recipe), ["loss.betta=[0.1,1]"])
     assert not (tmp_path / "run").exists()
 
@@ -81,11 +81,11 @@ def test_points_share_the_reference_unless_they_change_it(recipe: Path, tmp_path
 
 
 def test_a_sweep_and_a_larger_one(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """A diverging point is marked and passed over; a second call does only what is new."""
+    """A diverged point is skipped; a second call runs only new points."""
     keys = ["sample.dial=0.5", "train.control=true", "sample.control_scales=2"]
     axes = ["loss.lambda_=[1,3]", "train.learning_rate=[0.001,1e30]"]
     assert cli.main(["sweep", str(recipe), *axes, *keys]) == 0
-    told = capsys.readouterr()
+    output = capsys.readouterr()
     root = tmp_path / "run"
     summary = json.loads((root / "sweep.json").read_text())
     names = [arm["name"] for arm in summary["arms"]]
@@ -103,8 +103,8 @@ def test_a_sweep_and_a_larger_one(recipe: Path, tmp_path: Path, capsys: pytest.C
         "lambda_=1,learning_rate=1e30",
         "lambda_=3,learning_rate=1e30",
     }
-    assert "it diverged, the sweep goes on" in told.err
-    assert "diverged: step 1" in told.out
+    assert "diverged; the sweep continues" in output.err
+    assert "diverged: step 1" in output.out
     points = [arm for arm in summary["arms"] if "values" in arm]
     assert points[0]["values"] == {"loss.lambda_": 1, "train.learning_rate": 0.001}
     assert points[0]["signals"]["negative_gap"] != points[2]["signals"]["negative_gap"]
@@ -135,15 +135,15 @@ def test_a_point_that_diverged_is_tried_again_when_the_recipe_changed(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     keys = ["loss.lambda_=[1]", "sample.num_images=4"]
-    marked = tmp_path / "run" / "points" / "lambda_=1" / "diverged.json"
+    marker_file = tmp_path / "run" / "points" / "lambda_=1" / "diverged.json"
     assert cli.main(["sweep", str(recipe), *keys, "train.learning_rate=1e30"]) == 0
-    assert marked.exists()
-    # What decides no training changes nothing about that.
+    assert marker_file.exists()
+    # Keys that do not decide the training change nothing.
     same = ["train.learning_rate=1e30", "train.save_every=3", "eval.grid_prompts=2"]
     assert cli.main(["sweep", str(recipe), *keys, *same]) == 0
-    assert f"it diverged; delete {marked.parent}" in capsys.readouterr().err
+    assert f"skipped, as it diverged; delete {marker_file.parent}" in capsys.readouterr().err
     assert cli.main(["sweep", str(recipe), *keys, "train.learning_rate=0.001"]) == 0
-    assert not marked.exists()
+    assert not marker_file.exists()
     assert json.loads((tmp_path / "run" / "sweep.json").read_text())["diverged"] == {}
 
 
@@ -199,7 +199,7 @@ def test_seeds_alone_are_called_cca_with_whatever_else_an_arm_has():
     assert [point["name"] for point in over_seeds(arms)] == ["cca", "cca+dial0.5"]
 
 
-def test_a_sweep_over_seeds_says_their_mean(
+def test_a_sweep_over_seeds_shows_their_mean(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert cli.main(["sweep", str(recipe), "train.seed=[0,1]", "sample.num_images=4"]) == 0

@@ -70,7 +70,7 @@ def test_split_column(tmp_path: Path):
     assert torch.equal(images_of(heldout, data)[0][0], pixels_of(runs.picture(5)))
 
 
-def test_the_shipped_data_set_by_name():
+def test_the_built_in_data_set_by_name():
     data = load_config("emoji").data
     assert data.path == "emoji"
     split = load_split(data, "heldout")
@@ -80,22 +80,22 @@ def test_the_shipped_data_set_by_name():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"caption_column": "title"}, "data.caption_column is 'title'"),
         ({"image_column": "picture"}, "data.image_column is 'picture'"),
         ({"split_column": "part"}, "data.split_column is 'part'"),
     ],
 )
-def test_missing_column_names_those_there_are(tmp_path: Path, changes: dict[str, str], told: str):
+def test_a_missing_column_lists_the_columns(tmp_path: Path, changes: dict[str, str], message: str):
     data = config(runs.two_splits(tmp_path / "data.parquet", 3, 2), **changes)
     with pytest.raises(UserError) as caught:
         load_split(data, "train")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "image, caption, split" in str(caught.value)
 
 
-def test_unknown_split_names_those_there_are(tmp_path: Path):
+def test_an_unknown_split_lists_the_splits(tmp_path: Path):
     path = runs.two_splits(tmp_path / "data.parquet", 3, 2)
     with pytest.raises(UserError, match="has no split 'test'; it has train"):
         load_split(config(path), "test")
@@ -109,7 +109,7 @@ def test_missing_path(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", [b"", b"not parquet at all"])
-def test_file_that_is_no_parquet(tmp_path: Path, content: bytes):
+def test_a_file_that_is_not_parquet(tmp_path: Path, content: bytes):
     path = tmp_path / "data.parquet"
     path.write_bytes(content)
     with pytest.raises(UserError, match="can't be read"):
@@ -128,7 +128,7 @@ def test_image_column_that_holds_no_images(tmp_path: Path):
         load_split(config(path, image_column="number"), "train")
 
 
-def test_captions_that_say_nothing_are_bad_rows(tmp_path: Path):
+def test_empty_captions_are_bad_rows(tmp_path: Path):
     rows = runs.rows_of(5)
     rows[1]["caption"], rows[2]["caption"], rows[4]["caption"] = "", "  \n", None
     data = config(runs.write_parquet(tmp_path / "data.parquet", rows))
@@ -152,7 +152,7 @@ def test_no_caption_at_all(tmp_path: Path):
 
 @pytest.fixture
 def damaged(tiny_folder: Path, tmp_path: Path) -> Path:
-    """A recipe on 10 rows of which 2 have no caption, 2 no image and 1 is a torn PNG."""
+    """A recipe on 10 rows: 2 without a caption, 2 without an image and 1 with a truncated PNG."""
     rows = runs.rows_of(10, split="train")
     rows[1]["caption"] = ""
     rows[6]["caption"] = None
@@ -183,7 +183,7 @@ def test_too_many_bad_rows_are_refused_and_listed(damaged: Path, allowed: int):
     assert bad_rows(damaged) == [1, 3, 6, 7, 8]
 
 
-def test_bad_rows_within_the_limit_are_left_out(damaged: Path):
+def test_bad_rows_within_the_limit_are_skipped(damaged: Path):
     with pytest.raises(UserError):
         runs.do(damaged, stages=["prepare"])
     recipe = runs.do(damaged, "data.max_bad=5", "train.max_steps=2")
@@ -194,7 +194,7 @@ def test_bad_rows_within_the_limit_are_left_out(damaged: Path):
     assert len(runs.metrics(damaged.parent / "run" / "train")) == 2
 
 
-def test_transparency_lands_on_white():
+def test_transparency_becomes_white():
     clear = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
     assert bool((pixels_of(clear) == 255).all())
     half = Image.new("RGBA", (16, 16), (0, 0, 0, 128))
@@ -207,8 +207,8 @@ def test_palette_with_a_transparent_colour():
     image.info["transparency"] = 0
     buffer = io.BytesIO()
     image.save(buffer, "PNG", transparency=0)
-    found = decode_image({"bytes": buffer.getvalue(), "path": None}, 16, 16)
-    assert bool((found == 255).all())
+    decoded = decode_image({"bytes": buffer.getvalue(), "path": None}, 16, 16)
+    assert bool((decoded == 255).all())
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK", "I;16"])
@@ -217,20 +217,20 @@ def test_other_modes_become_rgb(mode: str):
     image = image or Image.new("I;16", (16, 16), 65535)
     buffer = io.BytesIO()
     image.save(buffer, "TIFF")
-    found = decode_image({"bytes": buffer.getvalue(), "path": None}, 16, 16)
-    assert found.shape == (3, 16, 16)
-    assert found.unique().tolist() == [255]
+    decoded = decode_image({"bytes": buffer.getvalue(), "path": None}, 16, 16)
+    assert decoded.shape == (3, 16, 16)
+    assert decoded.unique().tolist() == [255]
 
 
 def test_wide_image_is_cropped_in_the_middle():
     image = Image.new("RGB", (64, 16), "black")
     image.paste("red", (24, 0, 40, 16))
-    found = pixels_of(image)
-    assert found[0].unique().tolist() == [255]
-    assert found[1:].unique().tolist() == [0]
+    cropped = pixels_of(image)
+    assert cropped[0].unique().tolist() == [255]
+    assert cropped[1:].unique().tolist() == [0]
 
 
-def test_image_of_the_right_size_is_not_touched():
+def test_an_image_of_the_right_size_is_unchanged():
     image = runs.picture(3)
     expected = torch.tensor(list(image.tobytes()), dtype=torch.uint8).view(16, 16, 3)
     assert torch.equal(pixels_of(image), expected.permute(2, 0, 1))
@@ -248,6 +248,6 @@ def test_exif_rotation_is_applied():
     exif[0x0112] = 3  # upside down
     buffer = io.BytesIO()
     image.save(buffer, "PNG", exif=exif)
-    found = decode_image({"bytes": buffer.getvalue(), "path": None}, 16, 16)
-    assert found[:, :8].unique().tolist() == [255]
-    assert found[:, 8:].unique().tolist() == [0]
+    upright = decode_image({"bytes": buffer.getvalue(), "path": None}, 16, 16)
+    assert upright[:, :8].unique().tolist() == [255]
+    assert upright[:, 8:].unique().tolist() == [0]

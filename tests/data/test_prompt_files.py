@@ -1,4 +1,4 @@
-"""Files and folders of prompts, as each is read."""
+"""Reading prompts from every kind of file, and from folders."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_kinds_of_prompt_files(tmp_path: Path, name: str, content: str):
 
 
 def test_a_folder_of_prompts(tmp_path: Path):
-    """As DPG-Bench (a file for each) and HPSv2 (a list for each style) keep theirs."""
+    """The layouts of DPG-Bench (one file per prompt) and HPSv2 (one list per style)."""
     (tmp_path / "b.txt").write_text("a house\nby a tree\n")
     (tmp_path / "a.json").write_text('["red owl", "a cat"]')
     (tmp_path / "readme.md").write_text("no prompt")
@@ -34,14 +34,14 @@ def test_a_folder_of_prompts(tmp_path: Path):
     ("name", "content", "problem"),
     [
         ("p.md", "x", "allowed: a file .txt, .jsonl, .csv, .json"),
-        ("p.json", "{}", "holds no list"),
-        ("p.txt", "\n", "holds no prompt"),
-        ("p.jsonl", '{"words": "x"}\n', "one of text, caption, prompt must be there"),
-        ("p.jsonl", '{"text": ""}\n', "prompt 1 is ''; it must be a text"),
+        ("p.json", "{}", "is not a list"),
+        ("p.txt", "\n", "has no prompts"),
+        ("p.jsonl", '{"words": "x"}\n', "it needs one of text, caption, prompt"),
+        ("p.jsonl", '{"text": ""}\n', "prompt 1 is ''; it must be a non-empty text"),
         ("p.jsonl", "{\n", "can't be read"),
     ],
 )
-def test_files_that_hold_no_prompts(tmp_path: Path, name: str, content: str, problem: str):
+def test_invalid_prompt_files(tmp_path: Path, name: str, content: str, problem: str):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=problem):
         read_prompts(str(tmp_path / name))

@@ -1,4 +1,4 @@
-"""The prompts that come with the package: what each says is what ``eval.attributes`` asks about."""
+"""The built-in prompts: each has the one attribute that ``eval.attributes`` scores."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,7 +15,7 @@ LINES = runs.json_lines(PROMPT_SETS["attributes"])
 KINDS = ("colour", "number", "size", "position", "material", "style")
 
 
-def test_enough_of_every_kind_and_none_twice():
+def test_enough_of_every_kind_and_no_repeats():
     counts = Counter(line["kind"] for line in LINES)
     assert tuple(counts) == KINDS
     assert min(counts.values()) >= 48
@@ -24,31 +24,31 @@ def test_enough_of_every_kind_and_none_twice():
 
 def test_a_prompt_has_one_attribute():
     words = load_words(None)
-    found = {line["text"]: variants(line["text"], words) for line in LINES}
+    edits = {line["text"]: variants(line["text"], words) for line in LINES}
     kinds = {line["text"]: [line["kind"]] for line in LINES}
-    assert {text: list(each) for text, each in found.items()} == kinds
-    assert all(texts for each in found.values() for texts in each.values())
+    assert {text: list(by_kind) for text, by_kind in edits.items()} == kinds
+    assert all(texts for by_kind in edits.values() for texts in by_kind.values())
 
 
-def test_values_of_a_kind_come_equally_often():
-    """Each prompt's variants are the other values, so the own one is what no variant has."""
+def test_values_of_a_kind_are_equally_frequent():
+    """A prompt's variants have the other values, so its own value is the word that none has."""
     words = load_words(None)
     for kind in ("colour", "number", "material"):
-        mine = [line["text"] for line in LINES if line["kind"] == kind]
+        texts = [line["text"] for line in LINES if line["kind"] == kind]
         values = Counter(
             next(word for word in text.split() if word not in " ".join(variants(text, words)[kind]))
-            for text in mine
+            for text in texts
         )
         assert len(set(values.values())) == 1, values
 
 
-def test_its_name_is_enough():
+def test_a_built_in_set_by_name():
     assert read_prompts("attributes") == [line["text"] for line in LINES]
 
 
-def test_another_name_is_told_what_there_is(tmp_path: Path):
-    with pytest.raises(UserError, match="a set that is shipped: attributes"):
+def test_an_unknown_name_lists_the_built_in_sets(tmp_path: Path):
+    with pytest.raises(UserError, match="a built-in set: attributes"):
         read_prompts("atributes")
     recipe = runs.unread_recipe(tmp_path)
-    told = runs.message_of(recipe, "sample.prompts=a.pdf", "eval.metrics=[alignment]")
-    assert "a set that is shipped: attributes" in told
+    message = runs.message_of(recipe, "sample.prompts=a.pdf", "eval.metrics=[alignment]")
+    assert "a built-in set: attributes" in message

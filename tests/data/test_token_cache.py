@@ -1,4 +1,4 @@
-"""The token cache: what it holds, that it resumes shard by shard, and that runs share it."""
+"""The token cache: its contents, resuming shard by shard, and sharing it between runs."""
 
 import json
 import shutil
@@ -60,30 +60,30 @@ def reopen(split: Path) -> None:
     (split / "stage.json").write_text(json.dumps(stage | {"done": False}))
 
 
-def test_variant_zero_is_the_image_as_it_is(path: Path, tiny_model: UnifiedModel):
-    found = codes_of(prepare(path))
-    assert found.shape == (ROWS, 3, 16)
-    assert found.dtype == torch.int64
-    assert torch.equal(found[:, 0], tiny_model.encode(pixels()))
-    assert len(found.unique()) > 4, "random codes should use much of the codebook"
+def test_variant_zero_is_the_unchanged_image(path: Path, tiny_model: UnifiedModel):
+    codes = codes_of(prepare(path))
+    assert codes.shape == (ROWS, 3, 16)
+    assert codes.dtype == torch.int64
+    assert torch.equal(codes[:, 0], tiny_model.encode(pixels()))
+    assert len(codes.unique()) > 4, "random codes should use much of the codebook"
 
 
 def test_other_variants_are_the_image_moved(path: Path, tiny_model: UnifiedModel):
-    found = codes_of(prepare(path))
+    codes = codes_of(prepare(path))
     rows = torch.arange(ROWS)
     for variant in (1, 2):
         numbers = torch.full_like(rows, variant)
         moved = variant_parameters(rows, numbers, seed=0, max_zoom=1.3, max_shift=0.2)
         expected = tiny_model.encode(zoom_and_shift(pixels(), moved))
-        assert torch.equal(found[:, variant], expected)
-        assert not torch.equal(found[:, variant], found[:, 0])
+        assert torch.equal(codes[:, variant], expected)
+        assert not torch.equal(codes[:, variant], codes[:, 0])
 
 
 def test_codes_by_row_and_variant(path: Path):
     recipe = prepare(path)
     rows, variants = torch.tensor([7, 0, 11, 7]), torch.tensor([2, 1, 0, 0])
-    found = cache_of(recipe).codes(rows, variants)
-    assert torch.equal(found, codes_of(recipe)[rows, variants])
+    codes = cache_of(recipe).codes(rows, variants)
+    assert torch.equal(codes, codes_of(recipe)[rows, variants])
 
 
 def test_captions_and_rows(path: Path):
@@ -93,7 +93,7 @@ def test_captions_and_rows(path: Path):
     assert len(cache) == ROWS
 
 
-def test_missing_shard_alone_is_made_again(path: Path):
+def test_only_a_missing_shard_is_recomputed(path: Path):
     recipe = prepare(path)
     before = codes_of(recipe)
     split = RunFolder.of(recipe).tokens / "train"
@@ -118,7 +118,7 @@ def test_complete_shards_need_no_model(path: Path, monkeypatch: pytest.MonkeyPat
     prepare(path)
 
 
-def test_done_cache_is_left_alone(path: Path):
+def test_a_finished_cache_is_not_changed(path: Path):
     recipe = prepare(path)
     tokens = RunFolder.of(recipe).tokens
     before = runs.mtimes_of(tokens)
@@ -147,7 +147,7 @@ def test_shared_cache_of_another_recipe_is_refused(path: Path, tmp_path: Path):
     assert "data.max_zoom: was 1.3, is now 1.1" in str(caught.value)
 
 
-def test_shared_cache_in_the_making_is_refused(path: Path, tmp_path: Path):
+def test_an_unfinished_shared_cache_is_refused_while_in_use(path: Path, tmp_path: Path):
     with locked(tmp_path / "shared" / "train"), pytest.raises(UserError, match="is in use"):
         prepare(path, f"run.tokens_dir={tmp_path / 'shared'}")
 
@@ -157,10 +157,10 @@ def test_no_cache_yet(tmp_path: Path):
         open_cache(tmp_path / "train", 1)
 
 
-def test_slow_rank_leaves_no_shard_out(
+def test_a_slow_rank_skips_no_shard(
     path: Path, tiny_model: UnifiedModel, monkeypatch: pytest.MonkeyPatch
 ):
-    """Which shards are whose is settled before the first one is written."""
+    """The shards are divided among the ranks before the first one is written."""
     expected = codes_of(prepare(path))
     recipe = runs.load_recipe(path, f"run.dir={path.parent / 'second'}")
     folder = RunFolder.of(recipe).tokens / "train" / "shards"

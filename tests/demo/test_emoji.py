@@ -1,4 +1,4 @@
-"""The shipped data set of emoji drawings, and its builder on small fabricated archives."""
+"""The built-in data set of emoji drawings, and its builder on small made-up archives."""
 
 import dataclasses
 import hashlib
@@ -32,7 +32,7 @@ def families(rows: list[dict[str, str]], split: str) -> set[tuple[str, str]]:
     return {(row["family"], row["style"]) for row in rows if row["split"] == split}
 
 
-def test_shipped_file_is_small_and_has_its_columns(rows: list[dict[str, str]]):
+def test_the_built_in_file_is_small_and_has_its_columns(rows: list[dict[str, str]]):
     assert SHIPPED["emoji"].stat().st_size <= 8_000_000
     assert pq.read_schema(SHIPPED["emoji"]).names == COLUMNS
     assert len(rows) > 5000
@@ -87,7 +87,7 @@ def test_drawings_are_32_pixels_and_opaque():
 
 
 def archive(folder: Path, package: str, members: dict[str, bytes]) -> builder.Archive:
-    """A .tgz as ``npm pack`` would write it, and what names it."""
+    """Write a .tgz as ``npm pack`` does, and return its ``Archive``."""
     named = builder.Archive(package, "1.0.0", "")
     folder.mkdir(exist_ok=True)
     with tarfile.open(folder / named.filename, "w:gz") as tar:
@@ -124,11 +124,12 @@ def sources(tmp_path: Path) -> builder.Sources:
     folder = tmp_path / "archives"
 
     def drawings(first: int, prefix: str, names: list[str]) -> dict[str, bytes]:
-        found = {
+        members = {
             f"{prefix}/{name}.png": runs.png(runs.picture(first + i, 48, "RGBA"))
             for i, name in enumerate(names)
         }
-        return found | {f"{prefix}/deeper/1f436.png": b"not this one", "package/README.md": b"x"}
+        ignored = {f"{prefix}/deeper/1f436.png": b"not this one", "package/README.md": b"x"}
+        return members | ignored
 
     every = ["1f431", "1f436", "00a9-fe0f", "1f44b", "1f44b-1f3fb", "1f44b-1f3ff", "1f1e6"]
     first = archive(folder, "@some/first", drawings(0, "package/a", every))
@@ -144,9 +145,9 @@ def test_building_twice_gives_the_same_bytes(sources: builder.Sources, tmp_path:
     outs = [tmp_path / "first.parquet", tmp_path / "second.parquet"]
     counts = [builder.build(sources, tmp_path / "archives", out) for out in outs]
     assert outs[0].read_bytes() == outs[1].read_bytes()
-    found = pq.read_table(outs[0]).to_pylist()
-    assert counts == [len(found)] * 2
-    assert [(row["caption"], row["tone"]) for row in found] == [
+    rows = pq.read_table(outs[0]).to_pylist()
+    assert counts == [len(rows)] * 2
+    assert [(row["caption"], row["tone"]) for row in rows] == [
         ("dog face, one style", ""),
         ("dog face, two style", ""),
         ("cat face, one style", ""),
@@ -157,11 +158,11 @@ def test_building_twice_gives_the_same_bytes(sources: builder.Sources, tmp_path:
         ("waving hand, light skin tone, one style", "light"),
         ("waving hand, dark skin tone, one style", "dark"),
     ]
-    assert [row["family"] for row in found][-3:] == ["1F44B"] * 3
+    assert [row["family"] for row in rows][-3:] == ["1F44B"] * 3
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_transparent_drawing_lands_on_white(sources: builder.Sources, tmp_path: Path):
+def test_a_transparent_drawing_becomes_white(sources: builder.Sources, tmp_path: Path):
     clear = runs.png(Image.new("RGBA", (48, 48), (9, 9, 9, 0)))
     one = archive(tmp_path / "archives", "clear", {"package/a/1f436.png": clear})
     changed = dataclasses.replace(sources, styles=(builder.Style("one", one, "package/a"),))
@@ -199,9 +200,9 @@ def test_archive_that_cannot_be_fetched(
         raise failure
 
     monkeypatch.setattr(builder.subprocess, "run", fails)
-    wanted = builder.Archive("@some/package", "1.2.3", "0" * 64)
+    missing = builder.Archive("@some/package", "1.2.3", "0" * 64)
     with pytest.raises(UserError, match=r"@some/package@1\.2\.3(.|\n)*some-package-1\.2\.3\.tgz"):
-        builder.obtain(wanted, tmp_path / "archives")
+        builder.obtain(missing, tmp_path / "archives")
 
 
 def test_emojis_are_in_their_own_order_without_flags_and_components():
@@ -247,5 +248,5 @@ def test_held_out_is_a_share_and_never_the_only_style():
     assert len(chosen) == 30
     assert all(len(styles_of[family]) == 3 and style in "abc" for family, style in chosen)
     assert len({style for _, style in chosen}) == 3
-    # A family more moves no other across the split, beyond the one place the share allows.
+    # Another family changes at most one held-out pair, because the fraction allows one more.
     assert len(chosen ^ held_out(styles_of | {"FFFF": {"a", "b"}})) <= 2

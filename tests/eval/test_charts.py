@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mm_cca.eval.report.charts import sweeps
+from mm_cca.eval.report.charts import guidance_lines
 from mm_cca.eval.report.tables import best_guided
 
 
@@ -30,13 +30,13 @@ def test_lines_of_the_plot():
         entry("cca+dial0.5", dial=0.5),
         entry("control"),
     ]
-    names = [[arms[number]["name"] for number in line] for line in sweeps(arms)]
+    names = [[arms[number]["name"] for number in line] for line in guidance_lines(arms)]
     assert names == [
         ["base", "base+cfg2", "base+cfg3"],
         ["base", "base+cfg2+neg1"],
         ["cca", "cca+cfg9"],
         ["base", "cca+dial0.5", "cca", "cca+dial1.5"],
     ]
-    assert sweeps([arms[0], arms[4], arms[8]]) == []
-    assert best_guided({"arms": arms}, "train") == "base+cfg3"
-    assert best_guided({"arms": arms}, "train", "control") is None
+    assert guidance_lines([arms[0], arms[4], arms[8]]) == []
+    assert best_guided(arms, "train") == "base+cfg3"
+    assert best_guided(arms, "train", "control") is None

@@ -94,7 +94,7 @@ def test_a_difference_may_be_allowed(files: list[Path], capsys: pytest.CaptureFi
 
 def test_what_is_no_result(files: list[Path], capsys: pytest.CaptureFixture[str]):
     assert compared(files, [result(alignment=2.0), {"x": 1}]) == 2
-    assert "holds no scores" in capsys.readouterr().err
+    assert "has no scores" in capsys.readouterr().err
     files[0].write_text("{")
     assert cli.main(["eval", "--compare", *map(str, files)]) == 2
     assert "can't be read" in capsys.readouterr().err

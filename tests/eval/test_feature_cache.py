@@ -84,7 +84,7 @@ def test_a_torn_file_is_told(tmp_path: Path, extractors: Extractors):
     extract_once(images(), extractors, tmp_path, MADE_FROM)
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(UserError, match="Delete it to make it anew"):
+    with pytest.raises(UserError, match="Delete it to recompute"):
         extract_once(images(), extractors, tmp_path, MADE_FROM)
 
 
@@ -94,7 +94,7 @@ def test_a_folder_that_can_not_be_written_costs_no_scores(
     (tmp_path / "file").touch()
     found = extract_once(images(), extractors, tmp_path / "file", MADE_FROM)
     assert torch.equal(found.scorer, extract(images(), extractors).scorer)
-    assert "features of real images were not kept" in capsys.readouterr().err
+    assert "features of real images were not saved" in capsys.readouterr().err
 
 
 def test_pictures_exchanged_in_place_are_noticed(tmp_path: Path, tiny_folder: Path):

@@ -22,7 +22,7 @@ from mm_cca.eval.metrics.distances import (
 )
 from mm_cca.eval.metrics.prdc import density_coverage
 from tests.support import runs, towers
-from tests.support.closeness import CPU, assert_close, features, told
+from tests.support.closeness import CPU, assert_close, features, report_difference
 
 
 def sha256(path: Path) -> str:
@@ -95,7 +95,7 @@ def test_fid_of_three_tools_and_the_closed_form(weights: Path, inception, two_se
         feature_extractor_weights_path=str(weights),
     )["frechet_inception_distance"]
     formula = closed_form(ours.double().numpy(), theirs.double().numpy())
-    told(
+    report_difference(
         "FID, torchmetrics / torch-fidelity / formula",
         [found] * 3,
         [by_torchmetrics, by_fidelity, formula],
@@ -109,7 +109,7 @@ def test_equal_sets_are_at_no_distance(pooled):
     # 2048 dimensions and 8 images: the root of a singular matrix, whose zeros round.
     scale = float(ours.double().var(dim=0).sum())
     distances = [frechet_distance(ours, ours.clone()), frechet_to(ours, gaussian_of(ours))]
-    told("FID of equal sets", distances, 0)
+    report_difference("FID of equal sets", distances, 0)
     assert distances == pytest.approx([0, 0], abs=1e-3 * scale)
     assert cmmd(ours, ours.clone()) == pytest.approx(0, abs=1e-9)
     wide = features(0, 200)
@@ -126,7 +126,7 @@ def test_the_features_are_torch_fidelitys_own(weights: Path, inception, two_sets
         )
         with torch.no_grad():
             (expected,) = stock(torch.stack(list(two_sets[0])))
-        told(layer, found, expected)
+        report_difference(layer, found, expected)
         assert_close(found, expected, 1e-5)
 
 
@@ -147,7 +147,7 @@ def test_inception_score_by_hand():
         p /= p.sum(1, keepdims=True)
         values.append(math.exp((p * (np.log(p) - np.log(p.mean(0)))).sum(1).mean()))
     expected = (np.mean(values), np.std(values, ddof=1))
-    told("Inception score", found, expected)
+    report_difference("Inception score", found, expected)
     assert found == pytest.approx(expected, rel=1e-6)
 
 

@@ -117,7 +117,7 @@ def test_a_reference_in_a_file(recipe: Path, copy: str, tmp_path: Path):
         assert one == pytest.approx(other, rel=1e-4)
     assert found["protocol"]["num_reference_images"] == {"train": 12}
     shutil.rmtree(tmp_path / "run" / "eval")
-    with pytest.raises(UserError, match="holds mean and covariance alone"):
+    with pytest.raises(UserError, match="holds only mean and covariance"):
         scored(recipe, *keys, "eval.metrics=[alignment,kernel_distance]")
     with pytest.raises(UserError, match=r"image_size: 16x16 in the file, 8x8 here"):
         scored(recipe, *keys, "eval.metrics=[alignment,frechet_distance]", "eval.image_size=[8,8]")
@@ -177,12 +177,12 @@ def test_pictures_that_are_missing_or_changed_are_named_before_scoring(
     with pytest.raises(UserError) as caught:
         scored(recipe, copy)
     message = str(caught.value)
-    assert "base: 2 of 8 pictures can't be used: 000003.png is missing; 000005.png is" in message
-    assert "base+cfg2: 1 of 8 pictures can't be used: 000007.png is not in manifest" in message
+    assert "base: 2 of 8 images can't be used: 000003.png is missing; 000005.png was" in message
+    assert "base+cfg2: 1 of 8 images can't be used: 000007.png is not in manifest" in message
     assert not (tmp_path / "run" / "eval" / "summary.json").exists()
     lines[0] = lines[0].replace('"prompt": "', '"prompt": "another ')
     (samples / "base+cfg2" / "manifest.jsonl").write_text("".join(lines))
-    with pytest.raises(UserError, match="was drawn for another prompt"):
+    with pytest.raises(UserError, match="was sampled for another prompt"):
         scored(recipe, copy)
 
 
@@ -240,7 +240,7 @@ def test_prompts_from_a_file_several_images_each(recipe: Path, tmp_path: Path):
         (["eval.metrics=[alignment,fid]"], "allowed: with eval.inception_weights=download"),
         (["eval.metrics=[fid]", "eval.inception_weights=download"], "a list with alignment"),
         (["eval.metrics=[alignment,alignment]"], "all values different"),
-        (["eval.metrics=[alignment,clip_score]"], "with eval.scorer=emoji-clip it is called"),
+        (["eval.metrics=[alignment,clip_score]"], "with eval.scorer=emoji-clip use alignment"),
         (["eval.inception_sha256=xyz"], "8 to 64 hexadecimal digits"),
         (["eval.image_size=[8]"], r"\[height, width\]"),
         (["sample.prompts=a.txt"], "with eval.reference, as prompts from a file"),

@@ -40,7 +40,7 @@ def test_verdict_comes_first(reported: Path):
     headings = re.findall(r"<h2>([^<:]*)", page)
     assert headings[0] == "Verdict"
     assert headings[1:] == [
-        "Scores", "Scores", "Pictures", "Training", "Protocol", "How to reproduce"
+        "Scores", "Scores", "Images", "Training", "Protocol", "How to reproduce"
     ]  # fmt: skip
     lead = re.search(r'<li class="\w+ lead">.*?<span>(.*?)</span>', page)
     assert lead
@@ -51,7 +51,7 @@ def test_missing_and_unreadable_pictures_are_named_and_counted(reported: Path, c
     (changed / "samples" / "cca" / "000001.png").unlink()
     (changed / "samples" / "base+cfg2" / "000009.png").write_bytes(b"no picture")
     page = report_of(reported, changed)
-    assert "2 pictures can't be shown" in page
+    assert "2 images can't be shown" in page
     assert "<code>samples/cca/000001.png</code>: missing" in page
     assert "<code>samples/base+cfg2/000009.png</code>: unreadable" in page
     missing = {
@@ -114,7 +114,7 @@ def test_a_run_with_the_arms_of_one_model(reported: Path, tmp_path: Path, source
     assert f"the arms of one model only ({source})" in page
     (grid,) = runs.grids_of(run / "report.html")
     assert [c["name"] for c in grid["columns"]] == ["real", source]
-    assert grid["rival"] is None
+    assert grid["baseline"] is None
     assert ("Nothing was trained" in page) == (source == "base")
 
 

@@ -81,7 +81,7 @@ def grid_of(report: Path, split: int = 0) -> dict[str, Any]:
 
 
 def gains(grid: dict[str, Any]) -> list[float]:
-    ours, theirs = (grid["scores"][name]["alignment"] for name in ("cca", grid["rival"]))
+    ours, theirs = (grid["scores"][name]["alignment"] for name in ("cca", grid["baseline"]))
     return [a - b for a, b in zip(ours, theirs, strict=True)]
 
 
@@ -94,7 +94,7 @@ def test_it_opens_with_the_verdict_and_loaded_pictures(open_page: Open, report: 
         "all => all.every((image) => image.complete && image.naturalWidth === 16 && image.alt)"
     )
     assert loaded
-    best = grid_of(report)["rival"]
+    best = grid_of(report)["baseline"]
     headings = page.locator("#grid thead th").all_inner_texts()
     assert headings == ["prompt", "real", "base", best, "cca"]
 
@@ -303,7 +303,7 @@ def test_pictures_outside_the_report_are_read_when_looked_at(
         "[...document.querySelectorAll('#grid img')].every((i) => i.complete && i.naturalWidth)"
     )
     sources = page.locator("#grid img").evaluate_all("all => all.map((image) => image.src)")
-    best = grid_of(run / "report.html")["rival"].replace("+", "%2B")
+    best = grid_of(run / "report.html")["baseline"].replace("+", "%2B")
     assert sources[0].endswith("/run/real/000000.webp")
     assert sources[2].endswith(f"/run/samples/{best}/000000.png")
 
@@ -335,8 +335,8 @@ def test_a_missing_picture_is_a_word_and_is_passed_over(
     (run / "samples" / "base" / "000000.png").unlink()
     runs.do(reported, f"run.dir={run}", stages=["report"])
     page = open_page(run / "report.html")
-    assert page.get_by_text("1 picture can't be shown").is_visible()
-    assert page.locator("#grid .gone").all_inner_texts() == ["no picture"]
+    assert page.get_by_text("1 image can't be shown").is_visible()
+    assert page.locator("#grid .gone").all_inner_texts() == ["no image"]
     page.locator('.thumb[data-column="real"]').first.click()
     page.keyboard.press("ArrowRight")
-    assert page.locator("#viewer-arm").inner_text() == grid_of(run / "report.html")["rival"]
+    assert page.locator("#viewer-arm").inner_text() == grid_of(run / "report.html")["baseline"]

@@ -13,11 +13,11 @@ from PIL import Image
 
 from mm_cca.eval.report import svg as svg_module
 from mm_cca.eval.report.curves import health, judged, panels, read_signals, smoothed
-from mm_cca.eval.report.gallery import gains_of, looked_at_first, rival_of
+from mm_cca.eval.report.gallery import baseline_of, display_order, gains_of
 from mm_cca.eval.report.scatter import PlotPoint, scatter
-from mm_cca.eval.report.tables import scores_of
-from mm_cca.eval.report.thumbnails import Budget, check_picture, open_picture, thumbnail
-from mm_cca.eval.report.wording import cost, fid_sentence, in_words, standing, verdict_sentence
+from mm_cca.eval.report.tables import score_columns
+from mm_cca.eval.report.thumbnails import Budget, check_image, read_image, thumbnail
+from mm_cca.eval.report.wording import cost, fid_sentence, in_words, outcome, verdict_sentence
 from tests.support import runs
 
 PASSES = {"base": 64, "base+cfg2.5": 128, "cca": 64, "cca+dial0.5": 64, "control+cfg2": 128}
@@ -39,8 +39,8 @@ def interval(value: float, low: float, high: float) -> dict[str, float]:
         (-0.9, -0.1, True, "ahead"),
     ],
 )
-def test_standing(low: float, high: float, lower_is_better: bool, expected: str):
-    found = standing(interval(0.0, low, high), lower_is_better=lower_is_better)
+def test_outcome(low: float, high: float, lower_is_better: bool, expected: str):
+    found = outcome(interval(0.0, low, high), higher_is_better=not lower_is_better)
     assert found == expected
 
 
@@ -86,9 +86,9 @@ def test_words_for_arms_and_costs():
     [
         (-0.2, -4.0, "healthy"),
         (0.1, -4.0, "healthy"),
-        (-0.7, -4.0, "lower than healthy"),
-        (-1.2, -9.0, "collapse"),
-        (-0.1, -0.2, "hardly told apart"),
+        (-0.7, -4.0, "lower than usual"),
+        (-1.2, -9.0, "collapsed"),
+        (-0.1, -0.2, "barely separated"),
     ],
 )
 def test_what_to_think_of_gaps(positive: float, negative: float, expected: str):
@@ -123,34 +123,34 @@ def test_smoothing_is_a_mean_around(span: int):
     assert smoothed(values, span) == pytest.approx(np.array(expected))
 
 
-def test_rows_looked_at_first():
+def test_display_order():
     gains = np.array([0.0, -5.0, 3.0, 9.0, -1.0])
-    assert looked_at_first(gains, 5) == [0, 3, 1, 2, 4]
-    assert looked_at_first(None, 3) == [0, 1, 2]
+    assert display_order(gains, 5) == [0, 3, 1, 2, 4]
+    assert display_order(None, 3) == [0, 1, 2]
 
 
-def arms(*names: str) -> dict[str, Any]:
+def arms(*names: str) -> list[Any]:
     def entry(name: str) -> dict[str, Any]:
         scale = float(name.partition("cfg")[2] or 1)
         scores = {"train": {"alignment": {"value": scale}}}
         source = name.partition("+")[0]
         return {"name": name, "source": source, "guidance_scale": scale, "scores": scores}
 
-    return {"arms": [entry(name) for name in names]}
+    return [entry(name) for name in names]
 
 
 def test_what_a_gain_is_measured_against():
-    assert rival_of(arms("base", "base+cfg2", "base+cfg3", "cca"), "train") == "base+cfg3"
-    assert rival_of(arms("base", "cca"), "train") == "base"
-    assert rival_of(arms("base", "base+cfg2"), "train") is None
-    assert rival_of(arms("cca"), "train") is None
+    assert baseline_of(arms("base", "base+cfg2", "base+cfg3", "cca"), "train") == "base+cfg3"
+    assert baseline_of(arms("base", "cca"), "train") == "base"
+    assert baseline_of(arms("base", "base+cfg2"), "train") is None
+    assert baseline_of(arms("cca"), "train") is None
     numbers = {"arms": {"cca": {"alignment": [3.0, 1.0]}, "base": {"alignment": [1.0, 2.0]}}}
     assert gains_of(numbers, "base").tolist() == [2.0, -1.0]
 
 
 def test_a_score_that_is_new_has_a_column():
-    scored = {"arms": [{"scores": {"train": {"alignment": {}, "sharp_score": {"value": 1.0}}}}]}
-    assert scores_of(scored) == {
+    scored: Any = [{"scores": {"train": {"alignment": {}, "sharp_score": {"value": 1.0}}}}]
+    assert score_columns(scored) == {
         "alignment": ("alignment ×100", "higher is better", 1),
         "sharp_score": ("sharp score", "", 3),
     }
@@ -206,7 +206,7 @@ def test_small_pictures_are_kept_pixel_by_pixel_and_large_ones_shrunk(tmp_path: 
     assert shown(large).size == (192, 192)
 
 
-@pytest.mark.parametrize("reader", [open_picture, check_picture])
+@pytest.mark.parametrize("reader", [read_image, check_image])
 def test_a_picture_that_is_missing_cut_short_or_no_picture(tmp_path: Path, reader: Any):
     whole = tmp_path / "whole.png"
     runs.picture(0, 64).save(whole)

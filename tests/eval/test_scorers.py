@@ -14,7 +14,7 @@ from mm_cca.errors import UserError
 from mm_cca.eval.features.scorer import load_scorer
 from mm_cca.eval.metrics.retrieval import cosines
 from tests.support import runs, towers
-from tests.support.closeness import CPU, assert_close, told
+from tests.support.closeness import CPU, assert_close, report_difference
 
 LONG = " ".join(["red owl"] * 60)
 
@@ -71,7 +71,7 @@ def test_clip_score_by_hand(clip_by_openai_layout: SimpleNamespace):
             text = clip_by_openai_layout.model.encode_text(ids)[0].tolist()
         dot = sum(a * b for a, b in zip(image, text, strict=True))
         expected.append(100 * dot / math.hypot(*image) / math.hypot(*text))
-    told("CLIP score", found, expected)
+    report_difference("CLIP score", found, expected)
     assert found.tolist() == pytest.approx(expected, abs=1e-4)
 
 
@@ -105,7 +105,7 @@ def test_hf_towers_give_what_transformers_gives(
         (scorer.image_features(pictures), torch.stack(images)),
         (scorer.text_features(captions), torch.stack(texts)),
     ):
-        told(kind, unit(found), unit(expected))
+        report_difference(kind, unit(found), unit(expected))
         assert_close(unit(found), unit(expected), 1e-5)
         assert (found[0] - found[1]).abs().max() > 1e-3
     assert scorer.context_length == towers.CONTEXT

@@ -16,7 +16,7 @@ from mm_cca.eval.metrics.distances import (
     kernel_subset_size,
 )
 from mm_cca.eval.metrics.prdc import density_coverage
-from tests.support.closeness import features, told
+from tests.support.closeness import features, report_difference
 
 
 def naive_cmmd(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -39,7 +39,7 @@ def naive_cmmd(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_cmmd_against_a_loop(chunk: int):
     a, b = features(0, 9), features(1, 12, shift=0.7)
     found, expected = cmmd(a, b, chunk=chunk), naive_cmmd(a, b)
-    told("CMMD", found, expected)
+    report_difference("CMMD", found, expected)
     assert expected > 0.1
     assert found == pytest.approx(expected, abs=1e-9)
     assert cmmd(3 * a, b) == pytest.approx(expected, abs=1e-6), "only directions count"
@@ -66,7 +66,7 @@ def test_density_and_coverage_against_a_loop(k: int):
     a, b = features(0, 13, 2, shift=1.5), features(1, 17, 2)
     found = density_coverage(a, b, neighbours=k, chunk=4)
     expected = naive_density_coverage(a.double().numpy(), b.double().numpy(), k)
-    told("density, coverage", found, expected)
+    report_difference("density, coverage", found, expected)
     assert 0 < expected[1] < 1
     assert found == pytest.approx(expected)
 
@@ -88,7 +88,7 @@ def test_a_file_of_statistics_gives_the_same_distance(shift: float, rows: int):
     traces = np.trace(np.cov(x, rowvar=False) + np.cov(y, rowvar=False) - 2 * root)
     formula = ((x.mean(0) - y.mean(0)) ** 2).sum() + traces
     found = frechet_to(ours, gaussian_of(theirs)), frechet_distance(ours, theirs)
-    told("Frechet by statistics, by features", found, formula)
+    report_difference("Frechet by statistics, by features", found, formula)
     assert found == pytest.approx((formula, formula), rel=1e-4)
 
 

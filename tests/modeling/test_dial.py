@@ -1,4 +1,4 @@
-"""The dial: exact at both ends, a straight line between and beyond, for every family."""
+"""The dial: exact at 0 and 1, linear between and beyond, for every family."""
 
 import shutil
 import weakref
@@ -21,27 +21,28 @@ from mm_cca.modeling.inputs import left_pad
 from mm_cca.modeling.logprobs import CodeLogProbs
 from mm_cca.modeling.lora import attach_lora, write_trained
 from mm_cca.runs.folder import RunFolder
+from mm_cca.runs.stage import Stage
 from mm_cca.sampling.weights import load_source
 from mm_cca.testing.tiny_checkpoints import FAMILIES, write_tiny
 from tests.support import runs
 from tests.support.closeness import assert_close
-from tests.support.stranger import STRANGER, write_stranger
+from tests.support.third_party import THIRD_PARTY, write_third_party
 
 PROMPTS = ["red owl", "a small waving hand"]
 
 
 def recipe_of(root: Path, name: str, tuning: str) -> Recipe:
-    """As of a run in ``root`` that is trained: weights moved at random, and saved as a run does."""
-    folder, where = (root / "base", root / "base" / "vqgan.ckpt")
-    if name == STRANGER:
+    """A recipe whose run in ``root`` has a "trained" model: the base with random changes."""
+    folder, vqgan = (root / "base", root / "base" / "vqgan.ckpt")
+    if name == THIRD_PARTY:
         write_tiny("lumina-mgpt", root / "vq", side=4)
-        where = root / "vq" / "vqgan.ckpt"
-        write_stranger(folder, where)
+        vqgan = root / "vq" / "vqgan.ckpt"
+        write_third_party(folder, vqgan)
     else:
         write_tiny(name, folder, side=2)
     values = runs.tiny_recipe(root, folder, root / "no-data")
-    values["model"].update(adapter=name, image_tokenizer=str(where) if where.exists() else None)
-    side = {"emu3": 16, STRANGER: 64}.get(name, 32)
+    values["model"].update(adapter=name, image_tokenizer=str(vqgan) if vqgan.exists() else None)
+    side = {"emu3": 16, THIRD_PARTY: 64}.get(name, 32)
     values["data"]["image_size"] = [side, side]
     values["train"]["tuning"] = tuning
     recipe = runs.load_recipe(runs.write_recipe(root / "recipe.yaml", values))
@@ -50,6 +51,7 @@ def recipe_of(root: Path, name: str, tuning: str) -> Recipe:
         attach_lora(model, rank=3, alpha=7)
     move(model.module)
     write_trained(model, root / "run" / "train" / "model")
+    Stage(root / "run" / "train", {}).finish()
     return recipe
 
 
@@ -75,12 +77,12 @@ def logps(recipe: Recipe, model: UnifiedModel) -> torch.Tensor:
     return policy(*left_pad(model.prompt_ids(PROMPTS, grid), model.pad_id), codes).per_code
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, STRANGER])
+@pytest.fixture(scope="module", params=[*FAMILIES, THIRD_PARTY])
 def full(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return recipe_of(tmp_path_factory.mktemp("full"), request.param, "full")
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, STRANGER])
+@pytest.fixture(scope="module", params=[*FAMILIES, THIRD_PARTY])
 def lora(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return recipe_of(tmp_path_factory.mktemp("lora"), request.param, "lora")
 
@@ -99,10 +101,9 @@ def test_full_is_exact_at_both_ends(full: Recipe):
     model = load_checkpoint(full.model)
     trained = RunFolder.of(full).train / "model"
     mm_cca.modeling.dial.dial_full(model.module, trained, 1.0)
-    found, wanted = model.module.state_dict(), load_checkpoint(full.model, str(trained))
-    assert {
-        n: x for n, x in wanted.module.state_dict().items() if not torch.equal(x, found[n])
-    } == {}
+    ours = model.module.state_dict()
+    expected = load_checkpoint(full.model, str(trained)).module.state_dict()
+    assert [name for name, x in expected.items() if not torch.equal(x, ours[name])] == []
     assert_close(logps(full, model), logps(full, dialled(full, 1.0)), 0)
 
 
@@ -113,11 +114,11 @@ def test_lora_is_exact_at_both_ends(lora: Recipe):
 @pytest.mark.parametrize("dial", [0.5, 1.5])
 def test_full_equals_interpolated_state_dicts(full: Recipe, dial: float):
     base, trained = (dialled(full, 1.0, s).module.state_dict() for s in ("base", "cca"))
-    found = dialled(full, dial).module.state_dict()
-    assert found.keys() == base.keys() == trained.keys()
+    ours = dialled(full, dial).module.state_dict()
+    assert ours.keys() == base.keys() == trained.keys()
     moved = [name for name in base if not torch.equal(base[name], trained[name])]
     assert len(moved) > 5
-    for name, value in found.items():
+    for name, value in ours.items():
         expected = base[name] + dial * (trained[name] - base[name])
         assert_close(value, expected, 1e-6 if name in moved else 0)
 
@@ -156,16 +157,16 @@ def test_sharded_files(janus: Recipe, trained: Path):
     assert_close(logps(janus, dialled(janus, 0.5)), before, 0)
 
 
-def test_bfloat16_is_blended_in_float32(janus: Recipe):
+def test_bfloat16_is_interpolated_in_float32(janus: Recipe):
     janus.model.dtype = "bfloat16"
-    base, trained, found = (
+    base, trained, ours = (
         model.module.state_dict()
         for model in (dialled(janus, 1.0, "base"), dialled(janus, 1.0), dialled(janus, 0.3))
     )
     name = "model.language_model.layers.0.mlp.up_proj.weight"
-    assert found[name].dtype == torch.bfloat16
+    assert ours[name].dtype == torch.bfloat16
     exact = base[name].float() + 0.3 * (trained[name].float() - base[name].float())
-    assert_close(found[name], exact.bfloat16(), 2e-3)  # half a unit in the last place, at most
+    assert_close(ours[name], exact.bfloat16(), 2e-3)  # at most half a unit in the last place
     assert torch.equal(dialled(janus, 0.0).module.state_dict()[name], base[name])
 
 
@@ -192,7 +193,7 @@ def tie(folder: Path) -> None:
 def test_a_head_that_the_base_ties_and_the_trained_folder_does_not(tmp_path: Path):
     recipe = recipe_of(tmp_path, "janus", "full")
     tie(tmp_path / "base")
-    with pytest.raises(UserError, match="are one weight in the base, but two there"):
+    with pytest.raises(UserError, match="are tied in the base but not in the folder"):
         dialled(recipe, 0.5)
 
 
@@ -224,7 +225,7 @@ def test_one_model_and_one_tensor_in_memory(
             return self.file.get_slice(name)
 
         def get_tensor(self, name):
-            assert all(tensor() is None for tensor in alive), f"another is held with {name}"
+            assert all(tensor() is None for tensor in alive), f"{name} is not the only tensor"
             tensor = self.file.get_tensor(name)
             alive.append(weakref.ref(tensor))
             read.append(name)
@@ -233,12 +234,12 @@ def test_one_model_and_one_tensor_in_memory(
     monkeypatch.setattr(mm_cca.sampling.weights, "load_checkpoint", loaded)
     monkeypatch.setattr(mm_cca.modeling.dial, "safe_open", OneAtATime)
     dialled(janus, 0.5)
-    assert paths == [None], "the base, and no second model"
+    assert paths == [None], "only the base may be loaded as a model"
     assert sorted(read) == sorted(load_file(trained / "model.safetensors"))
 
 
 def test_no_file_is_written_to(janus: Recipe, trained: Path):
-    """Loaded weights may be mapped from the base's file, and they are blended in place."""
+    """Loaded weights may be memory-mapped from the base's file, and are changed in place."""
     folders = (Path(janus.model.path), trained)
     before = [runs.files_of(folder) for folder in folders]
     dialled(janus, 0.5)
@@ -256,24 +257,24 @@ LAYER = "model.language_model.layers.1.mlp.up_proj.weight"
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
-        (lambda t: t.pop(LAYER), f"{LAYER}, which trains, is not there"),
+        (lambda t: t.pop(LAYER), f"the trainable weight {LAYER} is missing"),
         (lambda t: t.update(other=torch.ones(2)), "1 tensors are not in the base, such as other"),
         (lambda t: t.update({LAYER: torch.ones(2, 3)}), rf"{LAYER} is \[2, 3\], not \[64, 32\]"),
     ],
 )
-def test_weights_that_do_not_match(janus: Recipe, trained: Path, change, told: str):
+def test_weights_that_do_not_match(janus: Recipe, trained: Path, change, message: str):
     rewrite(trained, change)
     model = load_checkpoint(janus.model)
     before = {name: value.clone() for name, value in model.module.state_dict().items()}
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         mm_cca.modeling.dial.dial_full(model.module, trained, 0.5)
     after = model.module.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_whole_numbers_must_agree(tmp_path: Path):
+def test_integer_tensors_must_agree(tmp_path: Path):
     recipe = recipe_of(tmp_path, "emu3", "full")
     folder = RunFolder.of(recipe).train / "model"
 
@@ -282,7 +283,7 @@ def test_whole_numbers_must_agree(tmp_path: Path):
         tensors[name] = tensors[name] + 1
 
     rewrite(folder, count)
-    with pytest.raises(UserError, match="holds other whole numbers"):
+    with pytest.raises(UserError, match="has other integer values"):
         dialled(recipe, 0.5)
 
 
@@ -302,7 +303,7 @@ def test_a_dial_without_its_base(tmp_path: Path, tuning: str):
         assert logps(recipe, dialled(recipe, 1.0)).isfinite().all()
 
 
-def test_a_dial_on_what_was_not_trained(janus: Recipe, trained: Path):
+def test_a_dial_of_a_model_that_was_not_trained(janus: Recipe, trained: Path):
     shutil.rmtree(trained)
     with pytest.raises(UserError, match="train the cca model to the end first"):
         dialled(janus, 0.5)

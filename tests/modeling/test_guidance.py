@@ -1,4 +1,4 @@
-"""Guidance distillation: values, gradients and memory against all logits at once."""
+"""Guidance distillation: values and gradients against a naive reference, and memory."""
 
 import pytest
 import torch
@@ -35,30 +35,29 @@ def test_value_and_gradient_equal_the_naive_ones(with_bias: bool, budget: int, s
     upstream = torch.tensor([1.0, -2.0, 0.5])
     ours_grads = torch.autograd.grad(ours, learned, upstream)
     expected_grads = torch.autograd.grad(expected, learned, upstream)
-    for mine, theirs in zip(ours_grads, expected_grads, strict=True):
-        assert_close(mine, theirs, 1e-4)
+    for gradient, reference in zip(ours_grads, expected_grads, strict=True):
+        assert_close(gradient, reference, 1e-4)
 
 
-def test_a_model_that_is_the_teacher_has_no_divergence():
-    """Scale 1 is the base itself; the head is shared, as with a LoRA."""
+def test_kl_to_the_unchanged_base_is_zero():
+    """At scale 1 the guided base is the base; the head is shared, as with a LoRA."""
     (states, weight, _, uncond, _), _, _ = _parts(False)
-    found = guided_kl(states, weight, None, Teacher(states, uncond, 1.0))
-    assert_close(found, torch.zeros(B), 1e-5)
+    kl = guided_kl(states, weight, None, Teacher(states, uncond, 1.0))
+    assert_close(kl, torch.zeros(B), 1e-5)
 
 
 def test_a_dropped_condition_is_not_guided():
-    """Where the prompt says nothing both states are one, so any scale gives the base."""
+    """With the unconditional prompt in both passes, every scale gives the base."""
     (states, weight, cond, _, _), _, _ = _parts(False)
-    found = [guided_kl(states, weight, None, Teacher(cond, cond, s)) for s in (1.0, 5.0)]
-    assert_close(found[0], found[1], 1e-4)
+    kls = [guided_kl(states, weight, None, Teacher(cond, cond, s)) for s in (1.0, 5.0)]
+    assert_close(kls[0], kls[1], 1e-4)
 
 
 def test_no_tensor_is_larger_than_the_budget():
-    """200 positions of 500 codes would be 100,000 logits; 5,000 are allowed."""
+    """200 positions of 500 codes would be 100,000 logits; the budget is 5,000."""
     hidden = torch.randn(10, 20, 4, requires_grad=True)
     weight = torch.randn(500, 4)
     teacher = Teacher(torch.randn(10, 20, 4), torch.randn(10, 20, 4), 3.0, weight)
     with LargestTensor() as seen:
-        found = guided_kl(hidden, weight, None, teacher, budget=5_000)
-        found.sum().backward()
+        guided_kl(hidden, weight, None, teacher, budget=5_000).sum().backward()
     assert seen.largest <= 5_000

@@ -1,4 +1,4 @@
-"""Chunked log-probs equal the naive formula, forward and backward, and stay small."""
+"""Chunked log-probabilities equal the naive formula, forward and backward, and save memory."""
 
 import pytest
 import torch
@@ -31,8 +31,8 @@ def test_forward_and_gradients_equal_the_naive_formula(budget: int, with_bias: b
     assert_close(ours, expected, 1e-5)
     ours_grads = torch.autograd.grad(ours, inputs, upstream)
     expected_grads = torch.autograd.grad(expected, inputs, upstream)
-    for mine, theirs in zip(ours_grads, expected_grads, strict=True):
-        assert_close(mine, theirs, 1e-5)
+    for gradient, reference in zip(ours_grads, expected_grads, strict=True):
+        assert_close(gradient, reference, 1e-5)
 
 
 def test_only_what_needs_a_gradient_gets_one():
@@ -65,9 +65,9 @@ def test_equals_the_stock_models_logits(tiny_model: UnifiedModel, whole_vocabula
         mapping = tiny_model.module.vocabulary_mapping
         image_ids = torch.tensor([mapping.img2bpe[c] for c in range(32)])
         expected = []
-        for row, mine in zip(ids, codes, strict=True):
+        for row, row_codes in zip(ids, codes, strict=True):
             span = layout.tokens.copy()
-            span[layout.free_slots] = image_ids[mine].numpy()
+            span[layout.free_slots] = image_ids[row_codes].numpy()
             free = layout.free_slots.tolist()
             allowed = None if whole_vocabulary else image_ids
             expected.append(naive.span_logps(tiny_model.module, row, span.tolist(), free, allowed))
@@ -75,7 +75,7 @@ def test_equals_the_stock_models_logits(tiny_model: UnifiedModel, whole_vocabula
     assert_close(scored.logps, torch.tensor(expected).sum(dim=1), 2e-4)
 
 
-def test_an_image_does_not_depend_on_its_neighbours(tiny_model: UnifiedModel):
+def test_an_image_does_not_depend_on_its_batch(tiny_model: UnifiedModel):
     policy = CodeLogProbs(tiny_model, tiny_model.layout(GRID), whole_vocabulary=False)
     ids = tiny_model.prompt_ids(PROMPTS, GRID)
     codes = torch.randint(32, (3, 16), generator=torch.Generator().manual_seed(0))
@@ -83,8 +83,8 @@ def test_an_image_does_not_depend_on_its_neighbours(tiny_model: UnifiedModel):
         together = policy(*left_pad(ids, tiny_model.pad_id), codes).logps
         alone = torch.cat(
             [
-                policy(*left_pad([row], tiny_model.pad_id, multiple=1), mine[None]).logps
-                for row, mine in zip(ids, codes, strict=True)
+                policy(*left_pad([row], tiny_model.pad_id, multiple=1), row_codes[None]).logps
+                for row, row_codes in zip(ids, codes, strict=True)
             ]
         )
     assert_close(together, alone, 1e-4)
@@ -114,7 +114,7 @@ def test_codes_whose_rows_are_not_in_order(
     assert_close(ours, torch.tensor(expected), 2e-5)
 
 
-def test_rows_of_a_large_head_cost_its_gradient_and_nothing_more():
+def test_rows_of_a_large_head_need_memory_for_its_gradient_only():
     """32 rows of 50,000: the gradient of the slice is as large as the head, logits stay small.
 
     300 positions would make 15 million logits over the whole vocabulary; the head has 200,000.
@@ -133,7 +133,7 @@ def test_rows_of_a_large_head_cost_its_gradient_and_nothing_more():
 
 
 def test_memory_does_not_grow_with_the_vocabulary():
-    """200 positions, 50 image rows: no tensor knows how large the vocabulary is."""
+    """200 positions, 50 image rows: no tensor's size depends on the vocabulary."""
     largest = {}
     for vocabulary in (1_000, 20_000):
         full = torch.randn(vocabulary, 4, requires_grad=True)
@@ -147,7 +147,7 @@ def test_memory_does_not_grow_with_the_vocabulary():
 
 
 def test_the_whole_vocabulary_stays_within_the_budget():
-    """400 positions of 5,000 rows would be 2 million logits; 20,000 are allowed."""
+    """400 positions of 5,000 rows would be 2 million logits; the budget is 20,000."""
     hidden = torch.randn(400, 4, requires_grad=True)
     weight = torch.randn(5_000, 4, requires_grad=True)
     with LargestTensor() as seen:

@@ -1,4 +1,4 @@
-"""One sampling path: guidance on or off, any batch, cache or none; and it draws what it should."""
+"""Sampling: with and without guidance, any batch size, with and without a cache."""
 
 import numpy as np
 import pytest
@@ -44,17 +44,17 @@ def _sample(model: UnifiedModel, prompts: list[str], streams: np.ndarray, **opti
 def test_scale_one_is_guidance_free_bit_for_bit(
     tiny_model: UnifiedModel, monkeypatch: pytest.MonkeyPatch
 ):
-    """And it never even asks for the unconditional prompt."""
-    plain, forwards = _sample(tiny_model, PROMPTS, _streams(8))
+    """The unconditional prompt is not even built."""
+    plain, forward_passes = _sample(tiny_model, PROMPTS, _streams(8))
 
     def forbidden(*args: object) -> list[int]:
-        raise AssertionError("the unconditional prompt was asked for")
+        raise AssertionError("the unconditional prompt was built")
 
     monkeypatch.setattr(tiny_model, "unconditional_ids", forbidden)
     scale_one, _ = _sample(tiny_model, PROMPTS, _streams(8), guidance_scale=1.0)
     assert torch.equal(plain, scale_one)
-    assert forwards == 16
-    with pytest.raises(AssertionError, match="was asked for"):
+    assert forward_passes == 16
+    with pytest.raises(AssertionError, match="prompt was built"):
         _sample(tiny_model, PROMPTS, _streams(8), guidance_scale=1.5)
 
 
@@ -70,12 +70,12 @@ def test_batch_of_one_equals_batch_of_eight(tiny_model: UnifiedModel, scale: flo
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_cached_equals_uncached(tiny_model: UnifiedModel, scale: float):
-    cached, forwards = _sample(tiny_model, PROMPTS, _streams(8), guidance_scale=scale)
+    cached, forward_passes = _sample(tiny_model, PROMPTS, _streams(8), guidance_scale=scale)
     uncached, same = _sample(
         tiny_model, PROMPTS, _streams(8), guidance_scale=scale, use_cache=False
     )
     assert torch.equal(cached, uncached)
-    assert forwards == same == (16 if scale == 1.0 else 32)
+    assert forward_passes == same == (16 if scale == 1.0 else 32)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])
@@ -84,7 +84,7 @@ def test_greedy_tokens_are_those_of_stock_generate(
 ):
     """Stock guidance processor and prefix constraint, as in the documentation of Emu3.
 
-    Its two passes see the same prompts as ours: the negative one with ``boi H*W img`` too.
+    Both of its passes get the same prompts as ours; the negative one ends with ``boi H*W img`` too.
     """
     stock = Emu3ForConditionalGeneration.from_pretrained(tiny8_folder).eval()
     processor = Emu3Processor.from_pretrained(tiny8_folder)
@@ -97,9 +97,9 @@ def test_greedy_tokens_are_those_of_stock_generate(
         start = inputs["input_ids"].shape[1]
 
         def allowed(row: int, ids: torch.Tensor, start: int = start) -> list[int]:
-            place = len(ids) - start
-            end = (place + 1) % (width + 1) == 0
-            return [mapping.eol_token_id] if end else mapping.image_tokens
+            slot = len(ids) - start
+            end_of_line = (slot + 1) % (width + 1) == 0
+            return [mapping.eol_token_id] if end_of_line else mapping.image_tokens
 
         generated = stock.generate(
             input_ids=inputs["input_ids"],
@@ -169,7 +169,7 @@ def test_an_impossible_code_is_never_drawn():
 
 
 def test_sampled_first_codes_follow_the_model(tiny_model: UnifiedModel):
-    """The whole path: 2,000 images of one prompt, first code, against the model's softmax."""
+    """The first codes of 2,000 images of one prompt against the model's softmax."""
     model = tiny_model
     count, temperature = 2000, 1.3
     settings = SamplingSettings(temperature=temperature)
@@ -216,13 +216,13 @@ def test_truncation_is_of_the_tempered_logits_first_k_then_p():
     logits = torch.randn(6, 20, generator=torch.Generator().manual_seed(0)) / 0.5
     expected = TopPLogitsWarper(0.8)(None, TopKLogitsWarper(4)(None, logits.clone()))
     alone = truncate(logits, None, 0.8)
-    assert not torch.equal(expected, alone), "k must matter for this to be a test of the order"
+    assert not torch.equal(expected, alone), "the test needs a case in which k matters"
     assert torch.equal(truncate(logits, 4, 0.8), expected)
 
 
 @pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}])
 def test_settings_reach_the_draw(tiny_model: UnifiedModel, narrow: dict[str, float]):
-    """Each of these leaves the likeliest code only, whatever is drawn."""
+    """Each of these leaves only the most likely code."""
     with torch.no_grad():
         greedy, _ = sample_codes(
             tiny_model, PROMPTS, GRID, _streams(8), SamplingSettings(), pick=_argmax
@@ -234,7 +234,7 @@ def test_settings_reach_the_draw(tiny_model: UnifiedModel, narrow: dict[str, flo
 
 
 def test_guidance_is_away_from_the_negative_prompt(tiny_model: UnifiedModel):
-    """Guided away from the prompt itself, both passes agree: guidance must cancel out."""
+    """With the prompt itself as negative prompt, both passes agree and guidance cancels out."""
     prompt = PROMPTS[:1]
     plain, _ = _sample(tiny_model, prompt, _streams(1))
     itself, _ = _sample(

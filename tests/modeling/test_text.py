@@ -1,4 +1,4 @@
-"""Plain text under the model: against stock logits, and as a part of training."""
+"""Negative log-likelihood of plain text: against stock logits, and as a part of training."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def test_equals_the_stock_forward(family: str, tmp_path: Path):
     assert_close(ours, torch.tensor(expected), 1e-4)
 
 
-def test_long_texts_are_cut(tiny_model):
+def test_long_texts_are_truncated(tiny_model):
     ids, mask = text_batch(tiny_model, ["owl " * 2000])
     assert mask.sum() == min(MAX_TOKENS, tiny_model.max_tokens)
     assert ids.shape == mask.shape
@@ -76,11 +76,11 @@ def test_texts_of_every_format(tmp_path: Path):
         ("no.txt", None, "allowed: a file that ends in .txt"),
         ("a.pdf", "x", "allowed: a file"),
         ("a.jsonl", '{"words": "x"}\n', "no column 'text'"),
-        ("a.jsonl", "{torn", "can't be read"),
-        ("a.txt", "\n\n", "holds no text"),
+        ("a.jsonl", "{truncated", "can't be read"),
+        ("a.txt", "\n\n", "has no texts"),
     ],
 )
-def test_what_is_no_text_file(tmp_path: Path, name: str, content: str | None, problem: str):
+def test_invalid_text_files(tmp_path: Path, name: str, content: str | None, problem: str):
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=problem):

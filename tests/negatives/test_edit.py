@@ -1,4 +1,4 @@
-"""Edits change one attribute and nothing else, and only for a value that rules the old one out."""
+"""Edits change one attribute and nothing else, and only to a value that excludes the old one."""
 
 from collections import Counter
 from pathlib import Path
@@ -16,7 +16,7 @@ EMOJI = ["noto style", "twemoji style", "fluent 3d style"]
 TONES = ["light", "medium-light", "medium", "medium-dark", "dark"]
 
 
-def found(caption: str) -> list[tuple[str, str]]:
+def kinds_and_words(caption: str) -> list[tuple[str, str]]:
     return [(a.group.kind, caption[a.start : a.end]) for a in attributes_of(caption, LISTS)]
 
 
@@ -41,7 +41,7 @@ def never(_: str) -> bool:
     ],
 )
 def test_attributes_are_whole_words_and_the_longest(caption: str, expected: list[tuple[str, str]]):
-    assert found(caption) == expected
+    assert kinds_and_words(caption) == expected
 
 
 def test_variants_of_a_demo_caption():
@@ -117,7 +117,7 @@ def test_no_attribute_no_variants_and_no_edit():
 
 
 def test_edits_reach_every_variant_about_as_often():
-    """Half of the draws go to each attribute; of these an equal share to each other value."""
+    """Half of the draws go to each attribute, in equal shares to each of its other values."""
     caption = "elf, dark skin tone, noto style"
     count = 40
     seen = Counter(
@@ -131,7 +131,7 @@ def test_edits_reach_every_variant_about_as_often():
     assert len(seen) == 6
 
 
-def test_refused_edits_are_passed_over():
+def test_refused_edits_are_skipped():
     caption = "elf, noto style"
     first = edit(caption, LISTS, which=0, value=0, refused=never)
     second = edit(caption, LISTS, which=0, value=0, refused=lambda text: text == first)
@@ -151,7 +151,7 @@ words = st.sampled_from(
     which=st.floats(0, 1, exclude_max=True),
     value=st.floats(0, 1, exclude_max=True),
 )
-def test_an_edit_is_one_of_the_variants_and_says_something_else(
+def test_an_edit_is_one_of_the_variants_and_not_the_caption_itself(
     caption: str, which: float, value: float
 ):
     new = edit(caption, LISTS, which=which, value=value, refused=never)
@@ -163,7 +163,7 @@ def test_an_edit_is_one_of_the_variants_and_says_something_else(
 
 
 def test_a_file_adds_kinds_values_and_spellings(tmp_path: Path):
-    path = tmp_path / "mine.yaml"
+    path = tmp_path / "own.yaml"
     path.write_text(
         "weather: [sunny, rainy]\n"
         "colour:\n  plain: [turquoise, [red, vermilion]]\n  team: [home shirt, away shirt]\n"
@@ -177,7 +177,7 @@ def test_a_file_adds_kinds_values_and_spellings(tmp_path: Path):
     assert "a red car" not in vermilion
     assert "a vermilion car" not in variants("a blue car", lists)["colour"]
     assert "thirteen owls" in variants("two owls", lists)["number"]
-    assert "turquoise" not in str(LISTS.groups), "the shipped lists are left as they are"
+    assert "turquoise" not in str(LISTS.groups), "the built-in lists must not change"
 
 
 @pytest.mark.parametrize(
@@ -195,27 +195,27 @@ def test_a_file_adds_kinds_values_and_spellings(tmp_path: Path):
         ("weather: [sunny, '']", "weather, entry 2 is ''"),
         ("weather: [sunny, []]", r"weather, entry 2 is \[\]"),
         ("weather: [sunny, 'rain, wind']", "weather, entry 2 is 'rain, wind'"),
-        ("colour: [teal, red]", "colour is made of the lists plain, metallic; name the one"),
+        ("colour: [teal, red]", "colour has the lists plain, metallic; name the one"),
         ("mood: [blue, merry]", r"mood, entry 1 is blue, but there is already 'blue' in colour"),
         ("colour: {plain: [[red, blue]]}", "one value only"),
         ("3: [a, b]", "the kind 3 must be one word"),
     ],
 )
 def test_a_malformed_file(tmp_path: Path, text: str, message: str):
-    path = tmp_path / "mine.yaml"
+    path = tmp_path / "own.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as caught:
         load_words(str(path))
     assert str(path) in str(caught.value)
 
 
-def test_a_file_that_is_not_there():
+def test_a_missing_file():
     with pytest.raises(UserError, match=r"nowhere\.yaml can't be read"):
         load_words("nowhere.yaml")
 
 
-def test_shipped_words_stand_in_one_place_and_are_found():
-    """The spelling of every value, alone in a caption, is that value and nothing longer."""
+def test_built_in_words_appear_once_and_are_recognised():
+    """Every spelling, as a caption of its own, is recognised as its value and nothing else."""
     assert {group.kind for group in LISTS.groups} == {
         "colour", "number", "size", "position", "material", "style", "skin_tone", "hair",
     }  # fmt: skip

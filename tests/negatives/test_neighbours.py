@@ -23,13 +23,13 @@ def dense(count: int, features: int = 24) -> DenseVectors:
 
 
 def naive_nearest(cosines: np.ndarray, row: int, limit: float) -> list[int]:
-    """All others up to the limit; the nearest first, of equal ones the lower index."""
+    """All other captions up to the limit; nearest first, ties by the lower index."""
     rounded = np.rint(cosines[row] * neighbours.STEPS)
     order = sorted(range(len(cosines)), key=lambda i: (-rounded[i], i))
     return [i for i in order if i != row and cosines[row, i] <= limit]
 
 
-def test_the_grid_moves_a_cosine_by_little_and_makes_sums_exact():
+def test_the_grid_changes_cosines_little_and_makes_sums_exact():
     raw = np.random.default_rng(1).normal(size=(300, 384))
     unit = raw / np.linalg.norm(raw, axis=1, keepdims=True)
     vectors = DenseVectors(on_grid(raw))
@@ -49,8 +49,8 @@ def test_exact_neighbours_are_those_of_a_full_sort(make, limit: float | None):
     search = make_search(vectors, limit)
     cosines = full(vectors)
     rows = np.arange(3, 150, 7)
-    ids, found = search.nearest(rows, 40)
-    for row, near, values in zip(rows.tolist(), ids.tolist(), found, strict=True):
+    ids, near_cosines = search.nearest(rows, 40)
+    for row, near, values in zip(rows.tolist(), ids.tolist(), near_cosines, strict=True):
         expected = naive_nearest(cosines, row, np.inf if limit is None else limit)[:40]
         assert near == expected + [-1] * (40 - len(expected))
         assert values[: len(expected)] == pytest.approx(cosines[row, expected], abs=1e-6)
@@ -79,9 +79,9 @@ def recall(vectors: Vectors, monkeypatch: pytest.MonkeyPatch) -> float:
     assert (ids != rows[:, None]).all()
     assert (cosines[:, :-1] >= cosines[:, 1:] - 1e-6).all()
     assert cosines.max() <= 0.95
-    # A neighbour as near as the exact last one is as good: ties have no right answer.
-    right = (ids >= 0) & (cosines >= exact_cosines[:, -1:] - 1e-6)
-    return float(right.sum() / (exact >= 0).sum())
+    # Any neighbour as near as the last exact one counts, as ties have no unique order.
+    correct = (ids >= 0) & (cosines >= exact_cosines[:, -1:] - 1e-6)
+    return float(correct.sum() / (exact >= 0).sum())
 
 
 def test_approximate_neighbours_of_dense_vectors(monkeypatch: pytest.MonkeyPatch):
@@ -99,13 +99,13 @@ def test_approximate_neighbours_do_not_depend_on_the_threads(monkeypatch: pytest
     from threadpoolctl import threadpool_limits
 
     monkeypatch.setattr(neighbours, "APPROXIMATE_ABOVE", 100)
-    found = []
+    results = []
     for threads in (1, 2):
         with threadpool_limits(threads):
             vectors = embed(sentences(1500), "tfidf")
-            found.append(make_search(vectors, 0.95).nearest(np.arange(1500), 16))
-    assert (found[0][0] == found[1][0]).all()
-    assert (found[0][1] == found[1][1]).all()
+            results.append(make_search(vectors, 0.95).nearest(np.arange(1500), 16))
+    assert (results[0][0] == results[1][0]).all()
+    assert (results[0][1] == results[1][1]).all()
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,13 @@ def test_candidates_are_the_first_valid_neighbours(
     guard = make_guard(texts, vectors, limit)
     ids = find_candidates(make_search(vectors, limit), guard, count, 1).ids
     cosines = full(vectors)
-    for row, found in enumerate(ids.tolist()):
+    for row, candidates in enumerate(ids.tolist()):
         expected = [
             i
             for i in naive_nearest(cosines, row, np.inf if limit is None else limit)
             if not contains(guard.words[row], guard.words[i]) and cosines[row, i] > 0
         ][:count]
-        assert found == expected + [-1] * (count - len(expected))
+        assert candidates == expected + [-1] * (count - len(expected))
 
 
 def test_candidates_behind_many_that_are_contained():
@@ -158,12 +158,12 @@ def test_candidates_behind_many_that_are_contained():
     ids = find_candidates(make_search(vectors, None), guard, 2, 1).ids
     assert ids[texts.index("owl")].tolist() == [-1, -1]
     number = texts.index("owl 7")
-    others = [texts[i] for i in ids[number]]
-    assert all(other.startswith("owl ") and other != "owl 7" for other in others)
+    candidates = [texts[i] for i in ids[number]]
+    assert all(text.startswith("owl ") and text != "owl 7" for text in candidates)
 
 
-def test_a_search_goes_on_behind_many_that_are_contained():
-    """30 longer captions are nearer than the one valid one, and 18 are looked at first."""
+def test_a_search_is_widened_behind_many_that_are_contained():
+    """30 longer captions are nearer than the only valid one; the first search returns 18."""
     texts = sorted(["red owl", *(f"red owl {i}" for i in range(30)), "far owl in red snow"])
     vectors = embed(texts, "tfidf")
     guard = make_guard(texts, vectors, None)
@@ -171,7 +171,7 @@ def test_a_search_goes_on_behind_many_that_are_contained():
     assert texts[ids[texts.index("red owl"), 0]] == "far owl in red snow"
 
 
-def test_the_index_leaves_the_row_itself_out(monkeypatch: pytest.MonkeyPatch):
+def test_the_index_excludes_the_row_itself(monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("faiss")
     monkeypatch.setattr(neighbours, "APPROXIMATE_ABOVE", 100)
     rows = np.arange(300)

@@ -1,4 +1,4 @@
-"""Plans of whole epochs: what is promised of each negative, and that nothing else moves them."""
+"""Plans of whole epochs: the guarantees for each negative caption, and reproducibility."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ from mm_cca.negatives.embed import embed
 from mm_cca.negatives.guard import contains
 
 ALL = {"shuffle": 0.4, "hard": 0.3, "edit": 0.3}
-OLD = [[7, 6, 5, 1, 2, 0, 4, 3], [7, 6, 0, 5, 3, 4, 1, 2], [4, 4, 3, 0, 2]]
+RECORDED_PLANS = [[7, 6, 5, 1, 2, 0, 4, 3], [7, 6, 0, 5, 3, 4, 1, 2], [4, 4, 3, 0, 2]]
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +67,15 @@ def test_shuffle_without_conflicts_is_the_plan():
         assert np.isnan(made.similarity).all()
 
 
-def test_the_stream_of_shuffle_is_what_it_always_was():
-    """Written down when negatives.py was one file: runs of old must be able to go on."""
+def test_shuffle_gives_the_recorded_plans():
+    """Another plan for the same seed would change every run that resumes or is repeated."""
     captions = ["a", "b", "c", "a", "b", "d", "e", "f"]
-    assert plan(captions, seed=0, epoch=0).tolist() == OLD[0]
-    assert plan(captions, seed=5, epoch=3).tolist() == OLD[1]
-    assert plan(["s", "s", "s", "a", "b"], seed=1, epoch=1).tolist() == OLD[2]
+    assert plan(captions, seed=0, epoch=0).tolist() == RECORDED_PLANS[0]
+    assert plan(captions, seed=5, epoch=3).tolist() == RECORDED_PLANS[1]
+    assert plan(["s", "s", "s", "a", "b"], seed=1, epoch=1).tolist() == RECORDED_PLANS[2]
 
 
-def test_columns_are_other_permutations():
+def test_columns_are_different_permutations():
     captions = [f"{i} owls" for i in range(100)]
     chosen = NegativeSettings({"shuffle": 1.0}, num_negatives=3, max_similarity=None)
     made = Planner(captions, chosen, seed=0).epoch(0)
@@ -87,7 +87,7 @@ def test_columns_are_other_permutations():
 
 
 @pytest.mark.parametrize("mixture", [ALL, {"shuffle": 1.0}, {"hard": 1.0}, {"edit": 1.0}])
-def test_what_is_promised_of_every_negative(emoji: list[str], mixture: dict[str, float]):
+def test_guarantees_for_every_negative(emoji: list[str], mixture: dict[str, float]):
     planner = Planner(emoji, NegativeSettings(mixture, num_negatives=2), seed=0)
     made = planner.epoch(1)
     lists = load_words()
@@ -103,8 +103,8 @@ def test_what_is_promised_of_every_negative(emoji: list[str], mixture: dict[str,
             assert mixture[kind] > 0
             assert normalise(negative) != normalise(caption)
             if kind == "edit":
-                others = variants(caption, lists).values()
-                assert negative in [text for texts in others for text in texts]
+                edits = variants(caption, lists).values()
+                assert negative in [text for texts in edits for text in texts]
                 assert np.isnan(made.similarity[row, column])
             else:
                 assert negative in emoji
@@ -116,7 +116,7 @@ def test_what_is_promised_of_every_negative(emoji: list[str], mixture: dict[str,
 
 
 def test_hard_draws_every_one_of_the_nearest_valid_captions(emoji: list[str]):
-    """And no other: the candidates of one caption by a full sort."""
+    """Only these are drawn; the expected candidates come from a full sort."""
     chosen = NegativeSettings({"hard": 1.0}, candidates=3)
     planner = Planner(emoji, chosen, seed=0)
     row = 5
@@ -147,7 +147,7 @@ def test_kinds_follow_their_weights_and_take_over_for_each_other(emoji: list[str
 
 
 def test_replaced_counts_by_hand():
-    """Of a, b, c only c is a wrong prompt for the others; each plan is one of two rotations."""
+    """Only "owl" is a true negative of the other two; each plan is one of two rotations."""
     captions = ["a dog", "a dog on grass", "owl"]
     planner = Planner(captions, NegativeSettings({"shuffle": 1.0}), seed=0)
     for epoch in range(5):
@@ -165,7 +165,7 @@ def test_replaced_counts_by_hand():
 
 
 def test_similar_captions_are_replaced():
-    """Same words in another order: pairs of words differ, the words don't."""
+    """The same words in another order differ in their pairs of words only."""
     captions = ["red owl", "owl red", "cat", "dog"]
     limit = cosine(sorted(captions), "red owl", "owl red") - 0.01
     for seed in range(8):
@@ -179,8 +179,8 @@ def test_similar_captions_are_replaced():
         assert made.negatives[:, 0].tolist() == [captions[i] for i in planned]
 
 
-def test_a_needle_is_found_by_the_full_scan():
-    """3,000 captions hold "owl" as a whole word; a few random draws seldom meet the other."""
+def test_the_only_true_negative_is_found_by_the_full_scan():
+    """3,000 captions contain "owl" as a whole word; random draws rarely hit the other one."""
     captions = ["owl", *(f"owl {i}" for i in range(3000)), "cat"]
     made = Planner(captions, NegativeSettings({"shuffle": 1.0}), seed=1).epoch(0)
     assert made.negatives[0, 0] == "cat"
@@ -195,7 +195,7 @@ def test_a_needle_is_found_by_the_full_scan():
         (["owl", "owl 1", "owl 2"], {"shuffle": 0.5, "edit": 0.5}, "1 of 3 .*shuffle.*; edit: "),
     ],
 )
-def test_what_can_not_be_built_is_told_at_once(
+def test_captions_without_any_negative_are_refused_at_once(
     captions: list[str], mixture: dict[str, float], message: str
 ):
     with pytest.raises(UserError, match=message) as caught:
@@ -218,7 +218,7 @@ def test_what_can_not_be_built_is_told_at_once(
         ({"words": "nowhere.yaml"}, "can't be read"),
     ],
 )
-def test_wrong_settings(change: dict[str, object], message: str):
+def test_invalid_settings(change: dict[str, object], message: str):
     with pytest.raises(UserError, match=message):
         Planner(["a", "b"], replace(NegativeSettings({"shuffle": 1.0}), **change), seed=0)
 
@@ -230,7 +230,7 @@ def test_fewer_than_two_distinct_captions(mixture: dict[str, float]):
 
 
 def test_more_negatives_than_there_are():
-    """Two edits for three negatives: one stands twice, none is the caption."""
+    """Two edits for three negatives: one is repeated, none is the caption itself."""
     captions = ["owl, noto style", "cat, noto style"]
     made = Planner(captions, NegativeSettings({"edit": 1.0}, num_negatives=3), seed=0).epoch(0)
     assert set(made.negatives[0]) == {"owl, twemoji style", "owl, fluent 3d style"}
@@ -254,7 +254,7 @@ def test_a_function_of_seed_and_epoch(emoji: list[str]):
     assert not same(later, Planner(emoji, chosen, seed=2).epoch(2))
 
 
-def test_the_same_in_another_process_with_other_hashes_and_threads(tmp_path: Path):
+def test_plans_do_not_depend_on_the_process_hash_seed_or_threads(tmp_path: Path):
     code = (
         "import sys, numpy as np\n"
         "from mm_cca.negatives import *\n"
@@ -284,7 +284,7 @@ def test_the_plan_of_many_captions_by_the_index(emoji: list[str], monkeypatch: p
     monkeypatch.setattr(neighbours, "APPROXIMATE_ABOVE", 100)
     made = Planner(emoji, chosen, seed=0).epoch(0)
     assert same(made, Planner(emoji, chosen, seed=0).epoch(0))
-    # Nearly as hard as those of a full comparison, and a shuffle is far from it.
+    # Nearly as similar as those of the exact search, and much more similar than a shuffle.
     assert made.similarity.mean() > 0.8 * exact.similarity.mean()
     shuffled = Planner(emoji, NegativeSettings({"shuffle": 1.0}), seed=0).epoch(0)
     assert shuffled.similarity.mean() < 0.3 * exact.similarity.mean()
@@ -307,7 +307,7 @@ tiny = st.lists(
     m=st.integers(1, 3),
     seed=st.integers(0, 3),
 )
-def test_any_captions_are_planned_rightly_or_refused(
+def test_any_captions_get_valid_negatives_or_are_refused(
     captions: list[str], mixture: dict[str, float], limit: float | None, m: int, seed: int
 ):
     chosen = NegativeSettings(mixture, num_negatives=m, max_similarity=limit)
@@ -367,7 +367,7 @@ def test_kinds_that_take_over_keep_their_weights(emoji: list[str]):
 
 
 def test_a_word_that_case_hides_is_no_edit():
-    """Both say the same; a dotted capital I is a letter, its small form ends a word."""
+    """The first two are equal when normalised, but a dotted capital I hides the word "red"."""
     captions = ["İred", "İred".casefold(), "red cat"]
     with pytest.raises(UserError, match="2 of 3 captions"):
         Planner(captions, NegativeSettings({"edit": 1.0}), seed=0)

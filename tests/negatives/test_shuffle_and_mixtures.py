@@ -1,4 +1,4 @@
-"""The plan never pairs an image with its own caption, whatever the captions are."""
+"""The plan never pairs an image with its own caption, for any captions."""
 
 import tracemalloc
 from collections import Counter
@@ -39,7 +39,7 @@ def test_a_caption_that_fills_most_rows_draws_from_all_others():
     assert (chosen[:900] >= 900).all()
     counts = np.bincount(chosen[:900], minlength=1000)[900:]
     assert (counts > 0).all()
-    # The mean is 9; ten standard deviations away would be no uniform draw.
+    # The mean is 9; ten standard deviations above it the draw would not be uniform.
     assert counts.max() < 9 + 10 * 3
 
 
@@ -77,7 +77,7 @@ def test_one_long_caption_does_not_cost_its_length_for_every_row():
 
 
 def test_a_caption_that_fills_exactly_half():
-    """Only permutations that swap its rows with all others are left; all conflicts are mended."""
+    """Every valid permutation swaps its rows with all others; the repair must find one."""
     captions = ["same"] * 500 + [f"other {i}" for i in range(500)]
     chosen = plan(captions, seed=0, epoch=0)
     assert sorted(chosen[:500].tolist()) == list(range(500, 1000))

@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all."""
+"""Atomic writes: files and folders are complete or absent."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_after_an_error_the_old_file_stays(tmp_path: Path, stop: type[BaseExcept
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_replaces_an_old_one_and_a_killed_process_s_remains(tmp_path: Path):
+def test_a_folder_replaces_an_old_one_and_what_a_killed_process_left(tmp_path: Path):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "old").touch()

@@ -1,4 +1,4 @@
-"""The arms of a recipe, the prompts they all draw, and the rows that are left to compare with."""
+"""The arms of a recipe, their common prompts, and the rows kept as a reference."""
 
 from pathlib import Path
 
@@ -38,9 +38,11 @@ def test_scales_and_dials_of_the_trained_model(prepared: Path):
 
 
 def test_every_guided_arm_once_per_negative_prompt(prepared: Path):
-    words = "sample.negative_prompts=['', blurry, text]"
     recipe = runs.load_recipe(
-        prepared, words, "sample.guidance_scales=[2, 3]", "sample.cca_scales=2"
+        prepared,
+        "sample.negative_prompts=['', blurry, text]",
+        "sample.guidance_scales=[2, 3]",
+        "sample.cca_scales=2",
     )
     assert {arm.name: arm.negative_prompt for arm in arms_of(recipe)} == {
         "base": "",
@@ -59,9 +61,9 @@ def test_every_guided_arm_once_per_negative_prompt(prepared: Path):
     assert arms_of(only)[1].name == "base+cfg2+neg1"
 
 
-def test_prompts_are_half_of_a_split_at_most_and_the_rest_is_reference(prepared: Path):
-    for wanted, counts in ((100, (8, 6)), (5, (5, 5)), (4, (4, 4))):
-        recipe = runs.load_recipe(prepared, f"sample.num_images={wanted}")
+def test_prompts_are_at_most_half_of_a_split_and_the_rest_is_the_reference(prepared: Path):
+    for num_images, counts in ((100, (8, 6)), (5, (5, 5)), (4, (4, 4))):
+        recipe = runs.load_recipe(prepared, f"sample.num_images={num_images}")
         run = RunFolder.of(recipe)
         prompts = prompts_of(recipe, run)
         assert [p.index for p in prompts] == list(range(sum(counts)))
@@ -69,11 +71,11 @@ def test_prompts_are_half_of_a_split_at_most_and_the_rest_is_reference(prepared:
             ("train", counts[0], 16, 0),
             ("heldout", counts[1], 12, 16),
         ):
-            mine = [p for p in prompts if p.split == split]
-            assert len(mine) == count
-            assert [p.caption for p in mine] == [runs.CAPTIONS[first + p.row] for p in mine]
-            others = reference_rows(recipe, run, split).tolist()
-            assert sorted([p.row for p in mine] + others) == list(range(total))
+            in_split = [p for p in prompts if p.split == split]
+            assert len(in_split) == count
+            assert [p.caption for p in in_split] == [runs.CAPTIONS[first + p.row] for p in in_split]
+            reference = reference_rows(recipe, run, split).tolist()
+            assert sorted([p.row for p in in_split] + reference) == list(range(total))
 
 
 def test_prompts_depend_on_the_sampling_seed(prepared: Path):

@@ -1,4 +1,4 @@
-"""Drawing: the manifest, resuming, and that pictures depend on the prompt's index alone."""
+"""Drawing: the manifest, resuming, and that an image depends on its prompt's index only."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ ARMS = ("base", "base+cfg2", "cca")
 
 @pytest.fixture(scope="module")
 def drawn(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe of which everything up to ``sample`` is done."""
+    """A recipe whose stages up to ``sample`` are done."""
     folder = tmp_path_factory.mktemp("drawn")
     values = runs.tiny_recipe(folder, tiny_folder, runs.two_splits(folder / "data.parquet"))
     values["data"]["heldout_split"] = "heldout"
@@ -36,7 +36,7 @@ def drawn(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def again(drawn: Path, tmp_path: Path) -> Path:
-    """A copy of the run that a test may damage."""
+    """A copy of the run that a test may modify."""
     shutil.copytree(drawn.parent / "run", tmp_path / "run")
     path = tmp_path / "recipe.yaml"
     shutil.copy(drawn, path)
@@ -48,7 +48,7 @@ def sample(path: Path, *overrides: str) -> None:
 
 
 def reopen(folder: Path) -> None:
-    """As if the stage had been interrupted: the part file still there, not yet done."""
+    """As if the stage had been interrupted: not done, the rank's manifest not merged."""
     stage = json.loads((folder / "stage.json").read_text())
     (folder / "stage.json").write_text(json.dumps(stage | {"done": False}))
     (folder / "manifest.jsonl").rename(folder / "manifest.jsonl.0")
@@ -62,8 +62,8 @@ def without_timings(folder: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in line.items() if k != "seconds"} for line in read_manifest(folder)]
 
 
-def test_new_arms_leave_the_others_alone_and_note_what_decides_them(again: Path):
-    """Their pictures differ from those of their neighbours, and dial 0 draws the base's."""
+def test_new_arms_do_not_change_the_others_and_record_their_settings(again: Path):
+    """Their images differ from those of similar arms, and dial 0 draws those of the base."""
     folder = again.parent / "run" / "samples"
     before = runs.mtimes_of(folder)
     options = ["sample.negative_prompts=['', red owl]", "sample.cca_scales=2"]
@@ -87,8 +87,8 @@ def test_new_arms_leave_the_others_alone_and_note_what_decides_them(again: Path)
         name: json.loads((folder / name / "stage.json").read_text())["settings"] for name in sets
     }
     keys = ("guidance_scale", "sample.negative_prompt", "dial")
-    noted = {name: [s.get(key, "-") for key in keys] for name, s in settings.items()}
-    assert noted == {
+    recorded = {name: [s.get(key, "-") for key in keys] for name, s in settings.items()}
+    assert recorded == {
         "base": [1.0, "-", "-"],
         "base+cfg2": [2.0, "", "-"],
         "base+cfg2+neg1": [2.0, "red owl", "-"],
@@ -99,11 +99,11 @@ def test_new_arms_leave_the_others_alone_and_note_what_decides_them(again: Path)
         "cca+dial0.5": [1.0, "-", 0.5],
         "cca+dial30": [1.0, "-", 30.0],
     }
-    listed = ("sample.guidance_scales", "sample.dial", "sample.negative_prompts")
-    assert not [s for s in settings.values() if set(listed) & set(s)]
+    arm_keys = ("sample.guidance_scales", "sample.dial", "sample.negative_prompts")
+    assert not [s for s in settings.values() if set(arm_keys) & set(s)]
 
 
-def test_another_text_under_the_same_number_is_refused(again: Path):
+def test_another_negative_prompt_with_the_same_number_is_refused(again: Path):
     sample(again, "sample.negative_prompts=blurry")
     with pytest.raises(UserError, match="negative_prompt: was 'blurry', is now 'text'"):
         sample(again, "sample.negative_prompts=text")
@@ -135,14 +135,14 @@ def test_arms_and_prompts_differ(drawn: Path):
     assert sets["base"] != sets["base+cfg2"]
 
 
-def test_done_arms_are_left_alone(again: Path):
+def test_finished_arms_are_not_changed(again: Path):
     before = runs.mtimes_of(again.parent / "run" / "samples")
     sample(again)
     assert runs.mtimes_of(again.parent / "run" / "samples") == before
 
 
 @pytest.mark.parametrize("arm", ["base", "base+cfg2"])
-def test_deleted_picture_alone_is_drawn_again(again: Path, arm: str):
+def test_only_deleted_images_are_drawn_again(again: Path, arm: str):
     folder = again.parent / "run" / "samples" / arm
     pictures_before, lines = pictures(folder), without_timings(folder)
     reopen(folder)
@@ -157,7 +157,7 @@ def test_deleted_picture_alone_is_drawn_again(again: Path, arm: str):
     assert not list(folder.glob("manifest.jsonl.*"))
 
 
-def test_torn_last_line_is_drawn_again(again: Path):
+def test_the_image_of_a_truncated_last_line_is_drawn_again(again: Path):
     folder = again.parent / "run" / "samples" / "base"
     pictures_before, lines = pictures(folder), without_timings(folder)
     reopen(folder)
@@ -172,8 +172,8 @@ def test_torn_last_line_is_drawn_again(again: Path):
     assert changed == ["000011.png"]
 
 
-def test_interrupted_after_tearing_twice(again: Path):
-    """A line appended after a torn one must not be lost in it."""
+def test_lines_written_after_a_truncated_one_are_kept(again: Path):
+    """A line appended directly to a truncated one would be unreadable."""
     folder = again.parent / "run" / "samples" / "base"
     lines = without_timings(folder)
     reopen(folder)
@@ -185,7 +185,7 @@ def test_interrupted_after_tearing_twice(again: Path):
 
 
 @pytest.mark.parametrize("size", [5, 12])
-def test_batch_size_does_not_change_the_pictures(again: Path, size: int):
+def test_batch_size_does_not_change_the_images(again: Path, size: int):
     folder = again.parent / "run" / "samples"
     before = {arm: pictures(folder / arm) for arm in ARMS}
     shutil.rmtree(folder)
@@ -193,7 +193,7 @@ def test_batch_size_does_not_change_the_pictures(again: Path, size: int):
     assert {arm: pictures(folder / arm) for arm in ARMS} == before
 
 
-def test_one_more_scale_leaves_the_other_arms_alone(again: Path):
+def test_another_scale_does_not_change_the_other_arms(again: Path):
     folder = again.parent / "run" / "samples"
     before = runs.mtimes_of(folder)
     sample(again, "sample.guidance_scales=[2.0, 3.0]")
@@ -203,7 +203,7 @@ def test_one_more_scale_leaves_the_other_arms_alone(again: Path):
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("sample.temperature=0.5", "sample.temperature: was None, is now 0.5"),
         ("sample.seed=1", "sample.seed: was 0, is now 1"),
@@ -211,11 +211,11 @@ def test_one_more_scale_leaves_the_other_arms_alone(again: Path):
         ("sample.num_images=4", "sample.num_images: was 6, is now 4"),
     ],
 )
-def test_changed_recipe_is_refused(again: Path, override: str, told: str):
+def test_changed_recipe_is_refused(again: Path, override: str, message: str):
     before = runs.mtimes_of(again.parent / "run" / "samples")
     with pytest.raises(UserError) as caught:
         sample(again, override)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert runs.mtimes_of(again.parent / "run" / "samples") == before
 
 
@@ -226,7 +226,7 @@ def test_untrained_model_is_refused(again: Path):
         sample(again)
 
 
-def test_full_disk_keeps_what_was_drawn(again: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_keeps_finished_images(again: Path, monkeypatch: pytest.MonkeyPatch):
     folder = again.parent / "run" / "samples" / "base"
     before = pictures(folder)
     shutil.rmtree(folder)
@@ -249,8 +249,8 @@ def test_full_disk_keeps_what_was_drawn(again: Path, monkeypatch: pytest.MonkeyP
     assert all(after[f"{i:06d}.png"] == kept[f"{i:06d}.png"] for i in range(6))
 
 
-def test_slow_rank_leaves_no_prompt_out(again: Path, monkeypatch: pytest.MonkeyPatch):
-    """Which prompts are whose is settled before the first one is drawn."""
+def test_a_slow_rank_skips_no_prompt(again: Path, monkeypatch: pytest.MonkeyPatch):
+    """The prompts are divided among the ranks before the first one is drawn."""
     recipe = runs.load_recipe(again, f"run.dir={again.parent / 'run'}", "sample.batch_size=2")
     run = RunFolder.of(recipe)
     before, lines = pictures(run.samples / "base"), without_timings(run.samples / "base")
@@ -267,8 +267,8 @@ def test_slow_rank_leaves_no_prompt_out(again: Path, monkeypatch: pytest.MonkeyP
 
     with monkeypatch.context() as patch:
         patch.setattr("mm_cca.sampling.draw.PartialState", ranks)
-        patch.setattr("mm_cca.sampling.manifest.read_manifest", slow)
-        patch.setattr("mm_cca.sampling.weights.load_source", frozen(recipe))
+        patch.setattr("mm_cca.sampling.draw.read_manifest", slow)
+        patch.setattr("mm_cca.sampling.draw.load_source", frozen(recipe))
         ranks.run(lambda: sample_arms(recipe, run))
     assert pictures(run.samples / "base") == before
     assert without_timings(run.samples / "base") == lines

@@ -1,4 +1,4 @@
-"""What one run trained, drawn by another on prompts from a file: its pictures and its report."""
+"""``run.trained``: a run that samples another run's models on prompts from a file."""
 
 import json
 import shutil
@@ -30,14 +30,14 @@ def keys_of(reported: Path, run: Path, prompts: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def second(reported: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that trained nothing: every stage is asked for."""
+    """A run of all stages that uses the models of ``reported``."""
     run = tmp_path_factory.mktemp("second") / "run"
     stages = ["prepare", "train", "sample", "eval", "report"]
     runs.do(reported, *keys_of(reported, run, prompts), stages=stages)
     return run
 
 
-def test_nothing_is_trained_or_encoded_anew(reported: Path, second: Path):
+def test_nothing_is_trained_or_encoded_again(reported: Path, second: Path):
     assert not (second / "train").exists()
     assert not (second / "tokens").exists()
     assert {path.name for path in (second / "samples").iterdir()} == {
@@ -45,10 +45,10 @@ def test_nothing_is_trained_or_encoded_anew(reported: Path, second: Path):
     }
 
 
-def test_the_pictures_are_those_of_the_trained_run(
+def test_the_images_are_those_of_the_trained_run(
     reported: Path, second: Path, prompts: Path, tmp_path: Path
 ):
-    """Its own model folder copied to where a run of its own would have put it draws the same."""
+    """The same images are drawn by a run that has the model in its own folder."""
     own = tmp_path / "run"
     shutil.copytree(reported.parent / "run" / "train", own / "train")
     keys = [key for key in keys_of(reported, own, prompts) if not key.startswith("run.trained")]
@@ -63,7 +63,7 @@ def test_the_pictures_are_those_of_the_trained_run(
     assert base["000000.png"] != cca["000000.png"]
 
 
-def test_the_report_does_without_real_images(second: Path):
+def test_the_report_works_without_real_images(second: Path):
     page = (second / "report.html").read_text(encoding="utf-8")
     (grid,) = runs.grids_of(second / "report.html")
     assert grid["split"] == "prompts"
@@ -73,27 +73,27 @@ def test_the_report_does_without_real_images(second: Path):
     assert "can't be shown" not in page
     assert "Scores: prompts of the file (6)" in page
     assert "Quality against cost" in page
-    assert "Fidelity against diversity" not in page  # neither a distance nor recall was asked for
+    assert "Fidelity against diversity" not in page  # neither a distance nor recall is computed
     assert "CCA without guidance is" in page
 
 
-def test_the_report_tells_how_the_models_were_trained(
+def test_the_report_says_how_the_models_were_trained(
     reported: Path, second: Path, prompts: Path, tmp_path: Path
 ):
-    """Its loss and its curves are those of the run that trained."""
+    """The loss and the curves are those of the run that trained the models."""
     keys = [*keys_of(reported, second, prompts), "loss.beta=0.5", "train.max_steps=7"]
     run = tmp_path / "run"
     shutil.copytree(second, run)
     runs.do(reported, *keys, f"run.dir={run}", stages=["report"])
     page = (run / "report.html").read_text(encoding="utf-8")
-    told = page.split("Arm cca: ")[1].split("</p>")[0]
-    assert "beta 0.02" in told
-    assert "3 steps" in told
+    description = page.split("Arm cca: ")[1].split("</p>")[0]
+    assert "beta 0.02" in description
+    assert "3 steps" in description
     assert "Nothing was trained" not in page
     assert "it comes first" in page
 
 
-def test_a_reference_brings_distances_and_their_plot(
+def test_a_reference_adds_distances_and_their_plot(
     reported: Path, prompts: Path, second: Path, tmp_path: Path
 ):
     run = tmp_path / "run"
@@ -119,7 +119,7 @@ def test_a_reference_brings_distances_and_their_plot(
 def test_another_seed_of_the_trained_run_is_noticed(
     reported: Path, second: Path, prompts: Path, tmp_path: Path
 ):
-    """Whoever trains again must draw again."""
+    """After training again, sampling must be run again too."""
     trained, run = tmp_path / "trained", tmp_path / "run"
     shutil.copytree(reported.parent / "run", trained)
     shutil.copytree(second, run)
@@ -130,23 +130,23 @@ def test_another_seed_of_the_trained_run_is_noticed(
         runs.do(reported, *keys, f"run.trained={trained}", stages=["sample"])
 
 
-def test_runs_that_can_not_be_drawn(reported: Path, second: Path, prompts: Path, tmp_path: Path):
-    def told(*overrides: str) -> str:
+def test_runs_that_can_not_be_sampled(reported: Path, second: Path, prompts: Path, tmp_path: Path):
+    def message_of(*overrides: str) -> str:
         keys = keys_of(reported, tmp_path / "run", prompts)
         with pytest.raises(UserError) as caught:
             runs.do(reported, *keys, *overrides, stages=["sample"])
         return str(caught.value)
 
-    assert "run.trained: " in told(f"run.trained={tmp_path / 'nowhere'}")
-    assert "it has no recipe.yaml" in told(f"run.trained={tmp_path / 'nowhere'}")
-    differing = told("model.path=elsewhere", "train.tuning=lora")
+    assert "run.trained: " in message_of(f"run.trained={tmp_path / 'nowhere'}")
+    assert "it has no recipe.yaml" in message_of(f"run.trained={tmp_path / 'nowhere'}")
+    differing = message_of("model.path=elsewhere", "train.tuning=lora")
     assert "model.path: " in differing
     assert "train.tuning: 'full' there, 'lora' here" in differing
-    assert "Take" in differing
-    assert "trained nothing itself" in told(f"run.trained={second}")
+    assert "Use" in differing
+    assert "has no training of its own" in message_of(f"run.trained={second}")
 
 
-def test_what_is_not_trained_to_the_end_is_told_before_anything_is_drawn(
+def test_an_unfinished_training_is_reported_before_anything_is_drawn(
     reported: Path, prompts: Path, tmp_path: Path
 ):
     unfinished = Path(shutil.copytree(reported.parent / "run", tmp_path / "unfinished"))
@@ -162,8 +162,8 @@ def test_what_is_not_trained_to_the_end_is_told_before_anything_is_drawn(
         runs.do(reported, *keys, stages=["train"])
 
 
-def test_the_trained_run_itself_is_not_drawn_over(reported: Path, prompts: Path, tmp_path: Path):
-    """Whoever forgets run.dir must not lose the recipe of the run that is named."""
+def test_the_trained_run_itself_is_not_overwritten(reported: Path, prompts: Path, tmp_path: Path):
+    """Without run.dir, the recipe of the run in run.trained must not be lost."""
     trained = Path(shutil.copytree(reported.parent / "run", tmp_path / "run"))
     before = runs.files_of(trained)
     keys = keys_of(reported, trained, prompts)
@@ -174,10 +174,10 @@ def test_the_trained_run_itself_is_not_drawn_over(reported: Path, prompts: Path,
     assert runs.files_of(trained) == before
 
 
-def test_others_find_the_models_from_any_folder(
+def test_the_models_are_found_from_any_folder(
     reported: Path, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The recipe that is kept names them whole; the model card is of the recipe that trained."""
+    """The saved recipe has absolute paths; the model card shows the recipe of the training run."""
     monkeypatch.chdir(tmp_path)
     _, run = open_run(second)
     assert run.root == second
@@ -193,9 +193,7 @@ def test_others_find_the_models_from_any_folder(
     assert "| prompts | cca | " in card
 
 
-def test_the_language_side_needs_no_tokens(
-    reported: Path, second: Path, prompts: Path, tmp_path: Path
-):
+def test_text_nll_needs_no_token_cache(reported: Path, second: Path, prompts: Path, tmp_path: Path):
     shutil.copytree(second / "samples", tmp_path / "run" / "samples")
     keys = keys_of(reported, tmp_path / "run", prompts)
     nowhere = f"run.tokens_dir={tmp_path / 'tokens'}"
@@ -205,7 +203,7 @@ def test_the_language_side_needs_no_tokens(
     assert list(summary["text_nll"]["sources"]) == ["base", "cca"]
 
 
-def test_too_few_prompts_are_told_before_anything_is_drawn(reported: Path, tmp_path: Path):
+def test_too_few_prompts_are_refused_before_anything_is_drawn(reported: Path, tmp_path: Path):
     file = tmp_path / "three.txt"
     file.write_text("red owl\ngreen tree\nblue hand\n")
     keys = [*keys_of(reported, tmp_path / "run", file), "run.stages=[sample,eval]"]
@@ -227,7 +225,7 @@ def test_prompts_of_the_data_are_drawn_from_the_tokens_of_the_trained_run(
     assert len(list((tmp_path / "again" / "samples" / "cca").glob("*.png"))) == 6
 
 
-def test_a_sweep_trains_its_own(reported: Path, tmp_path: Path):
+def test_a_sweep_trains_its_own_models(reported: Path, tmp_path: Path):
     from mm_cca.config.sweep_grid import plan_sweep
 
     words = [f"run.dir={tmp_path}", f"run.trained={reported.parent / 'run'}", "train.seed=[0,1]"]
@@ -235,7 +233,7 @@ def test_a_sweep_trains_its_own(reported: Path, tmp_path: Path):
         plan_sweep(str(reported), words)
 
 
-def test_drawn_arms_say_how_their_model_was_trained(second: Path, reported: Path):
+def test_the_stage_of_an_arm_records_how_its_model_was_trained(second: Path, reported: Path):
     stage = json.loads((second / "samples" / "cca" / "stage.json").read_text())
     theirs = json.loads((reported.parent / "run" / "train" / "stage.json").read_text())
     assert stage["settings"]["train"] == theirs["settings"]

@@ -1,1 +1,1 @@
-"""What several test files share: small runs, slow references, tiny networks."""
+"""Helpers of several test files: small runs, naive references, tiny networks."""

@@ -1,4 +1,4 @@
-"""Captions to embed, and all their cosines at once."""
+"""Synthetic captions, and the matrix of all their cosines."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from mm_cca.negatives.vectors import Vectors
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
-    """Distinct captions of a few words each, common ones more often."""
+    """Distinct captions of six words each, with Zipf-distributed words."""
     stream = np.random.default_rng(seed)
     drawn = stream.zipf(1.4, (3 * count, 6)) % 400
     texts = dict.fromkeys(" ".join(f"w{i}" for i in row) for row in drawn.tolist())
@@ -14,4 +14,5 @@ def sentences(count: int, seed: int = 0) -> list[str]:
 
 
 def full(vectors: Vectors) -> np.ndarray:
+    """[D, D] cosines of all pairs."""
     return vectors.against_all(np.arange(len(vectors))).astype(np.float64)

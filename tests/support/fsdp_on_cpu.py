@@ -1,4 +1,4 @@
-"""``mm-cca`` with FSDP2 on CPU processes: PyTorch can, accelerate offers it for GPUs only."""
+"""``mm-cca`` with FSDP2 on CPU processes, which PyTorch supports and accelerate does not offer."""
 
 import sys
 
@@ -8,6 +8,6 @@ from mm_cca import cli
 
 if __name__ == "__main__":
     PartialState(cpu=True)
-    # The one lie: accelerate then takes the same path as on eight GPUs.
+    # With this override accelerate takes the same path as on several GPUs.
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     sys.exit(cli.main(sys.argv[1:]))

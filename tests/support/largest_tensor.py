@@ -1,4 +1,4 @@
-"""How large tensors get: the check that no full logits are kept."""
+"""Measures the largest tensor of a computation, to check that no full logits are created."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the number of elements of the largest tensor that any operation makes."""
+    """Records the number of elements of the largest tensor that any operation creates."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Slow and obvious references."""
+"""Naive references: slow, and easy to check by reading."""
 
 import math
 
@@ -18,7 +18,7 @@ def cca(
     beta: float,
     lambda_: float,
 ) -> float:
-    """The loss of design section 5, one pair at a time."""
+    """The CCA loss (arXiv 2410.09347, equation 11), one pair at a time."""
     n = len(positive)
     total = 0.0
     for i in range(n):
@@ -64,12 +64,12 @@ def span_logps(
     """
     ids = torch.tensor([prompt + span])
     logits = module(input_ids=ids).logits[0].double()
-    found = []
+    values = []
     for slot in free:
         row = logits[len(prompt) + slot - 1]
         allowed = row if image_ids is None else row[image_ids]
-        found.append(float(row[span[slot]] - allowed.logsumexp(dim=0)))
-    return found
+        values.append(float(row[span[slot]] - allowed.logsumexp(dim=0)))
+    return values
 
 
 def dpo(
@@ -80,7 +80,7 @@ def dpo(
     as_positive: list[bool],
     beta: float,
 ) -> float:
-    """Preference of own over other prompts, one pair at a time."""
+    """The DPO loss with own captions preferred to negative ones, one pair at a time."""
     n = len(negative)
     total = 0.0
     for i in range(n):
@@ -100,7 +100,7 @@ def unlearn(
     lambda_: float,
     num_codes: int,
 ) -> float:
-    """Gaps up and down, linearly, one pair at a time."""
+    """The unlearning loss, one pair at a time."""
     total = 0.0
     for i in range(len(positive)):
         total -= (positive[i] - ref_positive[i]) / len(positive)

@@ -1,4 +1,4 @@
-"""Small data sets, recipes and runs that several test files use."""
+"""Small data sets, recipes and runs."""
 
 import io
 import json
@@ -59,7 +59,7 @@ def write_parquet(path: Path, rows: Sequence[dict[str, Any]], image_column: str 
 
 
 def write_imagefolder(folder: Path, count: int) -> Path:
-    """PNG files beside a ``metadata.jsonl`` with the column ``text``."""
+    """A folder of PNG files and a ``metadata.jsonl`` with the column ``text``."""
     folder.mkdir(parents=True)
     lines = []
     for i in range(count):
@@ -71,13 +71,13 @@ def write_imagefolder(folder: Path, count: int) -> Path:
 
 
 def two_splits(path: Path, train: int = 16, heldout: int = 12) -> Path:
-    """A Parquet file whose column ``split`` says train or heldout."""
+    """A Parquet file whose column ``split`` is train or heldout."""
     rows = rows_of(train, split="train") + rows_of(heldout, first=train, split="heldout")
     return write_parquet(path, rows)
 
 
 def tiny_recipe(folder: Path, model: Path, data: Path) -> dict[str, Any]:
-    """A whole recipe for the tiny checkpoint of conftest.py."""
+    """A complete recipe for the tiny checkpoint of conftest.py."""
     return {
         "job": "finetune",
         "run": {"dir": str(folder / "run")},
@@ -111,14 +111,14 @@ def write_recipe(path: Path, values: dict[str, Any]) -> Path:
 
 
 def unread_recipe(folder: Path) -> Path:
-    """A recipe of two splits whose model and data do not exist: checks read neither."""
+    """A recipe with two splits whose model and data do not exist: validation reads neither."""
     values = tiny_recipe(folder, folder / "model", folder / "data.parquet")
     values["data"]["heldout_split"] = "heldout"
     return write_recipe(folder / "recipe.yaml", values)
 
 
 def message_of(path: Path | str, *overrides: str) -> str:
-    """What a user is told of a wrong recipe."""
+    """The error message of an invalid recipe."""
     with pytest.raises(UserError) as caught:
         load_config(str(path), overrides)
     return str(caught.value)
@@ -138,7 +138,7 @@ def do(path: Path, *overrides: str, stages: Sequence[str] = ("prepare", "train")
 
 
 def start(verb: str, path: Path, *overrides: str) -> subprocess.Popen[str]:
-    """``mm-cca VERB`` in a process of its own."""
+    """Start ``mm-cca VERB`` in another process."""
     return subprocess.Popen(
         [sys.executable, "-m", "mm_cca.cli", verb, str(path), *overrides],
         stdout=subprocess.PIPE,
@@ -148,7 +148,7 @@ def start(verb: str, path: Path, *overrides: str) -> subprocess.Popen[str]:
 
 
 class TwoRanks:
-    """Stands in for ``accelerate.PartialState``: two threads that are ranks 0 and 1."""
+    """Replaces ``accelerate.PartialState``: two threads act as ranks 0 and 1."""
 
     num_processes = 2
 
@@ -171,7 +171,7 @@ class TwoRanks:
         self._barrier.wait()
 
     def run(self, work: Callable[[], None]) -> None:
-        """Let both do ``work``; raises what either raises."""
+        """Run ``work`` in both threads; raises what either raises."""
 
         def as_rank(rank: int) -> None:
             self._local.rank = rank
@@ -182,7 +182,7 @@ class TwoRanks:
 
 
 def metrics(folder: Path, *, timings: bool = False) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``, by default without what differs between two equal runs."""
+    """The lines of ``metrics.jsonl``, by default without timings, which equal runs do not share."""
     lines = json_lines(folder / "metrics.jsonl")
     if not timings:
         for line in lines:
@@ -197,11 +197,11 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def grids_of(report: Path) -> list[dict[str, Any]]:
-    """What a report's script shows, split by split."""
+    """The image grids of a report's script, one per split."""
     page = report.read_text(encoding="utf-8")
     data = page.split('id="grid-data">')[1].split("</script>")[0]
-    found: list[dict[str, Any]] = json.loads(data)["grids"]
-    return found
+    grids: list[dict[str, Any]] = json.loads(data)["grids"]
+    return grids
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

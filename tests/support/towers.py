@@ -1,4 +1,4 @@
-"""Tiny random networks in the real file formats: two towers of transformers, FID's Inception."""
+"""Tiny random CLIP, SigLIP and Inception networks in the real file formats."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ SIDE = 16
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    # Id 2 as the end token would make transformers pool as for CLIP's first, wrong, config.
+    # With end token id 2 transformers would pool as for CLIP's first config, which was wrong.
     special = ["<pad>", "<unused>", "<start>", "<end>"]
     backend = bpe(runs.CAPTIONS, 300, special)
     backend.post_processor = TemplateProcessing(
@@ -69,7 +69,7 @@ def write_hf(folder: Path, kind: str) -> Path:
         pixels = SiglipImageProcessor(size={"height": SIDE, "width": SIDE})
         model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
         processor = SiglipProcessor(pixels, words)
-    # Stock initialisation is so small that all features are nearly alike.
+    # With transformers' small initialisation all features would be nearly equal.
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2 and "layer_norm" not in name:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -94,7 +94,7 @@ def write_inception(path: Path) -> Path:
         "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(empty)
     )
     empty.unlink()
-    # Stock initialisation lets the signal die out over so many layers.
+    # With the default initialisation the signal would vanish over so many layers.
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""Training runs on the tiny checkpoint that several test files look at."""
+"""Training runs on the tiny checkpoint, and comparisons of them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +17,7 @@ LONG = 120
 
 
 def at(prepared: Path, folder: Path) -> Path:
+    """A copy of a recipe in ``folder`` whose run is in ``folder`` too."""
     text = prepared.read_text()
     assert f"dir: {prepared.parent / 'run'}\n" in text
     path = folder / "recipe.yaml"
@@ -29,7 +30,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def head_of(names: Iterable[str]) -> str:
-    """The name of the output head, whatever stands before it on disk."""
+    """The name of the output head's weight, with any prefix that it has on disk."""
     (name,) = [name for name in names if name.endswith("lm_head.weight")]
     return name
 

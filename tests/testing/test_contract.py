@@ -1,4 +1,4 @@
-"""The contract that every adapter keeps, run on ours and on a stranger's; and that it can fail."""
+"""The contract suite passes for built-in and third-party adapters, and finds broken ones."""
 
 import subprocess
 import sys
@@ -20,20 +20,20 @@ from mm_cca.errors import UserError
 from mm_cca.testing import contract
 from tests.support import runs
 from tests.support.closeness import assert_close
-from tests.support.stranger import STRANGER, where_of
+from tests.support.third_party import THIRD_PARTY, checkpoint_paths
 
 
-@pytest.mark.parametrize("name", [*ADAPTERS, STRANGER])
+@pytest.mark.parametrize("name", [*ADAPTERS, THIRD_PARTY])
 def test_adapter_keeps_the_contract(name: str, folders: Path):
     size = [32, 32] if name == "emu3" else [64, 64]
-    measured = contract.check_adapter(name, image_size=size, **where_of(folders, name))
+    measured = contract.check_adapter(name, image_size=size, **checkpoint_paths(folders, name))
     assert max(measured.values()) < 1e-4, measured
 
 
-def test_a_strangers_model_goes_the_whole_way(folders: Path, tmp_path: Path):
-    where = where_of(folders, STRANGER)
+def test_all_stages_with_a_third_party_adapter(folders: Path, tmp_path: Path):
+    where = checkpoint_paths(folders, THIRD_PARTY)
     values = runs.tiny_recipe(tmp_path, Path(str(where["path"])), runs.two_splits(tmp_path / "d"))
-    values["model"].update(adapter=STRANGER, image_tokenizer=where["image_tokenizer"])
+    values["model"].update(adapter=THIRD_PARTY, image_tokenizer=where["image_tokenizer"])
     values["data"]["image_size"] = [64, 64]
     path = runs.write_recipe(tmp_path / "recipe.yaml", values)
     runs.do(path, "sample.top_k=8", stages=["prepare", "train", "sample", "eval", "report"])
@@ -42,41 +42,41 @@ def test_a_strangers_model_goes_the_whole_way(folders: Path, tmp_path: Path):
     assert trained.config.vocab_size == LlamaConfig.from_pretrained(where["path"]).vocab_size
 
 
-def test_plain_peft_reads_a_strangers_lora_once_told_the_prefix(folders: Path, tmp_path: Path):
-    """The lines of CONTRIBUTING; and that they are needed."""
-    where = where_of(folders, STRANGER)
+def test_plain_peft_reads_the_lora_with_a_key_mapping(folders: Path, tmp_path: Path):
+    """As CONTRIBUTING describes; without the mapping the weights would be ignored."""
+    where = checkpoint_paths(folders, THIRD_PARTY)
     values = runs.tiny_recipe(tmp_path, Path(str(where["path"])), runs.two_splits(tmp_path / "d"))
-    values["model"].update(adapter=STRANGER, image_tokenizer=where["image_tokenizer"])
+    values["model"].update(adapter=THIRD_PARTY, image_tokenizer=where["image_tokenizer"])
     values["data"]["image_size"] = [64, 64]
     values["train"].update(tuning="lora", reference="lora", lora_rank=2)
     runs.do(runs.write_recipe(tmp_path / "recipe.yaml", values))
     adapter = str(tmp_path / "run" / "train" / "model")
 
     @torch.no_grad()
-    def logits(**told: object) -> torch.Tensor:
+    def logits(**options: object) -> torch.Tensor:
         llama = LlamaForCausalLM.from_pretrained(where["path"])
         ids = torch.tensor([[1, 5, 9]])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return PeftModel.from_pretrained(llama, adapter, **told)(input_ids=ids).logits
+            return PeftModel.from_pretrained(llama, adapter, **options)(input_ids=ids).logits
 
     export_model(tmp_path / "run", tmp_path / "merged", merge=True)
     merged = LlamaForCausalLM.from_pretrained(tmp_path / "merged")
     expected = merged(input_ids=torch.tensor([[1, 5, 9]])).logits
-    told = logits(key_mapping={r"^language\.": ""})
-    assert_close(told, expected, 1e-4)
-    assert (logits() - told).abs().max() > 1e-3
+    mapped = logits(key_mapping={r"^language\.": ""})
+    assert_close(mapped, expected, 1e-4)
+    assert (logits() - mapped).abs().max() > 1e-3
 
 
-def test_the_lines_for_peft_are_those_of_contributing():
+def test_contributing_shows_the_key_mapping():
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     assert 'key_mapping={r"^language\\.": ""}' in text
 
 
 @pytest.fixture
-def stranger(folders: Path) -> UnifiedModel:
-    where = where_of(folders, STRANGER)
-    model = load_adapter(STRANGER, where["path"], image_tokenizer=where["image_tokenizer"])
+def third_party(folders: Path) -> UnifiedModel:
+    where = checkpoint_paths(folders, THIRD_PARTY)
+    model = load_adapter(THIRD_PARTY, where["path"], image_tokenizer=where["image_tokenizer"])
     model.module.eval()
     return model
 
@@ -85,7 +85,7 @@ GRID = (4, 4)
 
 
 def _swapped_rows(model: UnifiedModel, patch: pytest.MonkeyPatch) -> None:
-    """Codes scored with each other's rows."""
+    """Two codes are scored with the same row of the head."""
     right = type(model).image_head
 
     def wrong(self, *, whole_vocabulary: bool = False) -> ImageHead:
@@ -97,12 +97,12 @@ def _swapped_rows(model: UnifiedModel, patch: pytest.MonkeyPatch) -> None:
 
 
 def _blind_positions(model: UnifiedModel, patch: pytest.MonkeyPatch) -> None:
-    """Positions that count the padding, so that a short prompt depends on its neighbours."""
+    """Positions count the padding, so that a short prompt depends on its batch."""
     right = type(model).hidden_states
 
     def wrong(self, embeds, mask, position_ids, cache=None):
-        places = torch.arange(embeds.shape[1])[None].expand(len(embeds), -1) * 2
-        return right(self, embeds, torch.ones_like(mask), places, cache)
+        position_ids = torch.arange(embeds.shape[1])[None].expand(len(embeds), -1) * 2
+        return right(self, embeds, torch.ones_like(mask), position_ids, cache)
 
     patch.setattr(type(model), "hidden_states", wrong)
     contract.check_logps(model, GRID)
@@ -145,10 +145,10 @@ def _trains_the_tokenizer(model: UnifiedModel, patch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("broken", "told"),
+    ("broken", "message"),
     [
         (_swapped_rows, "share rows"),
-        (_blind_positions, "nats apart"),
+        (_blind_positions, "the difference is"),
         (_forgets_the_cache, "differ with the cache"),
         (_beyond_the_codebook, "beyond the codebook"),
         (_knows_the_prompt, "the prompt itself"),
@@ -157,10 +157,10 @@ def _trains_the_tokenizer(model: UnifiedModel, patch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_contract_finds_a_broken_adapter(
-    broken, told: str, stranger: UnifiedModel, monkeypatch: pytest.MonkeyPatch
+    broken, message: str, third_party: UnifiedModel, monkeypatch: pytest.MonkeyPatch
 ):
-    with pytest.raises(AssertionError, match=told):
-        broken(stranger, monkeypatch)
+    with pytest.raises(AssertionError, match=message):
+        broken(third_party, monkeypatch)
 
 
 def test_an_adapter_that_misses_a_method_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch):
@@ -169,9 +169,9 @@ def test_an_adapter_that_misses_a_method_is_named(folders: Path, monkeypatch: py
     monkeypatch.delattr(StandardDecoder, "new_cache")
     monkeypatch.delattr(StandardDecoder, "frozen")
     monkeypatch.setattr(example.AppendedCodes, "__init__", lambda self, *parts: None)
-    where = where_of(folders, STRANGER)
+    where = checkpoint_paths(folders, THIRD_PARTY)
     with pytest.raises(UserError, match=r"lacks .*frozen.*new_cache.*base\.py"):
-        load_adapter(STRANGER, where["path"], image_tokenizer=where["image_tokenizer"])
+        load_adapter(THIRD_PARTY, where["path"], image_tokenizer=where["image_tokenizer"])
 
 
 def test_an_adapter_without_codebook_size_is_named(folders: Path, monkeypatch: pytest.MonkeyPatch):
@@ -186,39 +186,43 @@ def test_an_adapter_without_codebook_size_is_named(folders: Path, monkeypatch: p
         del self.codebook_size
 
     monkeypatch.setattr(example.AppendedCodes, "__init__", with_the_old_name)
-    where = where_of(folders, STRANGER)
+    where = checkpoint_paths(folders, THIRD_PARTY)
     with pytest.raises(UserError, match=r"lacks codebook_size; mm_cca/adapters/base\.py says"):
-        load_adapter(STRANGER, where["path"], image_tokenizer=where["image_tokenizer"])
+        load_adapter(THIRD_PARTY, where["path"], image_tokenizer=where["image_tokenizer"])
 
 
 @pytest.mark.parametrize("family", ADAPTERS)
 @torch.no_grad()
 def test_codes_of_a_model_in_bfloat16_are_those_of_float32(family: str, folders: Path):
-    """Rounded, the nearest of many close codes would often be another one."""
-    where = where_of(folders, family)
+    """The image tokenizer stays in float32: rounding often changes the nearest code."""
+    where = checkpoint_paths(folders, family)
     side = 32 if family == "emu3" else 64
     pixels = torch.randint(0, 256, (8, 3, side, side), dtype=torch.uint8)
-    found = []
+    results = []
     for dtype in ("float32", "bfloat16"):
         model = load_adapter(
             family, str(where["path"]), dtype=dtype, image_tokenizer=where["image_tokenizer"]
         )
         assert model.embed_text(torch.tensor(5)).dtype == getattr(torch, dtype)
         codes = model.encode(pixels)
-        found.append((codes, model.decode(codes, (4, 4))))
-    assert torch.equal(found[0][0], found[1][0])
-    assert torch.equal(found[0][1], found[1][1])
+        results.append((codes, model.decode(codes, (4, 4))))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
 
 
-def test_an_adapter_beside_the_recipe(folders: Path, tmp_path: Path):
+def test_an_adapter_in_the_working_directory(folders: Path, tmp_path: Path):
     """``mm-cca`` finds a class in the folder it is called from."""
-    (tmp_path / "my_adapter.py").write_text("class Mine:\n    pass\n")
-    words = ["-c", "from mm_cca import load_adapter; load_adapter('my_adapter:Mine', 'x')"]
+    (tmp_path / "my_adapter.py").write_text("class Empty:\n    pass\n")
+    code = "from mm_cca import load_adapter; load_adapter('my_adapter:Empty', 'x')"
     done = subprocess.run(
-        [sys.executable, "-P", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert "'my_adapter:Mine' lacks load" in done.stderr
+    assert "'my_adapter:Empty' lacks load" in done.stderr
 
 
-def test_the_stranger_uses_a_stock_tokenizer(stranger: UnifiedModel):
-    assert isinstance(stranger.module.vq, ChameleonVQVAE)
+def test_the_third_party_adapter_uses_a_stock_tokenizer(third_party: UnifiedModel):
+    assert isinstance(third_party.module.vq, ChameleonVQVAE)

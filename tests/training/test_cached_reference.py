@@ -66,14 +66,14 @@ def test_other_constants_share_it(recipe: Path, tmp_path: Path, monkeypatch: pyt
     assert after[FILE] == before[FILE]
 
 
-def test_it_goes_on_where_it_was_interrupted_and_grows_with_the_steps(recipe: Path, tmp_path: Path):
+def test_it_resumes_where_it_was_interrupted_and_grows_with_the_steps(recipe: Path, tmp_path: Path):
     runs.do(recipe, CACHED, stages=["prepare"])
     file = tmp_path / "run" / "reference" / FILE
     whole = np.load(file).copy()
     assert whole.shape == (16, 3)
-    torn = np.load(file, mmap_mode="r+")
-    torn[4:9] = np.nan
-    torn.flush()
+    incomplete = np.load(file, mmap_mode="r+")
+    incomplete[4:9] = np.nan
+    incomplete.flush()
     runs.do(recipe, CACHED, stages=["prepare"])
     assert np.array_equal(np.load(file), whole)
     runs.do(recipe, CACHED, "train.max_steps=6", stages=["prepare"])
@@ -127,7 +127,7 @@ def test_other_words_in_the_same_file_are_noticed(recipe: Path, tmp_path: Path):
 
 
 def test_other_images_under_the_same_captions_are_noticed(recipe: Path, tmp_path: Path):
-    """The tokens were made anew from another file of the same name."""
+    """The tokens were recomputed from another file of the same name."""
     import shutil
 
     runs.do(recipe, CACHED, stages=["prepare"])
@@ -140,7 +140,7 @@ def test_other_images_under_the_same_captions_are_noticed(recipe: Path, tmp_path
         runs.do(recipe, CACHED)
 
 
-def test_a_full_disk_is_told(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_reported(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     runs.do(recipe, stages=["prepare"])
 
     def full(*_: object) -> None:
@@ -153,7 +153,7 @@ def test_a_full_disk_is_told(recipe: Path, tmp_path: Path, monkeypatch: pytest.M
     runs.do(recipe, CACHED)
 
 
-def test_a_base_that_gives_nan_is_told(
+def test_a_base_that_gives_nan_is_reported(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from mm_cca.training import cached_reference

@@ -40,8 +40,8 @@ def _prompts(batch: MicroBatch) -> list[list[int]]:
     return [ids[mask].tolist() for ids, mask in rows]
 
 
-def test_own_prompts_come_first_then_the_others(collate: Collator, tiny_model: UnifiedModel):
-    """A dropped condition is the unconditional form in both halves."""
+def test_own_prompts_come_first_then_the_negatives(collate: Collator, tiny_model: UnifiedModel):
+    """A dropped condition is the unconditional prompt in both halves."""
     empty = tiny_model.unconditional_ids([], GRID)
     owl, hand, same = tiny_model.prompt_ids(CAPTIONS, GRID)
     assert _prompts(collate(PAIRS)) == [owl, owl, empty, hand, same, empty]
@@ -65,8 +65,8 @@ def test_nll_needs_the_own_prompts_only(collate: Collator, tiny_model: UnifiedMo
     assert batch.counts_as_positive.tolist() == []
 
 
-def test_several_others_come_in_blocks(collate: Collator, tiny_model: UnifiedModel):
-    """Rows 0..2 own prompts, 3..5 the first other prompt of each image, 6..8 the second."""
+def test_several_negatives_come_in_blocks(collate: Collator, tiny_model: UnifiedModel):
+    """Rows 0..2 own prompts, 3..5 the first negative caption of each image, 6..8 the second."""
     two = [["a", "b"], ["c", CAPTIONS[2]], ["e", "f"]]
     batch = collate(replace(PAIRS, negatives=np.array(two, dtype=object)))
     a, b, c, same = tiny_model.prompt_ids(["a", "b", "c", CAPTIONS[2]], GRID)

@@ -1,4 +1,4 @@
-"""Warnings of training: each when it should, once, and not before there is enough to see."""
+"""Warnings of training: each at the right values, once, and only after a full window."""
 
 from mm_cca.training.health import Constants, Health, warnings_of
 
@@ -14,17 +14,18 @@ def test_a_healthy_run_is_silent():
 def test_both_likelihoods_falling():
     found = warnings_of({"positive_gap": -65.0, "negative_gap": -66.0}, CODES)
     assert list(found) == ["collapse"]
-    assert "-1.02 nats per code" in found["collapse"]
+    assert "-1.02 nats per code: the likelihood of the training images" in found["collapse"]
+    assert "Raise loss.beta, or lower loss.lambda_" in found["collapse"]
 
 
-def test_saturated_wrong_prompts():
+def test_saturated_negatives():
     found = warnings_of({"positive_gap": 0.0, "negative_gap": -77.0}, CODES)
     assert list(found) == ["saturated"]
     assert "is -14:" in found["saturated"]
 
 
 def test_without_cca_nothing_saturates():
-    """For dpo only the margin counts: a collapse is called collapse, and nothing else."""
+    """For dpo only the margin counts: a collapse gives no other warning."""
     numbers = {"positive_gap": -200.0, "negative_gap": -202.0}
     assert list(warnings_of(numbers, Constants(64, None))) == ["collapse"]
 

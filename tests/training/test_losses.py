@@ -98,7 +98,7 @@ def test_micro_batches_do_not_matter(recipe: Path, tmp_path: Path, objective: st
 
 
 def test_what_was_contrasted_can_be_read(recipe: Path, tmp_path: Path):
-    """16 images, 4 steps of 4: one epoch, two other prompts of each image."""
+    """16 images, 4 steps of 4: one epoch, two negative captions per image."""
     keys = ["loss.negatives=0.5 shuffle + 0.5 edit", "loss.num_negatives=2"]
     runs.do(recipe, *keys)
     folder = tmp_path / "run" / "train" / "negatives"

@@ -1,4 +1,4 @@
-"""Two real processes do what one does: same training, same pictures, same scores."""
+"""Two real processes do what one does: same training, same images, same scores."""
 
 import json
 import os
@@ -96,7 +96,7 @@ def test_two_ranks_train_the_same_with_every_part_of_the_loss(
 
 
 def test_scoring_on_two_ranks_gives_the_bits_of_one(tmp_path: Path, tiny_folder: Path):
-    """Features are extracted in batches of 3, so both ranks have some; a torn picture ends both."""
+    """Features are extracted in batches of 3, so both ranks have some; a bad image ends both."""
     recipe = _recipe(tmp_path, tiny_folder)
     keys = ["run.sources=[base]", "run.stages=[prepare,sample,eval]", "eval.batch_size=3"]
     metrics = "alignment,r_at_1,r_at_5,frechet_distance,kernel_distance,precision,recall,cmmd"
@@ -119,10 +119,10 @@ def test_scoring_on_two_ranks_gives_the_bits_of_one(tmp_path: Path, tiny_folder:
     print(f"1 and 2 ranks: max difference {max(values):.3g}, mean {sum(values) / len(values):.3g}")
     assert found[0] == found[1]
     shutil.rmtree(two / "eval")
-    (two / "samples" / "base" / "000001.png").write_bytes(b"torn")
+    (two / "samples" / "base" / "000001.png").write_bytes(b"truncated")
     done = _launch("eval", str(recipe), f"run.dir={two}", *keys)
     assert done.returncode != 0
-    assert done.stderr.count("base: 1 of 12 pictures can't be used: 000001.png is not") == 2
+    assert done.stderr.count("base: 1 of 12 images can't be used: 000001.png was changed") == 2
 
 
 def test_a_users_mistake_ends_all_ranks(tmp_path: Path, tiny_folder: Path):

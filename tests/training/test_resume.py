@@ -1,4 +1,4 @@
-"""Stopped, killed, torn, out of disk: the same command goes on and ends with the same bits."""
+"""Stopped, killed, truncated, disk full: the same command resumes and ends with the same bits."""
 
 import contextlib
 import errno
@@ -213,10 +213,10 @@ def test_checkpoint_that_lacks_a_trained_weight(recipe: Path, stopped: Path):
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match=re.escape(lost)) as caught:
         runs.do(recipe)
-    assert "Delete that folder to go on from the one before" in str(caught.value)
+    assert "Delete that folder to resume from the previous checkpoint" in str(caught.value)
 
 
-def test_torn_checkpoint_can_be_deleted(recipe: Path, stopped: Path):
+def test_truncated_checkpoint_can_be_deleted(recipe: Path, stopped: Path):
     file = newest(stopped) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match="can't be loaded"):
@@ -226,7 +226,7 @@ def test_torn_checkpoint_can_be_deleted(recipe: Path, stopped: Path):
     assert [line["step"] for line in runs.metrics(stopped)] == [0, 1, 2, 3]
 
 
-def test_half_written_checkpoint_and_metrics_are_passed_over(recipe: Path, stopped: Path):
+def test_incomplete_checkpoint_and_metrics_are_skipped(recipe: Path, stopped: Path):
     (stopped / "checkpoints" / "step-00000009.partial").mkdir()
     with (stopped / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "loss": 1.0, "tokens_per_second": 1}\n{"step": 3, "lo')

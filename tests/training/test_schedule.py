@@ -122,7 +122,7 @@ def test_places_count_from_the_start_of_training():
     ]
 
 
-def test_without_a_planner_there_are_no_others():
+def test_without_a_planner_there_are_no_negatives():
     assert _schedule(planner=None).step(2).negatives.shape == (4, 0)
 
 
@@ -133,9 +133,9 @@ def test_rows_do_not_depend_on_how_many_negatives_there_are():
         assert one.step(i).rows.tolist() == three.step(i).rows.tolist()
 
 
-def test_every_plan_is_told_once():
-    told = []
-    schedule = _schedule(on_plan=lambda epoch, plan: told.append((epoch, len(plan.negatives))))
+def test_every_plan_is_reported_once():
+    plans = []
+    schedule = _schedule(on_plan=lambda epoch, plan: plans.append((epoch, len(plan.negatives))))
     for i in range(5):
         schedule.step(i)
-    assert told == [(0, 10), (1, 10)]
+    assert plans == [(0, 10), (1, 10)]

@@ -16,7 +16,7 @@ from mm_cca.errors import UserError
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.manifest import read_manifest
 from mm_cca.sampling.weights import load_source
-from mm_cca.training import setup as setup_module
+from mm_cca.training import setup as training_setup
 from mm_cca.training import validation
 from mm_cca.training.reference import RefScores
 from tests.support import runs
@@ -129,12 +129,12 @@ def test_nan_weight_is_refused_at_the_first_step(tiny_folder: Path, tmp_path: Pa
 def test_reference_that_differs_at_the_start_is_refused(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    class Other(setup_module.CopyReference):
+    class Other(training_setup.CopyReference):
         def scores(self, batch):
             found = super().scores(batch)
             return RefScores(found.logps - 0.5, found.per_code)
 
-    monkeypatch.setattr(setup_module, "CopyReference", Other)
+    monkeypatch.setattr(training_setup, "CopyReference", Other)
     with pytest.raises(UserError, match=r"differ by up to 0\.5 nats"):
         runs.do(recipe)
 

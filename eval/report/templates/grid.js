@@ -1,6 +1,5 @@
 "use strict";
-// The picture grid. Only the rows of one page are ever in the document, so 10,000 prompts are
-// no heavier than ten.
+// The image grid. Only the rows of one page are in the document, so 10,000 prompts are as fast as ten.
 const DATA = JSON.parse(document.getElementById("grid-data").textContent);
 const byId = (id) => document.getElementById(id);
 const state = { split: 0, query: "", order: "original", page: 0 };
@@ -13,7 +12,7 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-// ---- what is known of a picture
+// ---- an image: its file, thumbnail, caption and scores
 const pad = (index) => String(index).padStart(6, "0");
 function fileOf(column, row) {
   const index = pad(grid().indices[row]);
@@ -23,36 +22,36 @@ const thumbOf = (column, row) => (row in column.thumbs ? `data:image/webp;base64
 const isMissing = (column, row) => column.missing.includes(row);
 const captionOf = (row) => grid().captions[row];
 const alignmentOf = (name, row) => grid().scores[name]?.alignment[row];
-const gainOf = (row) => alignmentOf("cca", row) - alignmentOf(grid().rival, row);
+const gainOf = (row) => alignmentOf("cca", row) - alignmentOf(grid().baseline, row);
 const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(1);
 
 // ---- which rows, in which order
 let rows = [];
 function choose() {
-  const { captions, rival } = grid();
+  const { captions, baseline } = grid();
   const words = state.query.toLowerCase().split(/\s+/).filter(Boolean);
   rows = captions.map((_, row) => row).filter((row) => {
     const caption = captions[row].toLowerCase();
     return words.every((word) => caption.includes(word));
   });
   const sign = { gain: -1, loss: 1 }[state.order];
-  if (sign && rival) rows.sort((a, b) => sign * (gainOf(a) - gainOf(b)) || a - b);
+  if (sign && baseline) rows.sort((a, b) => sign * (gainOf(a) - gainOf(b)) || a - b);
 }
 
 // ---- the page of them
 function thumb(column, row) {
   const caption = captionOf(row), score = alignmentOf(column.name, row);
-  const said = score === undefined ? "" : score.toFixed(1);
+  const text = score === undefined ? "" : score.toFixed(1);
   const name = element("span", { className: "name", textContent: column.name });
   if (isMissing(column, row)) {
-    const gone = element("span", { className: "gone", textContent: "no picture" });
-    return element("span", { className: "thumb", title: fileOf(column, row) }, gone, name, said);
+    const placeholder = element("span", { className: "gone", textContent: "no image" });
+    return element("span", { className: "thumb", title: fileOf(column, row) }, placeholder, name, text);
   }
   const image = element("img", { alt: `${column.name}: ${caption}`, width: 104, height: 104 });
   if (!(row in column.thumbs)) image.loading = "lazy";
   image.src = thumbOf(column, row);
-  image.addEventListener("error", () => image.replaceWith(element("span", { className: "gone", textContent: "not here", title: `${fileOf(column, row)} lies in the run folder` })));
-  const button = element("button", { type: "button", className: "thumb", title: column.name }, image, name, said);
+  image.addEventListener("error", () => image.replaceWith(element("span", { className: "gone", textContent: "not here", title: `${fileOf(column, row)} is in the run folder` })));
+  const button = element("button", { type: "button", className: "thumb", title: column.name }, image, name, text);
   button.dataset.row = row;
   button.dataset.column = column.name;
   button.addEventListener("click", () => openViewer(row, column.name));
@@ -62,7 +61,7 @@ function thumb(column, row) {
 function tableRow(row) {
   const head = element("th", { scope: "row" }, captionOf(row));
   head.setAttribute("role", "rowheader");
-  if (grid().rival) head.append(element("small", { textContent: `CCA ${signed(gainOf(row))}` }));
+  if (grid().baseline) head.append(element("small", { textContent: `CCA ${signed(gainOf(row))}` }));
   const made = element("tr", {}, head);
   made.setAttribute("role", "row");
   for (const column of columns()) {
@@ -84,7 +83,7 @@ function render() {
   const first = state.page * DATA.rows, last = Math.min(first + DATA.rows, rows.length);
   byId("grid").replaceChildren(heading(), element("tbody", {}, ...rows.slice(first, last).map(tableRow)));
   const total = grid().captions.length.toLocaleString("en");
-  const against = grid().rival ? ` Under a picture its alignment; "CCA" beside a prompt is the alignment of CCA minus that of ${grid().rival}.` : "";
+  const against = grid().baseline ? ` The number under an image is its alignment; "CCA" next to a prompt is the alignment of CCA minus that of ${grid().baseline}.` : "";
   byId("status").textContent = rows.length ? `${rows.length.toLocaleString("en")} of ${total} prompts.${against}` : `No prompt has these words (${total} searched).`;
   byId("page").textContent = rows.length ? `${(first + 1).toLocaleString("en")} to ${last.toLocaleString("en")} of ${rows.length.toLocaleString("en")}` : "none";
   byId("pager").hidden = numPages() === 1;
@@ -111,13 +110,13 @@ function listColumns() {
     return element("label", {}, box, column.name);
   });
   byId("columns").replaceChildren(byId("columns").firstElementChild, ...boxes);
-  const rival = grid().rival;
+  const baseline = grid().baseline;
   for (const option of byId("order").options) {
     if (option.value === "original") continue;
-    option.disabled = !rival;
-    option.textContent = `largest ${option.value}${rival ? ` of CCA over ${rival}` : " (needs base and cca)"}`;
+    option.disabled = !baseline;
+    option.textContent = `largest ${option.value}${baseline ? ` of CCA over ${baseline}` : " (needs base and cca)"}`;
   }
-  if (!rival) byId("order").value = state.order = "original";
+  if (!baseline) byId("order").value = state.order = "original";
 }
 
 byId("split").addEventListener("change", () => { state.split = Number(byId("split").value); listColumns(); restart(); });

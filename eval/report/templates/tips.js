@@ -1,5 +1,5 @@
 "use strict";
-// What a point of a plot says, beside it: pointed at, or reached with Tab.
+// Tooltips of the plots' points, on hover and on focus.
 (() => {
   const tip = document.getElementById("tip");
   let shown = null;
@@ -19,7 +19,7 @@
     place();
   };
   for (const point of document.querySelectorAll(".point")) {
-    point.querySelector("title").remove(); // the browser would show it too, a second later
+    point.querySelector("title").remove(); // or the browser shows a second tooltip
     point.addEventListener("pointerenter", () => show(point));
     point.addEventListener("focus", () => show(point));
     point.addEventListener("pointerleave", hide);

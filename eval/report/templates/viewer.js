@@ -1,12 +1,12 @@
-// One picture, large: left and right go along its prompt's arms (and on to the next prompt), up and
-// down to the same arm of another prompt.
+// One large image: left and right move along its prompt's arms (and to the next prompt), up and down
+// to the same arm of another prompt.
 const seen = { row: 0, column: "" };
 
 function fill() {
   const { row, column: name } = seen;
   const column = grid().columns.find((c) => c.name === name);
   const image = byId("viewer-image");
-  const held = byId("viewer-strip").contains(document.activeElement);
+  const hadFocus = byId("viewer-strip").contains(document.activeElement);
   const small = thumbOf(column, row);
   image.onerror = () => { image.onerror = null; image.src = small; };
   image.src = grid().exact ? small : fileOf(column, row);
@@ -16,8 +16,8 @@ function fill() {
   byId("viewer-arm").textContent = name === "real" ? "real image" : name;
   byId("viewer-scores").replaceChildren(...scoresOf(name, row).map(([term, value]) => element("div", {}, element("dt", { textContent: term }), element("dd", { textContent: value }))));
   byId("viewer-strip").replaceChildren(...columns().map((other) => smallOf(other, row)));
-  if (held) byId("viewer-strip").querySelector("[aria-pressed=true]").focus();
-  byId("viewer-place").textContent = `prompt ${(rows.indexOf(row) + 1).toLocaleString("en")} of ${rows.length.toLocaleString("en")}, picture ${pad(grid().indices[row])}`;
+  if (hadFocus) byId("viewer-strip").querySelector("[aria-pressed=true]").focus();
+  byId("viewer-place").textContent = `prompt ${(rows.indexOf(row) + 1).toLocaleString("en")} of ${rows.length.toLocaleString("en")}, image ${pad(grid().indices[row])}`;
 }
 
 // The same prompt's other arms, to jump to.
@@ -31,20 +31,20 @@ function smallOf(column, row) {
 }
 
 function scoresOf(name, row) {
-  const found = [];
+  const entries = [];
   const scores = grid().scores[name];
   if (scores) {
-    found.push(["alignment", scores.alignment[row].toFixed(1)]);
-    found.push(["captions that fit better", scores.rank[row].toLocaleString("en")]);
+    entries.push(["alignment", scores.alignment[row].toFixed(1)]);
+    entries.push(["captions that fit better", scores.rank[row].toLocaleString("en")]);
   }
-  if (grid().rival) found.push([`CCA minus ${grid().rival}`, signed(gainOf(row))]);
-  return found;
+  if (grid().baseline) entries.push([`CCA minus ${grid().baseline}`, signed(gainOf(row))]);
+  return entries;
 }
 
 function step(across, down) {
   const names = columns().map((c) => c.name);
   let place = rows.indexOf(seen.row), at = names.indexOf(seen.column);
-  // A missing picture is passed over; at either end nothing moves.
+  // Missing images are skipped; at either end nothing moves.
   do {
     at += across;
     place += down + (at < 0 ? -1 : at >= names.length ? 1 : 0);
@@ -72,7 +72,7 @@ byId("viewer-next").addEventListener("click", () => step(1, 0));
 byId("viewer-close").addEventListener("click", () => byId("viewer").close());
 byId("viewer").addEventListener("click", (event) => { if (event.target === byId("viewer")) byId("viewer").close(); });
 byId("viewer").addEventListener("close", () => {
-  // The focus goes back to the picture that was seen last, on whichever page it is.
+  // Focus returns to the image seen last, whichever page it is on.
   const page = Math.floor(rows.indexOf(seen.row) / DATA.rows);
   if (page !== state.page) { state.page = page; render(); }
   document.querySelector(`.thumb[data-row="${seen.row}"][data-column="${CSS.escape(seen.column)}"]`)?.focus();

@@ -1,1 +1,1 @@
-"""One file per verb; ``mm_cca.cli.main`` imports the one that is asked for."""
+"""One file per verb; ``mm_cca.cli.main`` imports the one it needs."""

@@ -1,4 +1,4 @@
-"""Prompts of the COCO-30k protocol, out of COCO's own file of captions."""
+"""Prompts of the COCO-30k protocol, from COCO's caption file."""
 
 import argparse
 import json
@@ -13,9 +13,8 @@ from mm_cca.runs.files import write_text
 
 def coco_prompts(args: argparse.Namespace) -> int:
     """Run ``mm-cca coco-prompts``."""
-
     if args.file.suffix != ".jsonl":
-        raise UserError(f"{args.file} must end in .jsonl, as sample.prompts goes by the ending.")
+        raise UserError(f"{args.file} must end in .jsonl, so that sample.prompts can read it.")
     write_coco_prompts(args.annotations, args.file, num_images=args.num_images, seed=args.seed)
     print(f"{args.num_images} prompts are in {args.file}")
     return 0
@@ -24,17 +23,17 @@ def coco_prompts(args: argparse.Namespace) -> int:
 def write_coco_prompts(annotations: Path, target: Path, *, num_images: int, seed: int) -> None:
     """Write one caption each of ``num_images`` images as JSON lines that ``sample.prompts`` reads.
 
-    Images in the order of their ids are shuffled by ``seed``; each of the first ``num_images``
-    gives one of its captions, drawn by the same stream.
+    Images, sorted by id, are shuffled by ``seed``; each of the first ``num_images`` gives one of
+    its captions, chosen by the same random stream.
 
     Args:
         annotations: ``captions_val2014.json`` of COCO's ``annotations_trainval2014.zip``.
         target: the file to write; lines have ``text``, ``image_id``, ``caption_id``, ``file_name``.
         num_images: 30,000 in the literature, of the 40,504 of val2014.
-        seed: another one gives other images and captions.
+        seed: of the choice of images and captions.
 
     Raises:
-        UserError: not such a file, too few images, or a target that exists or can't be written.
+        UserError: not a caption file, too few images, or a target that exists or can't be written.
     """
     if target.exists():
         raise UserError(f"{target} exists already; choose another name or delete it.")
@@ -66,18 +65,18 @@ def write_coco_prompts(annotations: Path, target: Path, *, num_images: int, seed
 
 
 def _read(annotations: Path) -> tuple[dict[int, str], dict[int, list[dict[str, Any]]]]:
-    """Image id -> file name, and image id -> its captions that say something, by their ids."""
+    """Image id -> file name, and image id -> its non-empty captions, sorted by id."""
     try:
-        found = json.loads(annotations.read_text("utf-8"))
-        images = {int(image["id"]): str(image["file_name"]) for image in found["images"]}
+        content = json.loads(annotations.read_text("utf-8"))
+        images = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
         captions: dict[int, list[dict[str, Any]]] = {}
-        for each in sorted(found["annotations"], key=lambda each: int(each["id"])):
-            if each["caption"].strip():
-                captions.setdefault(int(each["image_id"]), []).append(each)
+        for caption in sorted(content["annotations"], key=lambda caption: int(caption["id"])):
+            if caption["caption"].strip():
+                captions.setdefault(int(caption["image_id"]), []).append(caption)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{annotations} is no file of COCO captions ({type(error).__name__}: {error}); give "
-            "captions_val2014.json out of annotations_trainval2014.zip, from "
+            f"{annotations} is not a COCO caption file ({type(error).__name__}: {error}); use "
+            "captions_val2014.json of annotations_trainval2014.zip, from "
             "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
         ) from error
     if missing := captions.keys() - images.keys():

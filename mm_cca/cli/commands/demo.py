@@ -1,4 +1,4 @@
-"""``demo``: a page to draw prompts by hand with a finished run."""
+"""``demo``: a web page to try prompts with a finished run."""
 
 import argparse
 from importlib.util import find_spec
@@ -13,7 +13,7 @@ def demo(args: argparse.Namespace) -> int:
         raise UserError(
             'mm-cca demo needs gradio, which is not installed: pip install "mm-cca[demo]".'
         )
-    session = DemoSession(args.run)  # says what is wrong with the folder before gradio is imported
+    session = DemoSession(args.run)  # reports a bad run folder before gradio is imported
     from mm_cca.cli.commands.demo_page import launch
 
     launch(session, args.port)

@@ -1,7 +1,7 @@
-"""One prompt by hand: the base, the guided base and CCA at any dial, with one noise.
+"""Sample one prompt with the base, the guided base and CCA at any dial; same random numbers.
 
 A LoRA run keeps one model in memory, whose adapter is scaled or switched off. A full fine-tune
-keeps two, the base and the trained model at the dial that was asked for last.
+keeps two: the base, and the trained model at the last dial.
 """
 
 import time
@@ -16,7 +16,7 @@ from PIL import Image
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.errors import UserError
-from mm_cca.modeling.lora import set_lora
+from mm_cca.modeling.lora import dial_lora
 from mm_cca.modeling.sampler import image_stream, sample_codes
 from mm_cca.runs.folder import open_run
 from mm_cca.sampling.arms import Arm
@@ -26,7 +26,7 @@ from mm_cca.sampling.weights import load_source
 
 @dataclass(frozen=True)
 class DemoImage:
-    """A picture and what it took."""
+    """An image, and the seconds and forward passes it took."""
 
     name: str
     image: Image.Image
@@ -35,13 +35,13 @@ class DemoImage:
 
 
 class DemoSession:
-    """The models of a finished run, ready to draw."""
+    """The models of a finished run, loaded for sampling."""
 
     def __init__(self, folder: Path) -> None:
-        """Load them.
+        """Load the models.
 
         Raises:
-            UserError: no run folder, not trained yet, or a checkpoint that can't be read.
+            UserError: not a run folder, not trained yet, or a checkpoint that can't be read.
         """
         self.recipe, self._run = open_run(folder)
         self._dial = 1.0
@@ -49,7 +49,7 @@ class DemoSession:
         is_lora = isinstance(self._trained.module, PeftModel)
         self._base = self._trained if is_lora else load_source(self.recipe, self._run, "base")
 
-    def draw(self, prompt: str, seed: int, scale: float, dial: float) -> list[DemoImage]:
+    def sample(self, prompt: str, seed: int, scale: float, dial: float) -> list[DemoImage]:
         """Base, guided base and CCA at ``dial``, in this order.
 
         Raises:
@@ -58,25 +58,25 @@ class DemoSession:
         _check(prompt, seed, scale, dial)
         guided = Arm("base", scale)
         return [
-            self._drawn(self._base, Arm("base", 1.0), prompt, seed),
-            self._drawn(self._base, guided, prompt, seed),
-            self._drawn(self._at(dial), Arm("cca", 1.0, dial=dial), prompt, seed),
+            self._sample_arm(self._base, Arm("base", 1.0), prompt, seed),
+            self._sample_arm(self._base, guided, prompt, seed),
+            self._sample_arm(self._trained_at(dial), Arm("cca", 1.0, dial=dial), prompt, seed),
         ]
 
-    def _at(self, dial: float) -> UnifiedModel:
+    def _trained_at(self, dial: float) -> UnifiedModel:
         if self._trained is not None and dial != self._dial:
             if isinstance(self._trained.module, PeftModel):
-                set_lora(self._trained.module, dial)
+                dial_lora(self._trained.module, dial)
             else:
                 self._trained = None
-                release_memory()  # or three models would lie on the device at once
+                release_memory()  # never three models on the device
         if self._trained is None:
             self._trained = load_source(self.recipe, self._run, "cca", dial=dial)
         self._dial = dial
         return self._trained
 
     @torch.no_grad()
-    def _drawn(self, model: UnifiedModel, arm: Arm, prompt: str, seed: int) -> DemoImage:
+    def _sample_arm(self, model: UnifiedModel, arm: Arm, prompt: str, seed: int) -> DemoImage:
         grid = grid_of(model, self.recipe.data.image_size)
         uniforms = image_stream(seed, 0, model.layout(grid).num_codes)[None]
         settings = sampling_settings(self.recipe, arm, model.defaults)
@@ -98,7 +98,7 @@ def _as_source(model: UnifiedModel, source: str) -> AbstractContextManager[None]
 
 def _check(prompt: str, seed: int, scale: float, dial: float) -> None:
     if not prompt.strip():
-        raise UserError("the prompt is empty; write what to draw.")
+        raise UserError("the prompt is empty; describe the image.")
     for name, value, lowest in (("seed", seed, 0), ("guidance scale", scale, 1), ("dial", dial, 0)):
         if not value >= lowest:
             raise UserError(f"the {name} is {value:g}; allowed: {lowest} or more.")

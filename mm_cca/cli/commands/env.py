@@ -4,6 +4,7 @@ import argparse
 
 
 def env(args: argparse.Namespace) -> int:
+    """Run ``mm-cca env``."""
     from mm_cca.runs.environment import environment
 
     for name, value in environment().items():

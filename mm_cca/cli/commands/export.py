@@ -1,22 +1,23 @@
-"""A finished run as a model folder for others: weights, generation config, model card."""
+"""Export the model of a finished run: weights, generation config, model card."""
 
 import argparse
 import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 from transformers import GenerationConfig
 
 from mm_cca.config.load import dump
+from mm_cca.config.metrics import METRICS
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import Recipe
 from mm_cca.config.shipped import shipped
 from mm_cca.errors import UserError
-from mm_cca.eval.report.tables import scores_of
+from mm_cca.eval.report.tables import score_columns
+from mm_cca.eval.summary_types import Summary
 from mm_cca.modeling.lora import bake_lora
 from mm_cca.runs.files import atomic_path
 from mm_cca.runs.folder import open_run, recipe_of_training
@@ -24,7 +25,7 @@ from mm_cca.sampling.weights import load_source
 
 
 def export(args: argparse.Namespace) -> int:
-
+    """Run ``mm-cca export``."""
     export_model(args.run, args.folder, merge=args.merge, dial=args.dial)
     print(f"the model of {args.run} is in {args.folder}")
     return 0
@@ -36,41 +37,39 @@ LICENCES = {
     "lumina-mgpt": "A derivative of Chameleon (Chameleon Research License: non-commercial).",
     "janus": "Janus's weights are under the DeepSeek Model License.",
 }
-"""What a family's own weights are under; the base that was named may say otherwise."""
+"""Licences of the families' published weights; another base may have another licence."""
 WITH_MM_CCA = (
-    "`mm_cca` draws with it: name this folder as `model.path` in a recipe and run "
+    "Sample it with `mm_cca`: set `model.path` to this folder in a recipe and run "
     "`mm-cca run RECIPE run.stages=[prepare,sample]`."
 )
 HOW = {
-    "emu3": "`generation_config.json` says so, and plain `generate` does it, with a "
+    "emu3": "`generation_config.json` is set accordingly; use plain `generate` with a "
     "`prefix_allowed_tokens_fn` for the grid of codes.",
-    "janus": "Stock `generate` always guides (it fails with scale 1). " + WITH_MM_CCA,
-    "chameleon": "Stock transformers can't draw with this family. " + WITH_MM_CCA,
-    "lumina-mgpt": "Stock transformers can't draw with this family. " + WITH_MM_CCA,
+    "janus": "Plain `generate` always uses guidance (it fails with scale 1). " + WITH_MM_CCA,
+    "chameleon": "Plain transformers can't generate images with this family. " + WITH_MM_CCA,
+    "lumina-mgpt": "Plain transformers can't generate images with this family. " + WITH_MM_CCA,
 }
-"""How the exported model is sampled."""
-ON_CARD = ("alignment", "clip_score", "r_at_5", "frechet_distance", "fid")
-"""Scores of the model card, where the run has them."""
+"""How to sample the exported model."""
 
 
 def export_model(run_folder: Path, target: Path, *, merge: bool = False, dial: float = 1.0) -> None:
     """Write the CCA model of a run so that plain transformers or peft loads it.
 
     A full fine-tune becomes a ``save_pretrained`` folder; a LoRA stays an adapter, or with
-    ``merge`` becomes such a folder too. ``dial`` is baked into the weights, or into an adapter's
-    scale. The folder appears whole or not at all.
+    ``merge`` becomes such a folder too. ``dial`` is applied to the weights, or to an adapter's
+    scale. The folder is written atomically.
 
     Raises:
-        UserError: not a run folder, not trained to the end, a target in use, a full fine-tune with
+        UserError: not a run folder, unfinished training, a target in use, a full fine-tune with
             ``merge``, a dial below 0 or without its base, a full disk.
     """
     if not 0 <= dial < math.inf:
-        raise UserError(f"--dial is {dial:g}; allowed: 0 (the base) or more, 1 is as trained.")
+        raise UserError(f"--dial is {dial:g}; allowed: 0 (the base) or more; 1 is as trained.")
     recipe, run = open_run(run_folder)
     trained = run.trained_model("cca")
     is_lora = recipe.train.tuning == "lora"
     if merge and not is_lora:
-        raise UserError("--merge is for a LoRA; this run tuned the whole model, so leave it out.")
+        raise UserError("--merge is for a LoRA; this run trained all weights. Leave it out.")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already; choose another folder or empty it.")
     try:
@@ -95,9 +94,9 @@ def export_model(run_folder: Path, target: Path, *, merge: bool = False, dial: f
 
 
 def _write_generation_config(recipe: Recipe, folder: Path) -> None:
-    """The base's, but without the guidance that CCA makes needless.
+    """Write the base's generation config with guidance off.
 
-    Janus keeps its scale: stock ``generate`` can't run it with another way of sampling.
+    Janus keeps its scale, as plain ``generate`` fails without guidance.
     """
     own = (folder / "generation_config.json").exists()
     source = str(folder) if own else shipped(recipe.model.path)
@@ -122,9 +121,9 @@ def _card(recipe: Recipe, run_folder: Path, *, is_adapter: bool, dial: float) ->
     if dial != 1.0:
         how += (
             f"\n\n**Dial {dial:g}**: the weights are base + {dial:g} * (trained - base); "
-            f"in the scores below that is the arm `cca+dial{dial:g}`, if it was drawn."
+            f"the scores below have it as arm `cca+dial{dial:g}`, if it was sampled."
         )
-    licence = LICENCES.get(recipe.model.adapter, "Look up the licence of the base.")
+    licence = LICENCES.get(recipe.model.adapter, "See the licence of the base.")
     text = f"""---
 {data.to_yaml()}
 ---
@@ -135,7 +134,7 @@ def _card(recipe: Recipe, run_folder: Path, *, is_adapter: bool, dial: float) ->
 
 ## Licence
 
-The licence of the base holds for this model too. {licence}
+The licence of the base also applies to this model. {licence}
 
 ## Scores
 
@@ -156,9 +155,8 @@ def _method(recipe: Recipe) -> str:
         return f"with `mm_cca` and the objective `{objective}`."
     return (
         f"with `mm_cca` and the objective `{objective}` (CCA: "
-        "[arXiv 2410.09347](https://arxiv.org/abs/2410.09347)), so that plain sampling draws what "
-        "the base needed classifier-free guidance for. **Sample it without guidance**: scale 1, "
-        "one forward pass per token."
+        "[arXiv 2410.09347](https://arxiv.org/abs/2410.09347)), which replaces classifier-free "
+        "guidance. **Sample it without guidance**: scale 1, one forward pass per token."
     )
 
 
@@ -166,10 +164,13 @@ def _scores(run_folder: Path) -> str:
     path = run_folder / "report.json"
     if not path.exists():
         return "This run was not evaluated."
-    report: dict[str, Any] = json.loads(path.read_text())
-    present = scores_of(report)
-    shown = {name: present[name] for name in ON_CARD if name in present}
-    headings = ["prompts", "arm", *(label for label, _, _ in shown.values())]
+    report: Summary = json.loads(path.read_text())
+    columns = {
+        name: column
+        for name, column in score_columns(report["arms"]).items()
+        if name in METRICS and METRICS[name].on_model_card
+    }
+    headings = ["prompts", "arm", *(column.heading for column in columns.values())]
     lines = [
         f"Scorer: {report['protocol']['scorer']}. Same prompts and random numbers in every arm.",
         "",
@@ -178,7 +179,7 @@ def _scores(run_folder: Path) -> str:
     ]
     for arm in report["arms"]:
         for split, scores in arm["scores"].items():
-            cells = [f"{scores[key]['value']:.{digits}f}" for key, (_, _, digits) in shown.items()]
+            cells = [column.text(scores[name]["value"]) for name, column in columns.items()]
             row = [split, arm["name"], *cells, str(arm["forwards_per_image"])]
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)

@@ -20,13 +20,13 @@ from mm_cca.training.schedule import check_plan
 
 
 def prepare(recipe: Recipe, run: RunFolder) -> None:
-    """Fill the token cache of every split the recipe names, and the reference cache if wanted."""
+    """Fill the token cache of every split the recipe names, and the reference cache if needed."""
     if recipe.run.trained is not None and not has_real_images(recipe):
-        return  # nothing is trained, and prompts from a file are drawn
+        return  # nothing is trained, and the prompts come from a file
     prepare_tokens(recipe, run)
-    wanted = "cca" in recipe.run.sources and LossTerms.of(recipe.loss).needs_negatives
-    # Once training is done the cache has served; whoever deletes it gets no new one.
-    if recipe.train.reference == "cached" and wanted and not _has_trained(recipe, run):
+    needs_reference = "cca" in recipe.run.sources and LossTerms.of(recipe.loss).needs_negatives
+    # After training the cache is no longer needed; a deleted one is not recomputed.
+    if recipe.train.reference == "cached" and needs_reference and not _has_trained(recipe, run):
         with locked(run.reference) if PartialState().is_main_process else nullcontext():
             prepare_reference(recipe, run)
 
@@ -37,6 +37,11 @@ def _trains_on_negatives(recipe: Recipe) -> bool:
 
 
 def prepare_tokens(recipe: Recipe, run: RunFolder) -> None:
+    """Fill the token cache of every split the recipe names.
+
+    Raises:
+        UserError: unreadable data, captions without possible negatives, a changed recipe.
+    """
     for split in (recipe.data.train_split, recipe.data.heldout_split):
         if split is None:
             continue
@@ -48,9 +53,9 @@ def prepare_tokens(recipe: Recipe, run: RunFolder) -> None:
         if stage.is_done():
             continue
         if split == recipe.data.train_split and _trains_on_negatives(recipe):
-            # Before hours of work: captions that can't be contrasted, packages that are missing.
+            # Fail before hours of encoding if no negatives can be built or packages are missing.
             check_plan(recipe, load_split(recipe.data, split).captions)
-        # Only the main rank writes; the others find the same answer and follow it.
+        # Only the main rank writes stage.json; all ranks reach the same decisions.
         with locked(stage.folder) if PartialState().is_main_process else nullcontext():
             if PartialState().is_main_process:
                 stage.begin()
@@ -66,7 +71,7 @@ def frozen_model(recipe: Recipe) -> UnifiedModel:
     """The recipe's checkpoint for encoding and sampling, on this rank's device.
 
     Raises:
-        UserError: it can't be read, or can't draw images of ``data.image_size``.
+        UserError: it can't be read, or does not support ``data.image_size``.
     """
     model = load_checkpoint(recipe.model)
     model.layout(grid_of(model, recipe.data.image_size))
@@ -75,9 +80,9 @@ def frozen_model(recipe: Recipe) -> UnifiedModel:
 
 
 def _has_trained(recipe: Recipe, run: RunFolder) -> bool:
-    """Whether no step is left to train, here or in ``run.trained``."""
+    """Whether training is finished, here or in ``run.trained``."""
     if recipe.run.trained is not None:
         return True
     stage = Stage(run.train, training_settings(recipe), grows=STEPS_DONE)
-    # A changed recipe is refused before the reference of more steps is computed.
+    # Refuse a changed recipe before the reference of additional steps is computed.
     return stage.is_done() if stage.is_extended() else Stage.ended(run.train)

@@ -1,4 +1,4 @@
-"""Other libraries' messages and progress bars, switched off."""
+"""Switch off the messages and progress bars of other libraries."""
 
 import logging
 
@@ -7,8 +7,9 @@ import transformers
 
 
 def quiet_libraries() -> None:
-    for noisy in ("transformers", "datasets", "accelerate", "open_clip", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-    # Their bars for reading and writing files would hide ours for the work itself.
+    """Show only errors of other libraries, and none of their progress bars."""
+    for library in ("transformers", "datasets", "accelerate", "open_clip", "matplotlib"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    # Their bars for file access would hide ours.
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()

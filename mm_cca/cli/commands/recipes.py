@@ -1,4 +1,4 @@
-"""``ls``, ``cp`` and ``validate``: the recipes themselves."""
+"""``ls``, ``cp`` and ``validate``: list, copy and check recipes."""
 
 import argparse
 
@@ -6,14 +6,16 @@ from mm_cca.errors import UserError
 
 
 def validate(args: argparse.Namespace) -> int:
+    """Run ``mm-cca validate``."""
     from mm_cca.config.load import load_config
 
     load_config(args.recipe, args.overrides)
-    print(f"{args.recipe} is well-formed.")
+    print(f"{args.recipe} is valid.")
     return 0
 
 
 def ls(args: argparse.Namespace) -> int:
+    """Run ``mm-cca ls``."""
     from rich.console import Console
     from rich.table import Table
 
@@ -27,6 +29,7 @@ def ls(args: argparse.Namespace) -> int:
 
 
 def cp(args: argparse.Namespace) -> int:
+    """Run ``mm-cca cp``."""
     from mm_cca.config.load import own_copy
     from mm_cca.config.shipped import find_recipe
 

@@ -1,4 +1,4 @@
-"""``report``: write it, and serve it if asked."""
+"""``report``: write the report, and serve it with ``--serve``."""
 
 import argparse
 
@@ -7,6 +7,7 @@ from mm_cca.errors import UserError
 
 
 def report(args: argparse.Namespace) -> int:
+    """Run ``mm-cca report``."""
     if args.port and not args.serve:
         raise UserError(f"--port is {args.port}, but nothing is served; add --serve.")
     stages(args)

@@ -1,4 +1,4 @@
-"""What ``mm-cca run`` does with a recipe: its stages, one after the other, in a locked folder."""
+"""``mm-cca run``: the stages of a recipe, one after the other, in a locked folder."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,21 +14,21 @@ from mm_cca.runs.stage import locked
 
 
 def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
-    """Do the named stages in their order.
+    """Run the named stages in their order.
 
     Raises:
-        UserError: a user's mistake, in words.
+        UserError: a user's mistake.
     """
     if isinstance(recipe, Recipe):
-        recipe_of_training(recipe)  # raises where run.trained is no run of this model
+        recipe_of_training(recipe)  # raises if run.trained is not a run of this model
         if recipe.run.trained is not None and list(stages) == ["train"]:
             raise UserError(
                 f"run.trained is {recipe.run.trained!r}, so nothing is trained here. Leave it out "
-                "to train, or name another stage."
+                "to train, or run another stage."
             )
     quiet_libraries()
     run = RunFolder.of(recipe)
-    # accelerate reads this only later, when the ranks have already failed to find each other.
+    # accelerate would read this variable only after the ranks have failed to connect.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     if state.is_main_process:
         with locked(run.root):
@@ -36,25 +36,27 @@ def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
             run_stages(recipe, run, stages)
     else:
         run_stages(recipe, run, stages)
-    # Scores and report are the main rank's work; the others must not leave before it is done.
+    # The main rank writes scores and report; the others wait for it.
     state.wait_for_everyone()
     state.destroy_process_group()
 
 
 def run_stages(recipe: AnyRecipe, run: RunFolder, stages: Sequence[str]) -> None:
-    """The named stages in their order, in a folder that the caller holds.
+    """Run the named stages in their order, in a folder that the caller has locked.
 
     Raises:
-        UserError: what a stage raises, or a stage that the recipe's job lacks.
+        UserError: what a stage raises, or a stage that the recipe's job does not have.
     """
     if isinstance(recipe, TokenizerRecipe | ScorerRecipe):
         from mm_cca.demo.jobs import train_demo_part
 
         if "train" not in stages:
-            raise UserError(f"a {recipe.job} recipe has one stage, train.")
+            raise UserError(
+                f"a {recipe.job} recipe has only the stage train; use `mm-cca train RECIPE`."
+            )
         train_demo_part(recipe, run)
         return
-    todo: dict[str, Callable[[Recipe, RunFolder], None]] = {
+    commands: dict[str, Callable[[Recipe, RunFolder], None]] = {
         "prepare": prepare,
         "train": _train,
         "sample": _sample,
@@ -63,14 +65,14 @@ def run_stages(recipe: AnyRecipe, run: RunFolder, stages: Sequence[str]) -> None
     }
     for stage in STAGES:
         if stage in stages:
-            todo[stage](recipe, run)
+            commands[stage](recipe, run)
 
 
 def _train(recipe: Recipe, run: RunFolder) -> None:
     from mm_cca.training.train import train
 
     if recipe.run.trained is not None:
-        return  # done there
+        return  # trained there
     if "cca" in recipe.run.sources:
         train(recipe, run)
     if recipe.train.control and "control" in recipe.run.sources:

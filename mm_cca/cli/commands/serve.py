@@ -1,4 +1,4 @@
-"""The report in a browser: the run folder, served to this machine alone."""
+"""Serve the report of a run folder to browsers on this machine."""
 
 import io
 import sys
@@ -11,17 +11,17 @@ from typing import Any, BinaryIO
 from mm_cca.errors import UserError
 
 HOST = "127.0.0.1"
-SHOWN = ("report.html", "sweep.html", "samples", "real")
-"""What a page asks for; weights and recipes are nobody's business, not even this machine's."""
+SERVED = ("report.html", "sweep.html", "samples", "real")
+"""Only the report and its images are served."""
 
 
 class _Handler(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """No line for every picture."""
+        """Log no requests."""
 
     def send_head(self) -> io.BytesIO | BinaryIO | None:
-        inside = Path(self.translate_path(self.path)).relative_to(self.directory)
-        if not set(inside.parts[:1]) & set(SHOWN):
+        requested = Path(self.translate_path(self.path)).relative_to(self.directory)
+        if not set(requested.parts[:1]) & set(SERVED):
             self.send_error(404)
             return None
         return super().send_head()
@@ -29,24 +29,24 @@ class _Handler(SimpleHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that leaves before a picture is whole is no error."""
+        """Ignore connections that the browser closed early."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 def serve(folder: Path, page: str, port: int = 0, *, open_browser: bool = True) -> None:
-    """Serve a page and its pictures until Ctrl-C.
+    """Serve a page and its images until Ctrl-C.
 
     Args:
         folder: of the run.
         page: file name inside it.
-        port: 0 is any free one.
-        open_browser: show the page at once.
+        port: 0 for any free port.
+        open_browser: open the page in a browser.
 
     Raises:
         UserError: the port is taken or not allowed.
     """
-    with _bound(folder, port) as server:
+    with _server(folder, port) as server:
         address = f"http://{HOST}:{server.server_address[1]}/{page}"
         print(f"serving {address} (Ctrl-C ends it)", flush=True)
         if open_browser:
@@ -57,7 +57,7 @@ def serve(folder: Path, page: str, port: int = 0, *, open_browser: bool = True) 
             print()
 
 
-def _bound(folder: Path, port: int) -> _Server:
+def _server(folder: Path, port: int) -> _Server:
     handler = partial(_Handler, directory=str(folder.resolve()))
     try:
         return _Server((HOST, port), handler)

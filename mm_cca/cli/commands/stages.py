@@ -1,4 +1,4 @@
-"""``run`` and the stages by name, and ``eval --compare``."""
+"""``run``, the single stages, and ``eval --compare``."""
 
 import argparse
 
@@ -10,12 +10,13 @@ def compare_results(args: argparse.Namespace) -> int:
     from mm_cca.eval.compare import compare
 
     if args.recipe is not None:
-        raise UserError(f"--compare takes two results and no recipe; leave {args.recipe} out.")
+        raise UserError(f"--compare takes two results and no recipe; remove {args.recipe}.")
     compare(*args.compare, allowed=args.allow)
     return 0
 
 
 def stages(args: argparse.Namespace) -> int:
+    """Run ``mm-cca run``, or the stage that is named by the verb."""
     from mm_cca.config.load import load_config
 
     if args.verb == "eval" and args.compare is not None:

@@ -1,7 +1,4 @@
-"""A starting beta and lambda, from what the base thinks of right and wrong prompts.
-
-Shapes: n pairs of image and prompts.
-"""
+"""A starting beta and lambda, from the base's log-probabilities with own and negative captions."""
 
 import argparse
 import itertools
@@ -30,27 +27,26 @@ from mm_cca.training.schedule import Pairs, Schedule, training_schedule
 
 
 def suggest(args: argparse.Namespace) -> int:
+    """Run ``mm-cca suggest``."""
     from mm_cca.config.load import load_config
 
     recipe = load_config(args.recipe, args.overrides)
-
     print(suggest_constants(recipe, args.pairs, args.scale))
     return 0
 
 
 def suggest_constants(recipe: AnyRecipe, num_pairs: int, scale: float | None) -> str:
-    """Measure the base and name a beta and a lambda to start with.
+    """Measure the base and propose a beta and a lambda, as text.
 
     Raises:
-        UserError: another job's recipe, no pair to measure on, or what ``prepare`` raises.
+        UserError: another job's recipe, too few pairs, or what ``prepare`` raises.
     """
-
     if not isinstance(recipe, Recipe):
-        raise UserError(f"a {recipe.job} recipe has no beta; name a finetune recipe.")
+        raise UserError(f"a {recipe.job} recipe has no beta; use a finetune recipe.")
     if num_pairs < 2:
         raise UserError(f"--pairs is {num_pairs}; allowed: 2 or more.")
     if scale is not None and scale <= 1:
-        raise UserError(f"--scale is {scale:g}; allowed: more than 1, which is no guidance.")
+        raise UserError(f"--scale is {scale:g}; it must be above 1 (1 means no guidance).")
     quiet_libraries()
     run = RunFolder.of(recipe)
     with locked(run.root):
@@ -60,7 +56,7 @@ def suggest_constants(recipe: AnyRecipe, num_pairs: int, scale: float | None) ->
 
 
 USUAL_LAMBDA = 10.0
-"""Scores hardly change from 1 to 30 on emoji (RESULTS.md); more asks for steps few runs take."""
+"""Scores hardly change from 1 to 30 on emoji (RESULTS.md); larger values need more steps."""
 
 
 @dataclass(frozen=True)
@@ -80,18 +76,18 @@ class Spread:
 
 @dataclass(frozen=True)
 class BaseMeasurement:
-    """What the base says of its own pairs.
+    """Log-likelihood ratios of the base on training pairs, in nats per image.
 
     Attributes:
-        blank: log p(x | c) - log p(x).
-        wrong: log p(x | c) - log p(x | wrong c).
-        num_pairs: how many were looked at.
+        unconditional: log p(x | c) - log p(x).
+        negative: log p(x | c) - log p(x | negative c).
+        num_pairs: how many pairs were measured.
         num_codes: per image.
-        usual_scale: the guidance that the family's authors sample with.
+        usual_scale: the model family's default guidance scale.
     """
 
-    blank: Spread
-    wrong: Spread
+    unconditional: Spread
+    negative: Spread
     num_pairs: int
     num_codes: int
     usual_scale: float
@@ -99,45 +95,45 @@ class BaseMeasurement:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Where to start.
+    """The proposed constants.
 
     Attributes:
         beta: at the measured number of codes.
-        lambda_: weight of the wrong prompts.
-        scale: the guidance that is to be replaced.
-        wrong_gap: how far guidance of that scale lowers log p(x | wrong prompt), nats per image.
+        lambda_: weight of the loss on negatives.
+        scale: the guidance scale to replace.
+        negative_gap: how far that guidance lowers log p(x | negative c), in nats per image.
     """
 
     beta: float
     lambda_: float
     scale: float
-    wrong_gap: float
+    negative_gap: float
 
 
 def suggestion_of(measured: BaseMeasurement, scale: float) -> Suggestion:
-    """From the spread of log p(x | c) - log p(x) and of log p(x | c) - log p(x | c').
+    """Beta and lambda for a guidance scale s, from the measured log-likelihood ratios.
 
-    Guidance of scale s adds (s - 1) (log p(x | c) - log p(x)) to log p(x | c). For a wrong prompt
-    that is negative: it lowers log p(x | c') by about (s - 1) (log p(x) - log p(x | c')), which is
-    (s - 1) (wrong - blank). CCA's wrong prompts stop teaching once beta times
+    Guidance of scale s adds (s - 1) (log p(x | c) - log p(x)) to log p(x | c). For a negative
+    caption c' it lowers log p(x | c') by about (s - 1) (log p(x) - log p(x | c')), which is
+    (s - 1) (negative - unconditional). The gradient of CCA's negatives vanishes once beta times
     their gap is well below -1, so beta is the inverse of that distance. Lambda is kept below
-    exp(log p(x | c) - log p(x)), beyond which the optimum
-    ``beta * gap = log p(x | c) - log p(x) - log lambda`` (arXiv 2410.09347, section 3) asks the
-    model to forget its own pairs.
+    exp(log p(x | c) - log p(x)), above which the optimum
+    ``beta * gap = log p(x | c) - log p(x) - log lambda`` (arXiv 2410.09347, section 3) lowers the
+    likelihood of the training pairs.
     """
-    distance = (scale - 1) * (measured.wrong.mean - measured.blank.mean)
-    # A base that can't tell prompts apart gives no distance; one nat keeps beta at most 1.
-    wrong_gap = max(distance, 1.0)
-    bound = math.exp(min(measured.blank.low, 50.0))
+    distance = (scale - 1) * (measured.negative.mean - measured.unconditional.mean)
+    # A base that ignores its prompts gives no distance; one nat keeps beta at most 1.
+    negative_gap = max(distance, 1.0)
+    bound = math.exp(min(measured.unconditional.low, 50.0))
     lambda_ = min(USUAL_LAMBDA, max(1.0, bound))
-    return Suggestion(1 / wrong_gap, lambda_, scale, wrong_gap)
+    return Suggestion(1 / negative_gap, lambda_, scale, negative_gap)
 
 
 def measure(recipe: Recipe, run: RunFolder, num_pairs: int) -> BaseMeasurement:
-    """Score the first pairs of training with their own, a wrong and no prompt.
+    """Score the first training pairs with own, negative and unconditional prompts.
 
     Raises:
-        UserError: no token cache yet, or captions that negatives can't be made of.
+        UserError: no token cache yet, or captions from which no negatives can be built.
     """
     accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
@@ -149,7 +145,7 @@ def measure(recipe: Recipe, run: RunFolder, num_pairs: int) -> BaseMeasurement:
     policy.to(accelerator.device).eval().requires_grad_(False)
     device = accelerator.device
     collate = Collator(model, cache, recipe.data.image_size, device, with_unconditional=True)
-    blank, wrong = [], []
+    unconditional, negative = [], []
     with tqdm(total=num_pairs, desc="log-probabilities of the base", unit="pair") as bar:
         for pairs in _parts(schedule, recipe.train.micro_batch_size, num_pairs):
             batch = collate(pairs)
@@ -162,20 +158,20 @@ def measure(recipe: Recipe, run: RunFolder, num_pairs: int) -> BaseMeasurement:
                     batch.codes[: batch.num_pairs],
                 )
             own, other = scored.logps[: batch.num_pairs], scored.logps[batch.num_pairs :]
-            blank.append((own - without.logps).cpu())
-            wrong.append((own.repeat(len(other) // len(own)) - other).cpu())
+            unconditional.append((own - without.logps).cpu())
+            negative.append((own.repeat(len(other) // len(own)) - other).cpu())
             bar.update(len(own))
     return BaseMeasurement(
-        Spread.of(torch.cat(blank).numpy()),
-        Spread.of(torch.cat(wrong).numpy()),
-        sum(len(part) for part in blank),
+        Spread.of(torch.cat(unconditional).numpy()),
+        Spread.of(torch.cat(negative).numpy()),
+        sum(len(part) for part in unconditional),
         layout.num_codes,
         model.defaults.guidance_scale,
     )
 
 
 def _parts(schedule: Schedule, size: int, num_pairs: int) -> Iterator[Pairs]:
-    """The first pairs of training in micro-batches, none with its prompt dropped."""
+    """The first training pairs in micro-batches, all with their captions (none dropped)."""
     done = 0
     for step in itertools.count():
         pairs = schedule.step(step)
@@ -187,26 +183,27 @@ def _parts(schedule: Schedule, size: int, num_pairs: int) -> Iterator[Pairs]:
             done += size
 
 
-def explain(measured: BaseMeasurement, found: Suggestion) -> str:
-    """The suggestion in words, with the overrides to copy."""
-    blank, wrong, codes = measured.blank, measured.wrong, measured.num_codes
-    bound = math.exp(min(blank.low, 50.0))
-    beta, gap = found.beta, found.wrong_gap
+def explain(measured: BaseMeasurement, proposed: Suggestion) -> str:
+    """The suggestion with its reasons, and the overrides to copy."""
+    uncond, negative, codes = measured.unconditional, measured.negative, measured.num_codes
+    bound = math.exp(min(uncond.low, 50.0))
+    beta, gap = proposed.beta, proposed.negative_gap
     return f"""\
-BaseMeasurement on {measured.num_pairs} pairs with the base, in nats per image of {codes} codes
+Measured on {measured.num_pairs} pairs with the base, in nats per image of {codes} codes
 (mean, and the range of the middle 80 %):
-  log p(x|c) - log p(x)             {blank.mean:9.1f}   {blank.low:.1f} to {blank.high:.1f}
-  log p(x|c) - log p(x|wrong c)     {wrong.mean:9.1f}   {wrong.low:.1f} to {wrong.high:.1f}
+  log p(x|c) - log p(x)             {uncond.mean:9.1f}   {uncond.low:.1f} to {uncond.high:.1f}
+  log p(x|c) - log p(x|negative c)  {negative.mean:9.1f}   {negative.low:.1f} to {negative.high:.1f}
 
 Start with
-  loss.beta={beta:.2g} loss.beta_codes={codes} loss.lambda_={found.lambda_:.3g}
+  loss.beta={beta:.2g} loss.beta_codes={codes} loss.lambda_={proposed.lambda_:.3g}
 
-Why. Guidance of scale {found.scale:g} lowers log p(x|wrong c) by about {gap:.0f} nats:
-(scale - 1) * (log p(x) - log p(x|wrong c)). A wrong prompt teaches as long as beta * gap is not
-far below -1, so beta = 1 / {gap:.0f}. A larger beta saturates before the strength of guidance is
-reached (warning "saturated"); a smaller one drags the own prompts down too (warning "collapse").
-Lambda is {USUAL_LAMBDA:g} unless the base hardly knows its prompts: above exp({blank.low:.1f}),
-here {bound:.3g}, the optimum of one pair in ten asks the model to forget that pair.
+Why. Guidance of scale {proposed.scale:g} lowers log p(x|negative c) by about {gap:.0f} nats:
+(scale - 1) * (log p(x) - log p(x|negative c)). A negative has a gradient as long as beta * gap is
+not far below -1, so beta = 1 / {gap:.0f}. A larger beta saturates before the strength of guidance
+is reached (warning "saturated"); a smaller one also lowers the likelihood of the training images
+(warning "collapse"). Lambda is {USUAL_LAMBDA:g} unless the base depends little on its prompts:
+above exp({uncond.low:.1f}), here {bound:.3g}, the optimum lowers the likelihood
+of one training pair in ten.
 
 To choose by scores:
   mm-cca sweep RECIPE loss.beta_codes={codes} \\

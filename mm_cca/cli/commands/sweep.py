@@ -1,9 +1,9 @@
-"""Train, draw and score every point of a grid of values, beside one base and its guided sweep.
+"""``sweep``: train, sample and score a grid of values, next to the base's guidance sweep.
 
 RUN/tokens reference       shared by all points
-    base/                  arms of the base (and of the control), drawn and scored once
+    base/                  arms of the base (and of the control), sampled and scored once
     points/NAME/           train, samples, eval of each point
-    sweep.json sweep.html  all of them together
+    sweep.json sweep.html  the results of all points
 """
 
 import argparse
@@ -29,16 +29,16 @@ from mm_cca.runs.stage import locked
 
 
 def sweep(args: argparse.Namespace) -> int:
-
+    """Run ``mm-cca sweep``."""
     sweep_job(args.recipe, args.overrides)
     return 0
 
 
 def sweep_job(path_or_name: str, overrides: Sequence[str]) -> None:
-    """Train, draw and score every point of a sweep, and write ``sweep.json`` and ``sweep.html``.
+    """Train, sample and score every point of a sweep, and write ``sweep.json`` and ``sweep.html``.
 
     Raises:
-        UserError: nothing to sweep, wrong values, or what a stage raises.
+        UserError: nothing to sweep, invalid values, or what a stage raises.
     """
     from mm_cca.config.sweep_grid import plan_sweep
     from mm_cca.eval.report.sweep_report import write_sweep
@@ -57,66 +57,70 @@ def sweep_job(path_or_name: str, overrides: Sequence[str]) -> None:
 DIVERGED = "diverged.json"
 
 
-def run_sweep(sweep: Sweep, do: Callable[[Recipe, RunFolder, Sequence[str]], None]) -> None:
-    """Every stage of the base and of every point; what is done is skipped.
+def run_sweep(sweep: Sweep, run: Callable[[Recipe, RunFolder, Sequence[str]], None]) -> None:
+    """Run every stage of the base and of every point; finished stages are skipped.
 
     Args:
         sweep: from ``plan_sweep``.
-        do: runs stages of a recipe in a folder that the caller holds.
+        run: runs stages of a recipe in a folder that the caller has locked.
 
     Raises:
-        UserError: anything but a point that diverges, which is marked and passed over.
+        UserError: what a stage raises; a diverged point is only marked, and skipped from then on.
     """
     main = PartialState().is_main_process
     stages = ["prepare", "sample", "eval"]
     if sweep.base.train.control:
         stages.insert(1, "train")
-    _do(sweep.base, stages, do)
+    _run_stages(sweep.base, stages, run)
     for number, (name, recipe) in enumerate(sweep.points.items(), 1):
-        marked = Path(recipe.run.dir) / DIVERGED
+        marker_file = Path(recipe.run.dir) / DIVERGED
         if main:
             print(f"point {number} of {len(sweep.points)}: {name}", file=sys.stderr)
-        if _still_diverged(marked, recipe):
+        if _has_diverged(marker_file, recipe):
             if main:
-                print(f"  it diverged; delete {marked.parent} to try again", file=sys.stderr)
+                print(
+                    f"  skipped, as it diverged; delete {marker_file.parent} to try again",
+                    file=sys.stderr,
+                )
             continue
         try:
-            _do(recipe, ["prepare", "train", "sample", "eval"], do)
+            _run_stages(recipe, ["prepare", "train", "sample", "eval"], run)
         except Diverged as error:
             if main:
-                write_json(marked, {"reason": str(error), "settings": training_settings(recipe)})
-                print(f"  it diverged, the sweep goes on: {error}", file=sys.stderr)
+                content = {"reason": str(error), "settings": training_settings(recipe)}
+                write_json(marker_file, content)
+                print(f"  diverged; the sweep continues: {error}", file=sys.stderr)
         release_memory()
 
 
-def _still_diverged(marked: Path, recipe: Recipe) -> bool:
-    """A point that diverged with other settings of the training is deleted and tried again."""
-    if not marked.exists():
+def _has_diverged(marker_file: Path, recipe: Recipe) -> bool:
+    """Whether a point diverged with these training settings; with other ones it is deleted."""
+    if not marker_file.exists():
         return False
-    wanted = json.loads(json.dumps(training_settings(recipe)))
-    if json.loads(marked.read_text())["settings"] == wanted:
+    settings = json.loads(json.dumps(training_settings(recipe)))
+    if json.loads(marker_file.read_text())["settings"] == settings:
         return True
-    PartialState().wait_for_everyone()  # all ranks have read the mark
+    PartialState().wait_for_everyone()  # all ranks have read the file
     if PartialState().is_main_process:
-        shutil.rmtree(marked.parent)
+        shutil.rmtree(marker_file.parent)
     PartialState().wait_for_everyone()
     return False
 
 
-def _do(
-    recipe: Recipe, stages: list[str], do: Callable[[Recipe, RunFolder, Sequence[str]], None]
+def _run_stages(
+    recipe: Recipe, stages: list[str], run: Callable[[Recipe, RunFolder, Sequence[str]], None]
 ) -> None:
-    run = RunFolder.of(recipe)
+    folder = RunFolder.of(recipe)
     if PartialState().is_main_process:
-        run.describe(recipe)
-    do(recipe, run, stages)
+        folder.describe(recipe)
+    run(recipe, folder, stages)
 
 
 def diverged(sweep: Sweep) -> dict[str, str]:
-    """Name and reason of every point that was marked."""
-    found = {}
+    """Name and reason of every diverged point."""
+    reasons = {}
     for name, recipe in sweep.points.items():
-        marked = Path(recipe.run.dir) / DIVERGED
-        if marked.exists():
-            found[name] = str(json.loads(marked.read_text())["reason"])
-    return found
+        marker_file = Path(recipe.run.dir) / DIVERGED
+        if marker_file.exists():
+            reasons[name] = str(json.loads(marker_file.read_text())["reason"])
+    return reasons

@@ -1,9 +1,10 @@
-"""``tiny``: a tiny random checkpoint."""
+"""``tiny``: write a tiny random checkpoint."""
 
 import argparse
 
 
 def tiny(args: argparse.Namespace) -> int:
+    """Run ``mm-cca tiny``."""
     from mm_cca.testing.tiny_checkpoints import write_tiny
 
     write_tiny(args.family, args.folder, side=args.side)

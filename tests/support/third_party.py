@@ -1,4 +1,4 @@
-"""A tiny checkpoint of a model that mm_cca does not know, and where each family's lies."""
+"""A tiny checkpoint for the example of a third-party adapter, and the paths of all checkpoints."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from mm_cca.demo.small_emu3 import bpe
 from mm_cca.testing.tiny_tokenizers import CAPTIONS
 
-STRANGER = "tests.example_adapter:AppendedCodes"
+THIRD_PARTY = "tests.example_adapter:AppendedCodes"
 
 
-def write_stranger(folder: Path, vqgan: Path) -> None:
-    """A Llama with 64 codes behind its text vocabulary, as Liquid's folders are."""
+def write_third_party(folder: Path, vqgan: Path) -> None:
+    """A Llama with 64 codes after its text vocabulary, in the layout of Liquid's checkpoints."""
     special = ["<pad>", "<s>", "<boi>", "<unconditional>"]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe(CAPTIONS, 300, special), pad_token="<pad>", bos_token="<s>"
@@ -46,10 +46,11 @@ def write_stranger(folder: Path, vqgan: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def where_of(folders: Path, name: str) -> dict[str, object]:
+def checkpoint_paths(folders: Path, name: str) -> dict[str, object]:
+    """``path`` and ``image_tokenizer`` of an adapter's tiny checkpoint, as in a recipe."""
     vqgan = str(folders / "lumina-mgpt" / "vqgan.ckpt")
-    folder = "stranger" if name == STRANGER else name
+    folder = "third-party" if name == THIRD_PARTY else name
     return {
         "path": str(folders / folder),
-        "image_tokenizer": vqgan if name in ("lumina-mgpt", STRANGER) else None,
+        "image_tokenizer": vqgan if name in ("lumina-mgpt", THIRD_PARTY) else None,
     }
