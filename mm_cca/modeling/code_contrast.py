@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from mm_cca.modeling.chunked_head import LOGITS_BUDGET, head_gradients, head_logits
-from mm_cca.modeling.guidance import Teacher
+from mm_cca.modeling.guidance import BaseStates
 
 
 class CodeContrast(NamedTuple):
@@ -73,7 +73,7 @@ class _ChunkedCodeContrast(torch.autograd.Function):
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        base: Teacher,
+        base: BaseStates,
         codes: torch.Tensor,
         constants: tuple[float, float],
         chunk: int,
@@ -118,21 +118,17 @@ class _ChunkedCodeContrast(torch.autograd.Function):
         return *of_inputs, None, None, None, None
 
 
-def _base_at(base: Teacher, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+def _base_at(base: BaseStates, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
     """[m, K] log-probabilities with the caption, and probabilities without it."""
-    assert base.weight is not None
-    conditional, unconditional = (
-        head_logits(states.flatten(0, 1)[part], base.weight, base.bias)
-        for states in (base.conditional, base.unconditional)
-    )
-    return conditional.log_softmax(dim=-1), unconditional.softmax(dim=-1)
+    ref_logps = base.conditional_logits(part).log_softmax(dim=-1)
+    return ref_logps, base.unconditional_logits(part).softmax(dim=-1)
 
 
 def code_contrast(
     states: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    base: Teacher,
+    base: BaseStates,
     codes: torch.Tensor,
     *,
     beta: float,

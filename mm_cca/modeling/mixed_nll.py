@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mm_cca.modeling.chunked_head import LOGITS_BUDGET, head_gradients, head_logits
-from mm_cca.modeling.guidance import Teacher
+from mm_cca.modeling.guidance import BaseStates
 
 
 class _ChunkedMixedNll(torch.autograd.Function):
@@ -23,7 +23,7 @@ class _ChunkedMixedNll(torch.autograd.Function):
         hidden: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        base: Teacher,
+        base: BaseStates,
         codes: torch.Tensor,
         share: float,
         chunk: int,
@@ -53,18 +53,16 @@ class _ChunkedMixedNll(torch.autograd.Function):
         return *of_inputs, None, None, None, None
 
 
-def _mixture(logits: torch.Tensor, base: Teacher, part: slice, share: float) -> torch.Tensor:
+def _mixture(logits: torch.Tensor, base: BaseStates, part: slice, share: float) -> torch.Tensor:
     """[m, K] log-probabilities of the mixture."""
-    assert base.weight is not None
-    unconditional = head_logits(base.unconditional.flatten(0, 1)[part], base.weight, base.bias)
-    return torch.lerp(unconditional, logits, share).log_softmax(dim=-1)
+    return torch.lerp(base.unconditional_logits(part), logits, share).log_softmax(dim=-1)
 
 
 def mixed_nll(
     states: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    base: Teacher,
+    base: BaseStates,
     codes: torch.Tensor,
     *,
     scale: float,

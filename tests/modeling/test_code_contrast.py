@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from mm_cca.modeling.code_contrast import code_contrast
-from mm_cca.modeling.guidance import Teacher, guide
+from mm_cca.modeling.guidance import BaseStates, guide
 from tests.support import naive
 from tests.support.closeness import assert_close
 from tests.support.largest_tensor import LargestTensor
@@ -37,7 +37,7 @@ def test_value_and_gradient_equal_the_naive_ones(
 ):
     (states, weight, cond, uncond, ref_weight), bias, ref_bias = _parts(with_bias)
     learned = [t.requires_grad_() for t in (states, weight, bias) if t is not None]
-    base = Teacher(cond, uncond, 1.0, ref_weight, ref_bias)
+    base = BaseStates(cond, uncond, ref_weight, ref_bias)
     constants = {"beta": beta, "lambda_": lambda_}
     ours = code_contrast(states, weight, bias, base, CODES, **constants, budget=budget)
     loss, positive, negative = naive.code_contrast(
@@ -57,7 +57,7 @@ def test_by_hand():
     """One position, two codes, heads that are the logits: p = (3/4, 1/4), base (1/2, 1/2)."""
     states = torch.tensor([[[math.log(3.0), 0.0]]])
     identity = torch.eye(2)
-    base = Teacher(torch.zeros(1, 1, 2), torch.tensor([[[0.0, math.log(4.0)]]]), 1.0, identity)
+    base = BaseStates(torch.zeros(1, 1, 2), torch.tensor([[[0.0, math.log(4.0)]]]), identity)
     found = code_contrast(states, identity, None, base, torch.tensor([[0]]), beta=1.0, lambda_=0.5)
     # gap = (log 3/2, log 1/2), u = (1/5, 4/5); -log s(g) = log(1 + exp(-g))
     expected = math.log(1 + 2 / 3) + 0.5 * (0.2 * math.log(1 + 1.5) + 0.8 * math.log(1 + 0.5))
@@ -72,7 +72,7 @@ def test_at_the_start_every_gap_is_zero():
     """The model is the base and shares its head: log 2 from each half."""
     (states, weight, _, uncond, _), _, _ = _parts(False)
     found = code_contrast(
-        states, weight, None, Teacher(states, uncond, 1.0), CODES, beta=0.5, lambda_=3.0
+        states, weight, None, BaseStates(states, uncond), CODES, beta=0.5, lambda_=3.0
     )
     assert_close(found.loss, torch.full((B, N), 4 * math.log(2)), 1e-5)
     assert_close(found.positive_gap, torch.zeros(B, N), 1e-6)
@@ -82,7 +82,7 @@ def test_as_beta_vanishes_the_slope_is_that_of_likelihood_against_the_negatives(
     """-log s(beta g) is log 2 - beta g / 2: raise own codes, lower what u expects."""
     (states, weight, cond, uncond, ref_weight), _, _ = _parts(False)
     states.requires_grad_()
-    base = Teacher(cond, uncond, 1.0, ref_weight)
+    base = BaseStates(cond, uncond, ref_weight)
     beta = 1e-4
     ours = code_contrast(states, weight, None, base, CODES, beta=beta, lambda_=1.0).loss.sum()
     (slope,) = torch.autograd.grad(ours, states)
@@ -102,7 +102,7 @@ def test_one_certain_negative_is_the_pairwise_contrast():
     head = torch.cat([weight, torch.eye(K)], dim=1)
     wide = [torch.cat([t, torch.zeros(B, N, K)], dim=-1) for t in (states, cond)]
     unconditional = torch.cat([torch.zeros(B, N, D), sure], dim=-1)
-    base = Teacher(wide[1], unconditional, 1.0)
+    base = BaseStates(wide[1], unconditional)
     found = code_contrast(wide[0], head, None, base, CODES, beta=0.8, lambda_=2.0).loss
     gap = (states @ weight.T).log_softmax(-1) - (cond @ weight.T).log_softmax(-1)
     own = gap.gather(-1, CODES[..., None])[..., 0]
@@ -133,7 +133,7 @@ def test_no_tensor_is_larger_than_the_budget():
     """200 positions of 500 codes would be 100,000 logits; 5,000 are allowed."""
     hidden = torch.randn(10, 20, 4, requires_grad=True)
     weight = torch.randn(500, 4)
-    base = Teacher(torch.randn(10, 20, 4), torch.randn(10, 20, 4), 1.0, weight)
+    base = BaseStates(torch.randn(10, 20, 4), torch.randn(10, 20, 4), weight)
     codes = torch.randint(500, (10, 20))
     with LargestTensor() as seen:
         found = code_contrast(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mm_cca.modeling.guidance import Teacher, guide
+from mm_cca.modeling.guidance import BaseStates, guide
 from mm_cca.modeling.mixed_nll import mixed_nll
 from tests.support.closeness import assert_close
 from tests.support.largest_tensor import LargestTensor
@@ -46,7 +46,7 @@ def _naive(states, weight, bias, uncond, ref_weight, ref_bias, scale):
 def test_value_and_gradient_equal_the_naive_ones(with_bias: bool, budget: int, scale: float):
     (states, weight, uncond, ref_weight), bias, ref_bias = _parts(with_bias)
     learned = [t.requires_grad_() for t in (states, weight, bias) if t is not None]
-    base = Teacher(torch.zeros_like(uncond), uncond, 1.0, ref_weight, ref_bias)
+    base = BaseStates(torch.zeros_like(uncond), uncond, ref_weight, ref_bias)
     ours = mixed_nll(states, weight, bias, base, CODES, scale=scale, budget=budget)
     expected = _naive(states, weight, bias, uncond, ref_weight, ref_bias, scale)
     assert_close(ours, expected, 1e-5)
@@ -62,14 +62,14 @@ def test_by_hand():
     identity = torch.eye(2)
     states = torch.tensor([[[math.log(9.0), 0.0]]])
     zeros = torch.zeros(1, 1, 2)
-    base = Teacher(zeros, zeros, 1.0, identity)
+    base = BaseStates(zeros, zeros, identity)
     loss = mixed_nll(states, identity, None, base, torch.tensor([[0]]), scale=2.0)
     assert loss.item() == pytest.approx(math.log(4 / 3), abs=1e-6)
 
 
 def test_scale_one_is_the_plain_likelihood():
     (states, weight, uncond, ref_weight), _, _ = _parts(False)
-    ours = mixed_nll(states, weight, None, Teacher(uncond, uncond, 1.0, ref_weight), CODES, scale=1)
+    ours = mixed_nll(states, weight, None, BaseStates(uncond, uncond, ref_weight), CODES, scale=1)
     plain = -(states @ weight.T).log_softmax(-1).gather(-1, CODES[..., None])[..., 0]
     assert_close(ours, plain, 1e-5)
 
@@ -91,6 +91,6 @@ def test_no_tensor_is_larger_than_the_budget():
     weight, states = torch.randn(500, 4), torch.randn(10, 20, 4)
     codes = torch.randint(500, (10, 20))
     with LargestTensor() as seen:
-        base = Teacher(states, states, 1.0, weight)
+        base = BaseStates(states, states, weight)
         mixed_nll(hidden, weight, None, base, codes, scale=2.0, budget=5_000).sum().backward()
     assert seen.largest <= 5_000
