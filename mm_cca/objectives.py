@@ -147,6 +147,35 @@ def distill(guided_kl: torch.Tensor, num_codes: int) -> torch.Tensor:
     return guided_kl.mean() / num_codes
 
 
+def cca_code(
+    code_losses: torch.Tensor, positive_gap: torch.Tensor, negative_gap: torch.Tensor
+) -> tuple[torch.Tensor, Stats]:
+    """The contrast of CCA at every code, averaged over codes and images.
+
+    Args:
+        code_losses: [B, N] see ``mm_cca.modeling.code_contrast``.
+        positive_gap: [B, N] gap of the images' own codes, detached.
+        negative_gap: [B, N] mean gap of the codes that the base expects without the caption.
+
+    Returns:
+        loss [] and statistics [B] in nats per image: ``positive_gap``, ``code_negative_gap``, and
+        ``kl`` (see ``reference_kl``).
+    """
+    stats = {
+        "positive_gap": positive_gap.sum(dim=1),
+        "code_negative_gap": negative_gap.sum(dim=1),
+        "kl": reference_kl(positive_gap, torch.zeros_like(positive_gap)),
+    }
+    return code_losses.mean(), stats
+
+
+def gft(mixed_nll: torch.Tensor) -> torch.Tensor:
+    """Guidance-free training (arXiv 2501.15420): [B, N] nats of every code under the mixture with
+    the base (see ``mm_cca.modeling.mixed_nll``) -> their mean [].
+    """
+    return mixed_nll.mean()
+
+
 def reference_kl(logps_per_code: torch.Tensor, ref_logps_per_code: torch.Tensor) -> torch.Tensor:
     """[B, N] and [B, N] -> [B] estimate of KL(reference || model) in nats per image, never below 0.
 

@@ -13,7 +13,17 @@ import math
 import pytest
 import torch
 
-from mm_cca.objectives import cca, distill, dpo, length_aware_beta, nll, reference_kl, unlearn
+from mm_cca.objectives import (
+    cca,
+    cca_code,
+    distill,
+    dpo,
+    gft,
+    length_aware_beta,
+    nll,
+    reference_kl,
+    unlearn,
+)
 from tests.support import naive
 from tests.support.closeness import assert_close
 
@@ -233,6 +243,23 @@ def test_a_row_that_counts_as_positive_is_pushed_up_not_weighted_by_lambda():
     negative = values[1].requires_grad_()
     _loss(values, same, 0.02, 1.0)[0].backward()
     assert negative.grad[0] < 0 < negative.grad[1:].min()
+
+
+def test_the_contrast_of_codes_is_a_mean_and_its_gaps_are_sums():
+    losses = torch.tensor([[1.0, 3.0], [2.0, 6.0]], requires_grad=True)
+    gaps = torch.tensor([[0.5, -1.5], [0.0, 0.0]])
+    loss, stats = cca_code(losses, gaps, 2 * gaps)
+    assert loss.item() == pytest.approx(3.0)
+    assert torch.autograd.grad(loss, losses)[0].tolist() == [[0.25, 0.25], [0.25, 0.25]]
+    assert stats["positive_gap"].tolist() == [-1.0, 0.0]
+    assert stats["code_negative_gap"].tolist() == [-2.0, 0.0]
+    assert stats["kl"].tolist() == pytest.approx(
+        [math.expm1(0.5) - 0.5 + math.expm1(-1.5) + 1.5, 0.0], abs=1e-6
+    )
+
+
+def test_gft_is_per_code():
+    assert gft(torch.tensor([[1.0, 3.0], [2.0, 6.0]])).item() == pytest.approx(3.0)
 
 
 def test_distill_is_per_code():

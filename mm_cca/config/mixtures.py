@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from mm_cca.config.schema import CONTRASTIVE, OBJECTIVES, LossConfig
+from mm_cca.config.schema import CONTRASTIVE, OBJECTIVES, WITH_BASE, LossConfig
 
 _TERM = re.compile(r"^(?:(?P<weight>[0-9.]+(?:e-?[0-9]+)?)\s*\*?\s*)?(?P<name>[a-z_]+)$")
 
@@ -63,9 +63,14 @@ class LossTerms:
         return any(name in self.weights for name in CONTRASTIVE)
 
     @property
-    def needs_teacher(self) -> bool:
-        """Whether the base's guided distributions are needed."""
-        return "distill" in self.weights
+    def needs_base(self) -> bool:
+        """Whether the base's whole distributions along the images are needed."""
+        return any(name in self.weights for name in WITH_BASE)
+
+    @property
+    def needs_conditional_base(self) -> bool:
+        """Whether these are needed given the images' captions too."""
+        return "distill" in self.weights or "cca_code" in self.weights
 
     @property
     def needs_text(self) -> bool:

@@ -26,6 +26,7 @@ from mm_cca.config.schema_eval import FROM_CAPTIONS, MIN_IMAGES, EvalConfig, Sam
 from mm_cca.config.schema_train import (
     CONTRASTIVE,
     OBJECTIVES,
+    WITH_BASE,
     WITH_NEGATIVES,
     LossConfig,
     TrainConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "SOURCES",
     "STAGES",
     "TEXT_FILES",
+    "WITH_BASE",
     "AnyRecipe",
     "DataConfig",
     "EvalConfig",

@@ -14,11 +14,13 @@ from mm_cca.config.keys import (
     objective_has,
 )
 
-OBJECTIVES = ("cca", "nll", "dpo", "unlearn", "distill")
+OBJECTIVES = ("cca", "cca_code", "nll", "dpo", "unlearn", "distill", "gft")
 CONTRASTIVE = ("cca", "dpo", "unlearn")
 """Objectives that need negative captions and a reference."""
+WITH_BASE = ("cca_code", "distill", "gft")
+"""Objectives that need the whole distributions of the base along the images."""
 Precision = Literal["no", "bf16", "fp16"]
-WITH_REFERENCE = objective_has("cca", "dpo", "unlearn", "distill")
+WITH_REFERENCE = objective_has(*CONTRASTIVE, *WITH_BASE)
 WITH_NEGATIVES = objective_has(*CONTRASTIVE)
 HARD = Condition(
     "loss.negatives has hard and loss.objective has cca, dpo or unlearn",
@@ -37,9 +39,10 @@ class LossConfig:
         allowed=f"{', '.join(OBJECTIVES)}, or a weighted sum of them such as cca + 0.1 nll",
         decides=(TRAIN,),
     )
-    """The training objective: cca (the paper's), nll (plain fine-tuning), dpo and unlearn (the
-    paper's baselines), distill (learn the guided base's distribution of the next code), or a
-    weighted sum such as cca + 0.1 nll."""
+    """The training objective: cca (the paper's), cca_code (the same contrast at every code, against
+    the base without the caption), nll (plain fine-tuning), dpo and unlearn (the paper's baselines),
+    distill (learn the guided base's distribution of the next code), gft (guidance-free training),
+    or a weighted sum such as cca + 0.1 nll."""
     beta: float = key(0.02, above=0, decides=(TRAIN.given(objective_has("cca", "dpo")),))
     """Factor on the log-likelihood ratio between model and reference, per image; a smaller beta
     acts like stronger guidance. Must be small enough that the loss on negatives does not saturate;
@@ -84,6 +87,13 @@ class LossConfig:
     max_similarity: float | None = key(0.95, above=0, at_most=1, decides=NEGATIVES)
     """Largest cosine between a caption and its negatives: captions above it are too similar to be
     negatives and are replaced; null: no limit."""
+    scale: float | None = key(
+        None, above=1, decides=(TRAIN.given(objective_has("cca_code", "gft")),)
+    )
+    """Guidance scale that cca_code and gft learn to do without, whatever the number of codes; null:
+    the model family's default."""
+    code_lambda: float = key(1.0, at_least=0, decides=(TRAIN.given(objective_has("cca_code")),))
+    """Weight of the negative half of cca_code; with 1 its optimum is guidance of loss.scale."""
     distill_scale: float | None = key(
         None, above=1, decides=(TRAIN.given(objective_has("distill")),)
     )

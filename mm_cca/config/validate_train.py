@@ -2,7 +2,7 @@
 
 from mm_cca.config.constraints import Check
 from mm_cca.config.mixtures import parse_sum
-from mm_cca.config.schema import OBJECTIVES, Recipe
+from mm_cca.config.schema import OBJECTIVES, WITH_BASE, Recipe
 from mm_cca.errors import UserError
 from mm_cca.negatives import KINDS
 from mm_cca.negatives.embed import ALLOWED as EMBEDDINGS
@@ -29,6 +29,7 @@ def loss_checks(recipe: Recipe) -> list[Check]:
 def train_checks(recipe: Recipe) -> list[Check]:
     """Checks of ``train``."""
     train, loss = recipe.train, recipe.loss
+    uncached = [name for name in _terms(loss.objective, OBJECTIVES) if name in WITH_BASE]
     best_needs = train.keep != "best" or (train.eval_every > 0 and bool(recipe.data.heldout_split))
     return [
         (
@@ -54,9 +55,9 @@ def train_checks(recipe: Recipe) -> list[Check]:
         (
             "train.reference",
             train.reference,
-            not (train.reference == "cached" and "distill" in _terms(loss.objective, OBJECTIVES)),
-            f"copy or lora with loss.objective={loss.objective}: distill needs the base's whole "
-            "distributions, which are not cached",
+            train.reference != "cached" or not uncached,
+            f"copy or lora with loss.objective={loss.objective}: {', '.join(uncached)} needs the "
+            "base's whole distributions, which are not cached",
         ),
         (
             "train.compile",

@@ -5,6 +5,7 @@ size, T tokens of a text; I rows that are distilled.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import torch
@@ -13,8 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mm_cca.adapters.base import ImageLayout, UnifiedModel
 from mm_cca.modeling.chunked_head import chunked_logps
-from mm_cca.modeling.guidance import Teacher, guided_kl
+from mm_cca.modeling.code_contrast import CodeContrast, code_contrast
+from mm_cca.modeling.guidance import BaseStates, guided_kl
 from mm_cca.modeling.inputs import embed_span, positions
+from mm_cca.modeling.mixed_nll import mixed_nll
 from mm_cca.modeling.text_nll import text_nll
 
 
@@ -35,13 +38,17 @@ class Scored(NamedTuple):
 
     Attributes:
         per_code: [B, N] float32 log-probability of every code.
-        guided_kl: [I] KL(guided base || model) in nats per image; None without a teacher.
+        guided_kl: [I] KL(guided base || model) in nats per image; None where not asked for.
+        contrast: of the codes of I images, see ``code_contrast``; None where not asked for.
+        mixed_nll: [I, N] nats per code, see ``mixed_nll``; None where not asked for.
         text_nll: [texts] mean nats per token of every text; None without texts.
         states: [B, N, D] hidden states that predict the codes; None without ``only_states``.
     """
 
     per_code: torch.Tensor
     guided_kl: torch.Tensor | None = None
+    contrast: CodeContrast | None = None
+    mixed_nll: torch.Tensor | None = None
     text_nll: torch.Tensor | None = None
     states: torch.Tensor | None = None
 
@@ -49,6 +56,21 @@ class Scored(NamedTuple):
     def logps(self) -> torch.Tensor:
         """[B] float32 log p(image | prompt), summed over codes."""
         return self.per_code.sum(dim=1)
+
+
+@dataclass(frozen=True)
+class CodeTerms:
+    """Losses against the base's whole distributions, computed in the forward pass.
+
+    Attributes:
+        distill_scale: guidance scale for ``guided_kl``.
+        contrast: beta and lambda_ for ``code_contrast``.
+        mixed_scale: guidance scale for ``mixed_nll``.
+    """
+
+    distill_scale: float | None = None
+    contrast: tuple[float, float] | None = None
+    mixed_scale: float | None = None
 
 
 class CodeLogProbs(nn.Module):
@@ -82,7 +104,8 @@ class CodeLogProbs(nn.Module):
         prompt_mask: torch.Tensor,
         codes: torch.Tensor,
         *,
-        teacher: Teacher | None = None,
+        base: BaseStates | None = None,
+        code_terms: CodeTerms | None = None,
         text_ids: torch.Tensor | None = None,
         text_mask: torch.Tensor | None = None,
         only_states: bool = False,
@@ -95,11 +118,11 @@ class CodeLogProbs(nn.Module):
             prompt_ids: [B, P], left-padded.
             prompt_mask: [B, P] bool.
             codes: [B, N].
-            teacher: of the first I rows.
+            base: the frozen base at the first I rows, for ``code_terms``.
+            code_terms: which losses against the base to compute.
             text_ids: [texts, T] plain texts, left-padded.
             text_mask: [texts, T] bool.
-            only_states: return hidden states only, to make a teacher of; ``per_code`` is then
-                empty.
+            only_states: return hidden states only, for ``BaseStates``; ``per_code`` is then empty.
         """
         states = self._states(prompt_ids, prompt_mask, codes)
         if only_states:
@@ -107,15 +130,34 @@ class CodeLogProbs(nn.Module):
         head = self.model.image_head(whole_vocabulary=self._whole_vocabulary)
         targets = head.row_of_code.to(codes.device)[codes]
         flat = chunked_logps(states.flatten(0, 1), head.weight, head.bias, targets.flatten())
-        distilled = None
-        if teacher is not None:
-            image = self.model.image_head()
-            rows = states[: len(teacher.conditional)]
-            distilled = guided_kl(rows, image.weight, image.bias, teacher)
-        texts = None
+        scored = Scored(flat.view_as(codes))
+        if base is not None and code_terms is not None:
+            scored = self._against_base(scored, states, codes, base, code_terms)
         if text_ids is not None and text_mask is not None:
-            texts = text_nll(self.model, text_ids, text_mask)
-        return Scored(flat.view_as(codes), distilled, texts)
+            scored = scored._replace(text_nll=text_nll(self.model, text_ids, text_mask))
+        return scored
+
+    def _against_base(
+        self,
+        scored: Scored,
+        states: torch.Tensor,
+        codes: torch.Tensor,
+        base: BaseStates,
+        terms: CodeTerms,
+    ) -> Scored:
+        head, count = self.model.image_head(), len(base.unconditional)
+        rows, own = (states[:count], head.weight, head.bias), codes[:count]
+        # Rows of the image head need not be in the order of the codes.
+        targets = head.row_of_code.to(codes.device)[own]
+        kl, contrast, mixed = None, None, None
+        if terms.distill_scale is not None:
+            kl = guided_kl(*rows, base, scale=terms.distill_scale)
+        if terms.contrast is not None:
+            beta, lambda_ = terms.contrast
+            contrast = code_contrast(*rows, base, targets, beta=beta, lambda_=lambda_)
+        if terms.mixed_scale is not None:
+            mixed = mixed_nll(*rows, base, targets, scale=terms.mixed_scale)
+        return scored._replace(guided_kl=kl, contrast=contrast, mixed_nll=mixed)
 
     def _states(
         self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, codes: torch.Tensor

@@ -22,7 +22,7 @@ from mm_cca.config.schema import Recipe
 from mm_cca.config.stage_keys import num_steps, settings_of
 from mm_cca.data.token_cache import TokenCache, open_cache
 from mm_cca.errors import UserError
-from mm_cca.modeling.guidance import Teacher
+from mm_cca.modeling.guidance import BaseStates
 from mm_cca.modeling.logprobs import CodeLogProbs, training_attention
 from mm_cca.runs.digests import code_digest, row_keys, texts_digest, weights_digest
 from mm_cca.runs.files import atomic_path
@@ -61,8 +61,8 @@ class CachedReference:
         logps = torch.from_numpy(self._logps[places].T.flatten())
         return RefScores(logps.to(self._device), None)
 
-    def teacher(self, batch: MicroBatch, scale: float) -> Teacher:
-        raise AssertionError("validate_train.py refuses distill with train.reference=cached")
+    def base_states(self, batch: MicroBatch, *, conditional: bool) -> BaseStates:
+        raise AssertionError("validate_train.py refuses such objectives with a cached reference")
 
 
 def open_cached(recipe: Recipe, run: RunFolder, model: UnifiedModel) -> Path:

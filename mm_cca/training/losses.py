@@ -7,9 +7,20 @@ import torch
 
 from mm_cca import objectives
 from mm_cca.config.mixtures import LossTerms
-from mm_cca.modeling.logprobs import Scored
+from mm_cca.modeling.logprobs import CodeTerms, Scored
 from mm_cca.training.collate import MicroBatch
 from mm_cca.training.reference import RefScores
+
+
+def code_terms_of(terms: LossTerms, default_scale: float) -> CodeTerms:
+    """What the forward pass computes against the base; ``default_scale`` is the model family's."""
+    config, weights = terms.config, terms.weights
+    scale = config.scale or default_scale
+    return CodeTerms(
+        distill_scale=(config.distill_scale or default_scale) if "distill" in weights else None,
+        contrast=(1 / (scale - 1), config.code_lambda) if "cca_code" in weights else None,
+        mixed_scale=scale if "gft" in weights else None,
+    )
 
 
 def loss_of(
@@ -36,10 +47,17 @@ def loss_of(
     if "distill" in terms.weights:
         assert scored.guided_kl is not None
         losses["distill"] = objectives.distill(scored.guided_kl, num_codes)
+    if "gft" in terms.weights:
+        assert scored.mixed_nll is not None
+        losses["gft"] = objectives.gft(scored.mixed_nll)
+    if "cca_code" in terms.weights:
+        assert scored.contrast is not None
+        losses["cca_code"], stats = objectives.cca_code(*scored.contrast)
     if terms.needs_negatives:
         assert ref is not None
-        contrastive, stats = _contrastive(terms, batch, scored, ref)
+        contrastive, contrastive_stats = _contrastive(terms, batch, scored, ref)
         losses |= contrastive
+        stats |= contrastive_stats
         if ref.per_code is not None:
             own = slice(batch.num_pairs)
             stats["kl"] = objectives.reference_kl(scored.per_code[own], ref.per_code[own])

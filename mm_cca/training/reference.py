@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from peft import PeftModel
 
-from mm_cca.modeling.guidance import Teacher
+from mm_cca.modeling.guidance import BaseStates
 from mm_cca.modeling.logprobs import CodeLogProbs, Scored
 from mm_cca.training.collate import MicroBatch
 
@@ -37,8 +37,8 @@ class Reference(Protocol):
         """log p_ref of every row of the micro-batch."""
         ...
 
-    def teacher(self, batch: MicroBatch, scale: float) -> Teacher:
-        """Its guided distributions along the images, for distillation."""
+    def base_states(self, batch: MicroBatch, *, conditional: bool) -> BaseStates:
+        """Its distributions along the images; given the captions too if ``conditional``."""
         ...
 
 
@@ -51,10 +51,10 @@ class CopyReference:
     def scores(self, batch: MicroBatch) -> RefScores:
         return live_scores(self._frozen, batch, nullcontext)
 
-    def teacher(self, batch: MicroBatch, scale: float) -> Teacher:
-        cond, uncond = _teacher_states(self._frozen, batch, nullcontext)
+    def base_states(self, batch: MicroBatch, *, conditional: bool) -> BaseStates:
         head = self._frozen.model.image_head()
-        return Teacher(cond, uncond, scale, head.weight, head.bias)
+        states = _base_states(self._frozen, batch, nullcontext, conditional=conditional)
+        return states.with_head(head.weight, head.bias)
 
 
 class LoraReference:
@@ -68,9 +68,9 @@ class LoraReference:
     def scores(self, batch: MicroBatch) -> RefScores:
         return live_scores(self._policy, batch, self._switched_off)
 
-    def teacher(self, batch: MicroBatch, scale: float) -> Teacher:
+    def base_states(self, batch: MicroBatch, *, conditional: bool) -> BaseStates:
         # The head has no LoRA, so the model's own is used.
-        return Teacher(*_teacher_states(self._policy, batch, self._switched_off), scale)
+        return _base_states(self._policy, batch, self._switched_off, conditional=conditional)
 
 
 Context = Callable[[], AbstractContextManager[None]]
@@ -85,19 +85,19 @@ def live_scores(policy: CodeLogProbs, batch: MicroBatch, frozen: Context) -> Ref
 
 
 @torch.no_grad()
-def _teacher_states(
-    policy: CodeLogProbs, batch: MicroBatch, frozen: Context
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """[B, N, D] hidden states with the own prompts, and with the unconditional prompts."""
+def _base_states(
+    policy: CodeLogProbs, batch: MicroBatch, frozen: Context, *, conditional: bool
+) -> BaseStates:
+    """Hidden states with the unconditional prompts and, where asked for, with the own captions."""
     assert batch.unconditional is not None, "Collator needs with_unconditional=True"
     count = batch.num_pairs
-    ids, mask = (rows[:count] for rows in batch.prompts)
     codes = batch.codes[:count]
+
+    def states(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        scored: Scored = policy(ids, mask, codes, only_states=True)
+        assert scored.states is not None
+        return scored.states
+
     with frozen():
-        cond: Scored = policy(ids, mask, codes, only_states=True)
-        uncond: Scored = policy(
-            batch.unconditional.ids, batch.unconditional.mask, codes, only_states=True
-        )
-    assert cond.states is not None
-    assert uncond.states is not None
-    return cond.states, uncond.states
+        own = states(batch.prompts.ids[:count], batch.prompts.mask[:count]) if conditional else None
+        return BaseStates(own, states(batch.unconditional.ids, batch.unconditional.mask))

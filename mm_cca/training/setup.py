@@ -14,12 +14,13 @@ from mm_cca.config.schema import LossConfig, Recipe, TrainConfig
 from mm_cca.data.texts import TextStream, read_texts
 from mm_cca.data.token_cache import TokenCache, open_cache
 from mm_cca.errors import UserError
-from mm_cca.modeling.logprobs import CodeLogProbs
+from mm_cca.modeling.logprobs import CodeLogProbs, CodeTerms
 from mm_cca.modeling.lora import attach_lora
 from mm_cca.runs.folder import RunFolder
 from mm_cca.training import checkpoint
 from mm_cca.training.cached_reference import CachedReference, open_cached
 from mm_cca.training.collate import Collator
+from mm_cca.training.losses import code_terms_of
 from mm_cca.training.optimizer import new_optimizer
 from mm_cca.training.reference import CopyReference, LoraReference, Reference
 from mm_cca.training.schedule import PlanWriter, Schedule, training_schedule
@@ -37,6 +38,7 @@ class TrainingSetup:
     schedule: Schedule
     collate: Collator
     terms: LossTerms
+    code_terms: CodeTerms
     train: TrainConfig
     dtypes: dict[str, torch.dtype]
 
@@ -81,7 +83,7 @@ def set_up(
         cache,
         recipe.data.image_size,
         accelerator.device,
-        with_unconditional=terms.needs_teacher,
+        with_unconditional=terms.needs_base,
         texts=_texts(recipe, cache) if terms.needs_text else None,
     )
     return TrainingSetup(
@@ -93,6 +95,7 @@ def set_up(
         schedule=schedule,
         collate=collate,
         terms=terms,
+        code_terms=code_terms_of(terms, model.defaults.guidance_scale),
         train=config,
         dtypes=dtypes,
     )
@@ -116,7 +119,7 @@ def _reference(
 ) -> Reference | None:
     if cached is not None:
         return CachedReference(cached, next(policy.parameters()).device)
-    if not (terms.needs_negatives or terms.needs_teacher):
+    if not (terms.needs_negatives or terms.needs_base):
         return None
     return LoraReference(policy) if config.reference == "lora" else CopyReference(policy)
 

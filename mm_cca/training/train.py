@@ -177,22 +177,25 @@ def _loss(
     setup: TrainingSetup, batch: MicroBatch, check_start: bool
 ) -> tuple[torch.Tensor, objectives.Stats]:
     """The loss of one micro-batch [] and its statistics."""
-    ref, teacher = None, None
+    ref, base = None, None
     if setup.reference is not None:
         with setup.accelerator.autocast():
             if setup.terms.needs_negatives:
                 ref = setup.reference.scores(batch)
-            if setup.terms.needs_teacher:
-                scale = setup.terms.config.distill_scale or setup.model.defaults.guidance_scale
-                teacher = setup.reference.teacher(batch, scale)
+            if setup.terms.needs_base:
+                conditional = setup.terms.needs_conditional_base
+                base = setup.reference.base_states(batch, conditional=conditional)
     scored: Scored = setup.policy(
         batch.prompts.ids,
         batch.prompts.mask,
         batch.codes,
-        teacher=teacher,
+        base=base,
+        code_terms=setup.code_terms,
         text_ids=None if batch.texts is None else batch.texts.ids,
         text_mask=None if batch.texts is None else batch.texts.mask,
     )
     if check_start and ref is not None:
         refuse_gap_at_start(scored.logps.detach() - ref.logps)
+    if check_start and scored.contrast is not None:
+        refuse_gap_at_start(scored.contrast.positive_gap.sum(dim=1))
     return loss_of(setup.terms, batch, scored, ref)

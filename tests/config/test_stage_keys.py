@@ -8,7 +8,7 @@ import pytest
 
 from mm_cca.config.declarations import declared
 from mm_cca.config.keys import DEMO, EVAL, REFERENCE, SAMPLE, TOKENS, TRAIN
-from mm_cca.config.schema import JOBS, Recipe
+from mm_cca.config.schema import JOBS, OBJECTIVES, Recipe
 from mm_cca.config.stage_keys import keys_of, num_steps, settings_of, training_settings
 from mm_cca.errors import Interrupted, UserError
 from mm_cca.training import train as training
@@ -101,14 +101,17 @@ def test_plain_nll_looks_at_no_negatives(unread: Path, override: str):
 
 
 @pytest.mark.parametrize(
-    ("key", "objectives"), [("loss.beta", {"cca", "dpo"}), ("loss.lambda_", {"cca", "unlearn"})]
+    ("key", "objectives"),
+    [
+        ("loss.beta", {"cca", "dpo"}),
+        ("loss.lambda_", {"cca", "unlearn"}),
+        ("loss.scale", {"cca_code", "gft"}),
+        ("loss.code_lambda", {"cca_code"}),
+        ("loss.distill_scale", {"distill"}),
+    ],
 )
 def test_constants_of_the_objectives_that_have_them(unread: Path, key: str, objectives: set[str]):
-    found = {
-        name
-        for name in ("cca", "nll", "dpo", "unlearn", "distill")
-        if key in settings(unread, f"loss.objective={name}")
-    }
+    found = {name for name in OBJECTIVES if key in settings(unread, f"loss.objective={name}")}
     assert found == objectives
     assert key in settings(unread, f"loss.objective=nll + 0.5 {min(objectives)}")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mm_cca.modeling.guidance import Teacher, guided_kl
+from mm_cca.modeling.guidance import BaseStates, guided_kl
 from tests.support import naive
 from tests.support.closeness import assert_close
 from tests.support.largest_tensor import LargestTensor
@@ -28,8 +28,8 @@ def _parts(with_bias: bool) -> tuple[list[torch.Tensor], torch.Tensor | None, to
 def test_value_and_gradient_equal_the_naive_ones(with_bias: bool, budget: int, scale: float):
     (states, weight, cond, uncond, ref_weight), bias, ref_bias = _parts(with_bias)
     learned = [t.requires_grad_() for t in (states, weight, bias) if t is not None]
-    teacher = Teacher(cond, uncond, scale, ref_weight, ref_bias)
-    ours = guided_kl(states, weight, bias, teacher, budget=budget)
+    base = BaseStates(cond, uncond, ref_weight, ref_bias)
+    ours = guided_kl(states, weight, bias, base, scale=scale, budget=budget)
     expected = naive.guided_kl(states, weight, bias, cond, uncond, ref_weight, ref_bias, scale)
     assert_close(ours, expected, 1e-4)
     upstream = torch.tensor([1.0, -2.0, 0.5])
@@ -42,14 +42,14 @@ def test_value_and_gradient_equal_the_naive_ones(with_bias: bool, budget: int, s
 def test_kl_to_the_unchanged_base_is_zero():
     """At scale 1 the guided base is the base; the head is shared, as with a LoRA."""
     (states, weight, _, uncond, _), _, _ = _parts(False)
-    kl = guided_kl(states, weight, None, Teacher(states, uncond, 1.0))
+    kl = guided_kl(states, weight, None, BaseStates(states, uncond), scale=1.0)
     assert_close(kl, torch.zeros(B), 1e-5)
 
 
 def test_a_dropped_condition_is_not_guided():
     """With the unconditional prompt in both passes, every scale gives the base."""
     (states, weight, cond, _, _), _, _ = _parts(False)
-    kls = [guided_kl(states, weight, None, Teacher(cond, cond, s)) for s in (1.0, 5.0)]
+    kls = [guided_kl(states, weight, None, BaseStates(cond, cond), scale=s) for s in (1.0, 5.0)]
     assert_close(kls[0], kls[1], 1e-4)
 
 
@@ -57,7 +57,7 @@ def test_no_tensor_is_larger_than_the_budget():
     """200 positions of 500 codes would be 100,000 logits; the budget is 5,000."""
     hidden = torch.randn(10, 20, 4, requires_grad=True)
     weight = torch.randn(500, 4)
-    teacher = Teacher(torch.randn(10, 20, 4), torch.randn(10, 20, 4), 3.0, weight)
+    base = BaseStates(torch.randn(10, 20, 4), torch.randn(10, 20, 4), weight)
     with LargestTensor() as seen:
-        guided_kl(hidden, weight, None, teacher, budget=5_000).sum().backward()
+        guided_kl(hidden, weight, None, base, scale=3.0, budget=5_000).sum().backward()
     assert seen.largest <= 5_000

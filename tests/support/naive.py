@@ -136,3 +136,38 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     dot = sum(float(x) * float(y) for x, y in zip(a, b, strict=True))
     norms = [sum(float(x) ** 2 for x in v) ** 0.5 for v in (a, b)]
     return dot / (norms[0] * norms[1])
+
+
+def code_contrast(
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    cond: torch.Tensor,
+    uncond: torch.Tensor,
+    ref_weight: torch.Tensor,
+    ref_bias: torch.Tensor | None,
+    codes: torch.Tensor,
+    *,
+    beta: float,
+    lambda_: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss, positive and negative gap of every code, one code and one codebook entry at a time."""
+
+    def log_probs(hidden: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+        return (hidden @ w.T if b is None else hidden @ w.T + b).log_softmax(-1)
+
+    model, base = log_probs(states, weight, bias), log_probs(cond, ref_weight, ref_bias)
+    expects = log_probs(uncond, ref_weight, ref_bias).exp()
+    rows = []
+    for image in range(len(codes)):
+        for n in range(codes.shape[1]):
+            gap = model[image, n] - base[image, n]
+            own = gap[codes[image, n]]
+            loss = torch.log1p(torch.exp(-beta * own))
+            negative_gap = torch.zeros(())
+            for k in range(len(gap)):
+                loss = loss + lambda_ * expects[image, n, k] * torch.log1p(torch.exp(beta * gap[k]))
+                negative_gap = negative_gap + expects[image, n, k] * gap[k]
+            rows.append(torch.stack([loss, own, negative_gap]))
+    table = torch.stack(rows).view(*codes.shape, 3)
+    return table[..., 0], table[..., 1], table[..., 2]

@@ -180,9 +180,10 @@ def test_a_finished_run_does_not_need_it_any_more(recipe: Path, tmp_path: Path):
     assert stage["done"]
 
 
-def test_distill_is_refused(recipe: Path):
+@pytest.mark.parametrize("objective", ["cca + distill", "cca_code", "gft"])
+def test_whole_distributions_are_not_cached(recipe: Path, objective: str):
     with pytest.raises(UserError, match=r"train\.reference is 'cached'.*copy or lora with"):
-        runs.load_recipe(recipe, CACHED, "loss.objective=cca + distill")
+        runs.load_recipe(recipe, CACHED, f"loss.objective={objective}")
 
 
 def test_missing_rows_are_counted(tmp_path: Path):

@@ -11,7 +11,8 @@ from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import LossConfig
 from tests.support import runs
 
-SUMS = ["cca", "dpo", "unlearn", "nll", "distill", "cca + 0.1 nll", "cca + distill"]
+SUMS = ["cca", "cca_code", "dpo", "unlearn", "nll", "distill", "gft"]
+SUMS += ["cca + 0.1 nll", "cca + distill", "cca + cca_code"]
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def recipe(tmp_path: Path, tiny_folder: Path) -> Path:
 
 def test_what_each_sum_needs():
     needs = {
-        text: (terms.needs_negatives, terms.needs_teacher)
+        text: (terms.needs_negatives, terms.needs_base)
         for text in SUMS
         for terms in [LossTerms.of(LossConfig(objective=text))]
     }
@@ -33,6 +34,9 @@ def test_what_each_sum_needs():
         "unlearn": (True, False),
         "nll": (False, False),
         "distill": (False, True),
+        "cca_code": (False, True),
+        "gft": (False, True),
+        "cca + cca_code": (True, True),
         "cca + 0.1 nll": (True, False),
         "cca + distill": (True, True),
     }
@@ -43,11 +47,12 @@ def test_what_each_sum_needs():
 def test_it_trains(recipe: Path, tmp_path: Path, objective: str, tuning: str):
     """The loss goes down on the same pairs, from the value that it must start at."""
     keys = [f"loss.objective={objective}", f"train.tuning={tuning}", "loss.uncond_ratio=0"]
-    keys += ["train.max_steps=12", "loss.distill_scale=2", "train.save_every=100"]
+    keys += ["train.max_steps=12", "loss.distill_scale=2", "loss.scale=2", "train.save_every=100"]
     keys += ["train.reference=lora", "train.learning_rate=0.01"] if tuning == "lora" else []
     runs.do(recipe, *keys)
     lines = runs.metrics(tmp_path / "run" / "train")
     at_start = {"cca": math.log(2) * 4 / 3, "dpo": math.log(2), "unlearn": 0.0}
+    at_start["cca_code"] = 2 * math.log(2)
     if objective in at_start:
         assert lines[0]["loss"] == pytest.approx(at_start[objective], abs=1e-5)
     first, last = (sum(x["loss"] for x in part) for part in (lines[:4], lines[-4:]))
@@ -82,11 +87,14 @@ def test_distilling_scale_one_has_nothing_to_learn(recipe: Path, tmp_path: Path)
     assert abs(line["loss"]) < 1e-4
 
 
-@pytest.mark.parametrize("objective", ["cca + 0.1 nll", "dpo", "unlearn", "distill"])
+@pytest.mark.parametrize(
+    "objective", ["cca + 0.1 nll", "cca_code", "dpo", "unlearn", "distill", "gft"]
+)
 def test_micro_batches_do_not_matter(recipe: Path, tmp_path: Path, objective: str):
     """1 pair at a time or 4, the step is the same up to rounding: nothing depends on neighbours."""
     keys = [f"loss.objective={objective}", "loss.num_negatives=2", "loss.text_weight=0.1"]
-    keys += ["loss.distill_scale=2", "train.max_steps=2", "train.learning_rate=0.0001"]
+    keys += ["loss.distill_scale=2", "loss.scale=2"]
+    keys += ["train.max_steps=2", "train.learning_rate=0.0001"]
     tokens = f"run.tokens_dir={tmp_path / 'tokens'}"
     losses = []
     for size in (1, 4):

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from mm_cca.config.load import dump
 from mm_cca.config.metrics import METRICS
 from mm_cca.config.mixtures import LossTerms
-from mm_cca.config.schema import Recipe
+from mm_cca.config.schema import WITH_BASE, Recipe
 from mm_cca.config.shipped import shipped
 from mm_cca.errors import UserError
 from mm_cca.eval.report.tables import score_columns
@@ -151,7 +151,7 @@ The licence of the base also applies to this model. {licence}
 
 def _method(recipe: Recipe) -> str:
     objective = recipe.loss.objective
-    if not {"cca", "distill"} & LossTerms.of(recipe.loss).weights.keys():
+    if not {"cca", *WITH_BASE} & LossTerms.of(recipe.loss).weights.keys():
         return f"with `mm_cca` and the objective `{objective}`."
     return (
         f"with `mm_cca` and the objective `{objective}` (CCA: "

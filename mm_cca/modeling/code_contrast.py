@@ -1,0 +1,156 @@
+"""Condition contrast code by code, in closed form and in chunks of positions.
+
+The paper (arXiv 2410.09347, equation 11) contrasts whole images, with negatives drawn by swapping
+captions. ``log p(x | c) / p(x)`` is a sum over codes, so the same contrast can be made at every
+code alone: its negatives are the base's own next-code distribution without the caption, and their
+expectation is a sum over the codebook. With ``beta = 1 / (scale - 1)`` and ``lambda_ = 1`` the
+optimum is the guided distribution of that scale, whatever the number of codes.
+
+No logits of the full length are kept; they are computed again in the backward pass.
+Shapes: B images, N codes of an image, m positions of a chunk, D hidden size, K image codes.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from mm_cca.modeling.chunked_head import LOGITS_BUDGET, head_gradients, head_logits
+from mm_cca.modeling.guidance import BaseStates
+
+
+class CodeContrast(NamedTuple):
+    """The contrast of every code, and the statistics of it.
+
+    Attributes:
+        loss: [B, N] float32, differentiable.
+        positive_gap: [B, N] log p_theta - log p_base of the image's own code, given its caption.
+        negative_gap: [B, N] mean gap of the codes that the base expects without the caption.
+    """
+
+    loss: torch.Tensor
+    positive_gap: torch.Tensor
+    negative_gap: torch.Tensor
+
+
+def code_contrast_loss(
+    logps: torch.Tensor,
+    ref_logps: torch.Tensor,
+    unconditional: torch.Tensor,
+    codes: torch.Tensor,
+    *,
+    beta: float,
+    lambda_: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of m positions and its gradient by ``logps``.
+
+    ``-log s(beta * gap(x)) - lambda_ * sum_k u(k) * log s(-beta * gap(k))`` with
+    ``gap = logps - ref_logps`` and s the logistic function.
+
+    Args:
+        logps: [m, K] log p_theta(k | prefix, caption).
+        ref_logps: [m, K] the same of the frozen base.
+        unconditional: [m, K] u, the base's probabilities without the caption.
+        codes: [m] the image's own codes x.
+        beta: 1 / (guidance scale - 1).
+        lambda_: weight of the negative half.
+
+    Returns:
+        loss [m] and gradient [m, K].
+    """
+    scaled = beta * (logps - ref_logps)
+    own = scaled.gather(1, codes[:, None])
+    loss = -F.logsigmoid(own[:, 0]) - lambda_ * (unconditional * F.logsigmoid(-scaled)).sum(dim=1)
+    gradient = (lambda_ * beta) * unconditional * scaled.sigmoid()
+    gradient.scatter_add_(1, codes[:, None], -beta * (-own).sigmoid())
+    return loss, gradient
+
+
+class _ChunkedCodeContrast(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        base: BaseStates,
+        codes: torch.Tensor,
+        constants: tuple[float, float],
+        chunk: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        beta, lambda_ = constants
+        losses, positive, negative = [], [], []
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, len(hidden), chunk):
+                part = slice(start, start + chunk)
+                logps = head_logits(hidden[part], weight, bias).log_softmax(dim=-1)
+                ref_logps, unconditional = _base_at(base, part)
+                losses.append(
+                    code_contrast_loss(
+                        logps, ref_logps, unconditional, codes[part], beta=beta, lambda_=lambda_
+                    )[0]
+                )
+                gap = logps - ref_logps
+                positive.append(gap.gather(1, codes[part, None]).squeeze(1))
+                negative.append((unconditional * gap).sum(dim=1))
+        ctx.save_for_backward(hidden, weight, bias, codes)
+        ctx.base, ctx.constants, ctx.chunk = base, constants, chunk
+        found = torch.cat(positive), torch.cat(negative)
+        ctx.mark_non_differentiable(*found)
+        return torch.cat(losses), *found
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight, bias, codes = ctx.saved_tensors
+        beta, lambda_ = ctx.constants
+
+        def by_logits(part: slice, logits: torch.Tensor) -> torch.Tensor:
+            logps = logits.log_softmax(dim=-1)
+            ref_logps, unconditional = _base_at(ctx.base, part)
+            _, by_logps = code_contrast_loss(
+                logps, ref_logps, unconditional, codes[part], beta=beta, lambda_=lambda_
+            )
+            by_logps *= grad[part, None]
+            return by_logps - logps.exp() * by_logps.sum(dim=1, keepdim=True)
+
+        needs = ctx.needs_input_grad[:3]
+        of_inputs = head_gradients(hidden, weight, bias, needs, ctx.chunk, by_logits)
+        return *of_inputs, None, None, None, None
+
+
+def _base_at(base: BaseStates, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """[m, K] log-probabilities with the caption, and probabilities without it."""
+    ref_logps = base.conditional_logits(part).log_softmax(dim=-1)
+    return ref_logps, base.unconditional_logits(part).softmax(dim=-1)
+
+
+def code_contrast(
+    states: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    base: BaseStates,
+    codes: torch.Tensor,
+    *,
+    beta: float,
+    lambda_: float,
+    budget: int = LOGITS_BUDGET,
+) -> CodeContrast:
+    """The contrast at every code of B images.
+
+    Args:
+        states: [B, N, D] the model's hidden states given the images' own captions.
+        weight: [K, D] image rows of the model's head.
+        bias: [K] or None.
+        base: the frozen base at the same positions; without a head of its own it shares the
+            model's.
+        codes: [B, N] the images' codes.
+        beta: 1 / (guidance scale - 1).
+        lambda_: weight of the negative half.
+        budget: most logits of one distribution alive at a time; four are.
+    """
+    base = base.with_head(weight, bias)
+    chunk = max(1, budget // weight.shape[0])
+    found = _ChunkedCodeContrast.apply(
+        states.flatten(0, 1), weight, bias, base, codes.flatten(), (beta, lambda_), chunk
+    )
+    return CodeContrast(*(values.view(codes.shape) for values in found))
