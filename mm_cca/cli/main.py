@@ -1,6 +1,7 @@
 """``mm-cca VERB``: runs the verb's command, and reports a user's mistake as one message."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -27,13 +28,20 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status (2 for a user's mistake, 130 when interrupted)."""
+    """Run one verb; returns the exit status (2 for a user's mistake, 130 when
+    interrupted, 141 when the reader of its output has ended)."""
     args = parser().parse_args(argv)
     if args.verb is None:
         print(WELCOME, end="")
         return 0
     try:
-        return _command(args.verb)(args)
+        status = _command(args.verb)(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # The reader of a pipe, such as head, has ended; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except UserError as error:
         if args.debug:
             raise

@@ -108,6 +108,18 @@ def test_debug_shows_the_traceback(argv: list[str]):
         cli.main(argv)
 
 
+def test_a_reader_that_ends_early_sees_no_traceback():
+    code = "import sys, mm_cca.cli; sys.exit(mm_cca.cli.main(['explain', 'loss']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
 def test_ls_names_every_shipped_recipe(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["ls"]) == 0
     shown = capsys.readouterr().out

@@ -67,7 +67,7 @@ def test_parts_of_pages(name: str, part: str):
 def test_a_group_lists_its_keys_and_nothing_lists_the_groups():
     page = explain_key("loss")
     own = [name for name in all_keys() if name.startswith("loss.")]
-    assert len(own) == 13
+    assert len(own) == 15
     for name in own:
         assert f"\n  {name} " in page
     assert "train." not in page
