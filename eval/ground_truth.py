@@ -44,7 +44,7 @@ class SplitTruth:
 
 
 FEATURES = "features"
-"""Folder beside the shards of a split's tokens, shared with them between runs."""
+"""Folder next to the shards of a split's tokens, shared with them between runs."""
 
 
 def captions_of(recipe: Recipe, run: RunFolder, prompts: list[Prompt]) -> list[str]:

@@ -10,13 +10,13 @@ from accelerate import PartialState
 
 from mm_cca.config.metrics import METRICS
 from mm_cca.config.schema import Recipe
+from mm_cca.config.stage_keys import texts_digest
 from mm_cca.eval.features.extract import Extractors
 from mm_cca.eval.features.image_sets import RESIZE, size_of
 from mm_cca.eval.features.inception import RESIZE as INCEPTION_RESIZE
 from mm_cca.eval.features.references import ReferenceSet
 from mm_cca.eval.ground_truth import SplitTruth
 from mm_cca.eval.summary_types import ReferenceEntry, ScoringProtocol
-from mm_cca.runs.digests import texts_digest
 
 PACKAGES = (
     "torch",

@@ -44,7 +44,7 @@ class PerImage(NamedTuple):
 
 @dataclass(frozen=True)
 class SetComparison:
-    """Generated images beside the real ones; what two metrics share is computed once.
+    """Generated and real images; what two metrics share is computed once.
 
     Attributes:
         generated: [n, F] features of an arm.

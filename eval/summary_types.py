@@ -48,7 +48,7 @@ class ArmEntry(TypedDict):
 
 
 class VerdictEntry(TypedDict):
-    """CCA's ``arm`` minus the arm ``against``; beside these keys, one interval per metric."""
+    """CCA's ``arm`` minus the arm ``against``; next to these keys, one interval per metric."""
 
     split: str
     arm: str

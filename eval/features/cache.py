@@ -1,4 +1,4 @@
-"""Features of a split's real images, saved beside its token cache for the next evaluation.
+"""Features of a split's real images, saved next to its token cache for the next evaluation.
 
 There are more real images than sampled ones, and every point of a sweep uses the same ones. A
 file's name is a digest of the images' bytes and of the networks' features of a test image, so

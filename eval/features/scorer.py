@@ -6,7 +6,6 @@ of the demo's ``emoji-clip`` compares arms of one run and nothing else.
 Shapes: n images, m captions, F feature size.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ from torchvision.transforms import Compose
 from mm_cca.config.shipped import SHIPPED, shipped
 from mm_cca.errors import UserError
 from mm_cca.eval.features.hf_scorer import HF, in_batches, load_hf
+from mm_cca.runs.digests import weights_digest
 
 
 class Scorer(Protocol):
@@ -136,7 +136,7 @@ def load_scorer(
     full_name = name if pretrained is None else f"{name} {pretrained}"
     return OpenClipScorer(
         full_name,
-        _float32_digest(model),
+        weights_digest(model),
         resize,
         int(tokenize.context_length),
         batch_size,
@@ -145,16 +145,3 @@ def load_scorer(
         tokenize,
         device,
     )
-
-
-def _float32_digest(model: nn.Module) -> str:
-    """sha256 over all weights as float32, in the order of their names.
-
-    Not ``runs.digests.weights_digest``, which hashes dtypes and shapes too: ``scorer_sha256`` of
-    earlier reports must stay comparable.
-    """
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -8,7 +8,7 @@ from mm_cca.eval.report.wording import prompts_in_words
 
 
 def templates() -> jinja2.Environment:
-    """The templates beside this file; values are escaped, a missing one is an error."""
+    """The templates next to this file; values are escaped, a missing one is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

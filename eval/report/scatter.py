@@ -31,7 +31,7 @@ class PlotPoint:
     Attributes:
         source: decides its colour.
         series: its entry in the legend.
-        label: text beside it.
+        label: text next to it.
         x: coordinate.
         y: coordinate.
         tooltip: text shown on hover or focus.

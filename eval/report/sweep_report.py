@@ -1,4 +1,4 @@
-"""sweep.json, sweep.html and the sweep's tables in the terminal: all points beside the base."""
+"""sweep.json, sweep.html and the sweep's tables in the terminal: all points next to the base."""
 
 import json
 from pathlib import Path

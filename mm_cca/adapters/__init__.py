@@ -24,7 +24,7 @@ def load_adapter(
     Args:
         name: a known adapter, or ``package.module:Class`` with a
             ``load(path, dtype, image_tokenizer)``.
-        path: a checkpoint folder, a hub name, or ``emu3-emoji`` for the shipped one.
+        path: a checkpoint folder, a hub name, or ``emu3-emoji`` for the built-in one.
         dtype: a torch dtype by name.
         image_tokenizer: file or folder of the image tokenizer, for checkpoints that lack it.
 
@@ -66,16 +66,18 @@ def _adapter_class(name: str) -> Any:
     if str(Path.cwd()) not in sys.path:  # for a class next to the recipe: ``mm-cca`` lacks the cwd
         sys.path.append(str(Path.cwd()))
     try:
-        found = getattr(import_module(module_name), class_name, None)
-    except ImportError as error:
+        adapter = getattr(import_module(module_name), class_name, None)
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the adapter's own import of something else
         raise UserError(f"model.adapter {name!r} can't be imported: {error}. {WHERE}") from error
-    if found is None:
+    if adapter is None:
         raise UserError(
             f"model.adapter {name!r} can't be imported: {module_name} has no {class_name}. {WHERE}"
         )
-    if "load" not in dir(found):
+    if "load" not in dir(adapter):
         raise UserError(f"model.adapter {name!r} lacks load; see mm_cca/adapters/base.py.")
-    return found
+    return adapter
 
 
 def load_checkpoint(config: ModelConfig, path: str | None = None) -> "UnifiedModel":

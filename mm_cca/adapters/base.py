@@ -42,6 +42,7 @@ class ImageLayout:
 
     @property
     def num_codes(self) -> int:
+        """Codes of one image (the size of the codebook is ``codebook_size``)."""
         return len(self.free_slots)
 
 

@@ -1,20 +1,27 @@
 """The type of a check, and the checks derived from the declarations of keys."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
-from mm_cca.config.declarations import Declared, declared
-from mm_cca.config.keys import value_of
-from mm_cca.config.schema import AnyRecipe
+from mm_cca.config.declarations import Declared
 
 Check = tuple[str, Any, bool, str]
 """Key, value, whether it is valid, what is allowed."""
 
 
-def declared_checks(recipe: AnyRecipe) -> Iterator[Check]:
-    """Checks of range, choices and number of items, as declared for each key."""
-    for name, entry in declared(type(recipe)).items():
-        value = value_of(recipe, name)
+def failures(checks: Iterable[Check]) -> list[str]:
+    """One sentence for every check that fails."""
+    return [
+        f"{key} is {value!r}; allowed: {allowed}"
+        for key, value, valid, allowed in checks
+        if not valid
+    ]
+
+
+def declared_checks(keys: Mapping[str, Declared], values: Mapping[str, Any]) -> Iterator[Check]:
+    """Checks of range, choices and number of items, as declared, of every key in ``values``."""
+    for name, value in values.items():
+        entry = keys[name]
         if value is None:
             continue
         if not entry.is_list:

@@ -31,7 +31,7 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     Raises:
         UserError: every mistake in one message.
     """
-    from mm_cca.config.constraints import invalid_choices
+    from mm_cca.config.constraints import declared_checks, failures, invalid_choices
     from mm_cca.config.validate import problems
 
     path = find_recipe(path_or_name)
@@ -61,7 +61,11 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     given = {key for key, _ in _leaves(raw, schema)}
     missing = OmegaConf.missing_keys(recipe)
     errors += [f"{key} is missing; set it in the YAML file" for key in missing - given]
-    if not missing:
+    if missing:  # then only keys that stand alone can be checked
+        values = {key: OmegaConf.select(recipe, key) for key in keys.keys() & given - missing}
+        plain = {k: list(v) if OmegaConf.is_list(v) else v for k, v in values.items()}
+        errors += failures(declared_checks(keys, plain))
+    else:
         typed: AnyRecipe = OmegaConf.to_object(recipe)  # type: ignore[assignment]
         errors += problems(typed)
     if errors:

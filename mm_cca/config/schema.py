@@ -37,6 +37,7 @@ __all__ = [
     "JOBS",
     "MIN_IMAGES",
     "OBJECTIVES",
+    "PROMPT_FILES",
     "SOURCES",
     "STAGES",
     "TEXT_FILES",
@@ -63,6 +64,8 @@ Source = Literal["base", "cca", "control"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 TEXT_FILES = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 """File extensions of text files, and the ``datasets`` reader for each."""
+PROMPT_FILES = (".txt", ".jsonl", ".csv", ".json")
+"""File extensions of ``sample.prompts``."""
 EDITS = Condition(
     "loss.negatives has edit and loss.objective has cca, dpo or unlearn",
     lambda recipe: "edit" in recipe.loss.negatives and WITH_NEGATIVES.holds(recipe),
@@ -220,6 +223,3 @@ JOBS: dict[str, type] = {
     "tokenizer": TokenizerRecipe,
     "scorer": ScorerRecipe,
 }
-
-
-PROMPT_FILES = (".txt", ".jsonl", ".csv", ".json")

@@ -36,7 +36,7 @@ def settings_of(
             settings[name] = value
         elif entry.rules.content == "texts":
             read = None if value is None or texts is None else texts[name]
-            settings[f"{name} (sha256)"] = value if read is None else _texts_digest(read)
+            settings[f"{name} (sha256)"] = value if read is None else texts_digest(read)
         elif entry.rules.content == "words":
             settings[f"{name} (sha256)"] = _words_digest(value)
         else:
@@ -93,7 +93,8 @@ def _words_digest(name: str | None) -> str:
     return digest.hexdigest()
 
 
-def _texts_digest(texts: Iterable[str]) -> str:
+def texts_digest(texts: Iterable[str]) -> str:
+    """sha256 of texts in their order."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(text.encode() + b"\0")

@@ -3,7 +3,9 @@
 Ranges and choices of single keys are declared in the schema.
 """
 
-from mm_cca.config.constraints import Check, declared_checks
+from mm_cca.config.constraints import Check, declared_checks, failures
+from mm_cca.config.declarations import declared
+from mm_cca.config.keys import value_of
 from mm_cca.config.schema import AnyRecipe, Recipe, TokenizerRecipe
 from mm_cca.config.validate_eval import eval_checks
 from mm_cca.config.validate_train import loss_checks, train_checks
@@ -11,8 +13,9 @@ from mm_cca.config.validate_train import loss_checks, train_checks
 
 def problems(recipe: AnyRecipe) -> list[str]:
     """One message per invalid value; empty if the recipe is valid."""
+    keys = declared(type(recipe))
     checks: list[Check] = [
-        *declared_checks(recipe),
+        *declared_checks(keys, {name: value_of(recipe, name) for name in keys}),
         (
             "run.trained",
             recipe.run.trained,
@@ -25,11 +28,7 @@ def problems(recipe: AnyRecipe) -> list[str]:
         checks += [*_dial(recipe), *eval_checks(recipe)]
     elif isinstance(recipe, TokenizerRecipe):
         checks.append(_whole_codes(recipe))
-    return [
-        f"{key} is {value!r}; allowed: {allowed}"
-        for key, value, valid, allowed in checks
-        if not valid
-    ]
+    return failures(checks)
 
 
 def _adapter(recipe: Recipe) -> Check:

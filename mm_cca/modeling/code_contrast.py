@@ -95,9 +95,9 @@ class _ChunkedCodeContrast(torch.autograd.Function):
                 negative.append((unconditional * gap).sum(dim=1))
         ctx.save_for_backward(hidden, weight, bias, codes)
         ctx.base, ctx.constants, ctx.chunk = base, constants, chunk
-        found = torch.cat(positive), torch.cat(negative)
-        ctx.mark_non_differentiable(*found)
-        return torch.cat(losses), *found
+        gaps = torch.cat(positive), torch.cat(negative)
+        ctx.mark_non_differentiable(*gaps)
+        return torch.cat(losses), *gaps
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -150,7 +150,7 @@ def code_contrast(
     """
     base = base.with_head(weight, bias)
     chunk = max(1, budget // weight.shape[0])
-    found = _ChunkedCodeContrast.apply(
+    parts = _ChunkedCodeContrast.apply(
         states.flatten(0, 1), weight, bias, base, codes.flatten(), (beta, lambda_), chunk
     )
-    return CodeContrast(*(values.view(codes.shape) for values in found))
+    return CodeContrast(*(values.view(codes.shape) for values in parts))

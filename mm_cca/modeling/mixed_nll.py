@@ -44,9 +44,9 @@ class _ChunkedMixedNll(torch.autograd.Function):
 
         def by_logits(part: slice, logits: torch.Tensor) -> torch.Tensor:
             # d loss / d theta = share * (mixture - onehot)
-            found = _mixture(logits, ctx.base, part, ctx.share).exp()
-            found.scatter_add_(1, codes[part, None], -torch.ones_like(found[:, :1]))
-            return found * (ctx.share * grad[part, None])
+            gradient = _mixture(logits, ctx.base, part, ctx.share).exp()
+            gradient.scatter_add_(1, codes[part, None], -torch.ones_like(gradient[:, :1]))
+            return gradient * (ctx.share * grad[part, None])
 
         needs = ctx.needs_input_grad[:3]
         of_inputs = head_gradients(hidden, weight, bias, needs, ctx.chunk, by_logits)

@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -18,14 +17,6 @@ def weights_digest(module: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         flat = value.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def texts_digest(texts: Iterable[str]) -> str:
-    """sha256 over texts in their order."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode() + b"\0")
     return digest.hexdigest()
 
 

@@ -33,8 +33,8 @@ from mm_cca.demo import small_emu3 as emu3
 from mm_cca.errors import UserError
 from mm_cca.testing.tiny_tokenizers import (
     CAPTIONS,
+    CODEBOOK_SIZE,
     JANUS_TEMPLATE,
-    NUM_CODES,
     TEXT_VOCABULARY,
     chameleon_tokenizer,
     janus_tokenizer,
@@ -76,7 +76,7 @@ def write_tiny(family: str, folder: Path, *, side: int | None = None, seed: int 
 def _emu3(folder: Path, side: int) -> None:
     vq = Emu3VQVAE(
         Emu3VQVAEConfig(
-            codebook_size=NUM_CODES,
+            codebook_size=CODEBOOK_SIZE,
             embed_dim=4,
             latent_channels=4,
             temporal_downsample_factor=1,
@@ -87,7 +87,7 @@ def _emu3(folder: Path, side: int) -> None:
             hidden_size=64,
         )
     )
-    words = emu3.build_tokenizer(CAPTIONS, TEXT_VOCABULARY, NUM_CODES)
+    words = emu3.build_tokenizer(CAPTIONS, TEXT_VOCABULARY, CODEBOOK_SIZE)
     positions = side * (side + 1) + 256
     shape = emu3.DecoderShape(HIDDEN, 2 * HIDDEN, 2, 2, positions)
     model = emu3.assemble(vq, words, shape, seed=int(torch.initial_seed()))
@@ -135,7 +135,7 @@ def _chameleon_model(side: int) -> ChameleonForConditionalGeneration:
         vocabulary_map=vocabulary,
         vq_config=ChameleonVQVAEConfig(
             embed_dim=16,
-            num_embeddings=NUM_CODES,
+            num_embeddings=CODEBOOK_SIZE,
             latent_channels=16,
             resolution=16 * side,
             base_channels=32,
@@ -174,7 +174,7 @@ def _janus(folder: Path, side: int) -> None:
     )
     vq = JanusVQVAEConfig(
         embed_dim=8,
-        num_embeddings=NUM_CODES,
+        num_embeddings=CODEBOOK_SIZE,
         latent_channels=16,
         base_channels=32,
         channel_multiplier=[1, 1, 1, 1, 1],
@@ -223,7 +223,7 @@ def _use_many_codes(vq: Any) -> None:
             layer.reset_parameters()
     latents = vq.quant_conv(vq.encoder(torch.randn(4, 3, 64, 64)))
     entries = latents.permute(0, 2, 3, 1).flatten(0, 2)
-    vq.quantize.embedding.weight.copy_(entries[torch.randperm(len(entries))[:NUM_CODES]])
+    vq.quantize.embedding.weight.copy_(entries[torch.randperm(len(entries))[:CODEBOOK_SIZE]])
 
 
 FAMILIES: dict[str, tuple[Callable[[Path, int], None], int]] = {

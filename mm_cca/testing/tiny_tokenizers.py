@@ -17,12 +17,12 @@ CAPTIONS = [
     )
 ]
 TEXT_VOCABULARY = 320
-NUM_CODES = 64
+CODEBOOK_SIZE = 64
 
 
 def chameleon_tokenizer() -> PreTrainedTokenizerFast:
     """Chameleon's special tokens and image tokens by their real names, codes in permuted order."""
-    order = torch.randperm(NUM_CODES, generator=torch.Generator().manual_seed(0)).tolist()
+    order = torch.randperm(CODEBOOK_SIZE, generator=torch.Generator().manual_seed(0)).tolist()
     reserved = [8706, *range(8799, 8930)]
     names = [
         *("<s>", "<pad>", "</s>", "<unk>"),

@@ -19,12 +19,12 @@ from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.config.keys import REFERENCE
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import Recipe
-from mm_cca.config.stage_keys import num_steps, settings_of
+from mm_cca.config.stage_keys import num_steps, settings_of, texts_digest
 from mm_cca.data.token_cache import TokenCache, open_cache
 from mm_cca.errors import UserError
 from mm_cca.modeling.guidance import BaseStates
 from mm_cca.modeling.logprobs import CodeLogProbs, training_attention
-from mm_cca.runs.digests import code_digest, row_keys, texts_digest, weights_digest
+from mm_cca.runs.digests import code_digest, row_keys, weights_digest
 from mm_cca.runs.files import atomic_path
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage

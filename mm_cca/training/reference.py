@@ -43,7 +43,7 @@ class Reference(Protocol):
 
 
 class CopyReference:
-    """A second copy of the model as it is now."""
+    """A frozen copy of the model, made before training."""
 
     def __init__(self, policy: CodeLogProbs) -> None:
         self._frozen = copy.deepcopy(policy).eval().requires_grad_(False)

@@ -131,7 +131,7 @@ def _texts(recipe: Recipe, cache: TokenCache) -> TextStream:
 
 
 def _refuse_rounded_updates(recipe: Recipe, accelerator: Accelerator) -> None:
-    """Weights kept in half precision would swallow small updates."""
+    """Weights kept in half precision would round small updates away."""
     lora = recipe.train.tuning == "lora"
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if lora and sharded and recipe.model.dtype != "float32":

@@ -281,3 +281,13 @@ def test_true_and_false_are_booleans(text: str, value: bool):
 def test_no_is_text():
     """YAML 1.1 reads it as false, which is not a precision."""
     assert load_config("emoji", ["train.mixed_precision=no"]).train.mixed_precision == "no"
+
+
+def test_ranges_are_checked_even_where_a_required_key_is_missing(tmp_path: Path):
+    values = runs.tiny_recipe(tmp_path, tmp_path / "no-model", tmp_path / "no-data.parquet")
+    del values["train"]["max_steps"]
+    path = runs.write_recipe(tmp_path / "recipe.yaml", values)
+    message = runs.message_of(path, "loss.beta=-1", "data.image_size=[3]", "train.tuning=foo")
+    assert "has 4 mistake(s)" in message
+    for part in ("train.max_steps is missing", "loss.beta is -1.0", "data.image_size is [3]"):
+        assert part in message
