@@ -67,9 +67,7 @@ def _adapter_class(name: str) -> Any:
         sys.path.append(str(Path.cwd()))
     try:
         adapter = getattr(import_module(module_name), class_name, None)
-    except ModuleNotFoundError as error:
-        if not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the adapter's own import of something else
+    except ModuleNotFoundError as error:  # the adapter's module, or a package that it needs
         raise UserError(f"model.adapter {name!r} can't be imported: {error}. {WHERE}") from error
     if adapter is None:
         raise UserError(

@@ -205,11 +205,22 @@ def test_an_adapter_that_is_not_there(name: str, folders: Path):
         load_adapter(name, str(folders / "third-party"))
 
 
-def test_a_module_that_fails_while_it_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "fails_at_import.py").write_text("import math\nmath.no_such_function\n")
+@pytest.mark.parametrize(
+    ("number", "code", "error"),
+    [
+        (1, "import math\nmath.no_such_function\n", AttributeError),
+        (2, "from math import no_such_function\n", ImportError),
+        (3, "import no_such_package\n", UserError),  # for the user to install
+    ],
+)
+def test_a_module_that_fails_while_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str, error: type[Exception]
+):
+    (tmp_path / f"fails_at_import_{number}.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(AttributeError, match="no_such_function"):
-        load_adapter("fails_at_import:Mine", "x")
+    with pytest.raises(error, match="no_such") as caught:
+        load_adapter(f"fails_at_import_{number}:Mine", "x")
+    assert caught.type is error
 
 
 def test_an_unknown_tiny_family(tmp_path: Path):
