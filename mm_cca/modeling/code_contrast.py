@@ -4,7 +4,8 @@ The paper (arXiv 2410.09347, equation 11) contrasts whole images, with negatives
 captions. ``log p(x | c) / p(x)`` is a sum over codes, so the same contrast can be made at every
 code alone: its negatives are the base's own next-code distribution without the caption, and their
 expectation is a sum over the codebook. With ``beta = 1 / (scale - 1)`` and ``lambda_ = 1`` the
-optimum is the guided distribution of that scale, whatever the number of codes.
+optimum over free gaps is guidance of that scale, whatever the number of codes; a model whose
+distributions are normalised comes as near as their normalisation allows.
 
 No logits of the full length are kept; they are computed again in the backward pass.
 Shapes: B images, N codes of an image, m positions of a chunk, D hidden size, K image codes.
