@@ -22,6 +22,7 @@ COMMANDS = {
     "export-samples": "export_samples:export_images",
     "coco-prompts": "coco_prompts:coco_prompts",
     "suggest": "suggest:suggest",
+    "gaps": "gaps:gaps",
     "sweep": "sweep:sweep",
 }
 """Verb -> file in ``commands/`` and its function; any other verb is a stage."""

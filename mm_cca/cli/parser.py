@@ -36,6 +36,7 @@ EPILOG = textwrap.dedent(
       mm-cca run my.yaml run.dir=runs/second    run it, with one value changed
       mm-cca tiny janus my_tiny                 a tiny random Janus, to try a recipe on a laptop
       mm-cca suggest my.yaml                    a beta and a lambda to start with, and why
+      mm-cca gaps runs/second                   which codes the training changed, and how
       mm-cca sweep my.yaml 'loss.lambda_=[1,10]'
                                                 a run for each value, all in one plot
       mm-cca report my.yaml --serve             write the report again and open it in a browser
@@ -84,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     add_export_samples(verbs)
     add_coco_prompts(verbs)
     _add_suggest(verbs)
+    _add_gaps(verbs)
     _add_sweep(verbs)
     verbs.add_parser("env", help="print versions and devices, for bug reports")
     for verb in verbs.choices.values():
@@ -172,6 +174,27 @@ def _add_suggest(verbs: Verbs) -> None:
         "--scale", type=float, help="the guidance scale to replace (default: the model family's)"
     )
     suggest.add_argument("--pairs", type=int, default=256, help="how many pairs (default: 256)")
+
+
+def _add_gaps(verbs: Verbs) -> None:
+    gaps = verbs.add_parser(
+        "gaps",
+        help="show where along the images, and on which codes, training changed the model",
+        description="Score real images code by code with the base and the trained model of a "
+        "finished run: KL to the base and to guidance, by row of the image; gaps under the own and "
+        "under another image's caption, by how much the caption decides the code. Writes "
+        "RUN/gaps/SOURCE.SPLIT.json and .png.",
+    )
+    gaps.add_argument("run", type=Path, help="the run folder (run.dir of the recipe)")
+    gaps.add_argument(
+        "--source", choices=("cca", "control"), default="cca", help="which model (default: cca)"
+    )
+    gaps.add_argument(
+        "--images", type=int, default=256, help="real images per split (default: 256)"
+    )
+    gaps.add_argument(
+        "--scale", type=float, help="guidance scale to compare with (default: the family's)"
+    )
 
 
 def _add_sweep(verbs: Verbs) -> None:
