@@ -49,14 +49,37 @@ class TokenizerConfig:
 
 @dataclass
 class ScorerConfig:
-    """The two towers of the demo's scorer (job: scorer)."""
+    """The two towers of one of the demo's scorers (job: scorer)."""
 
+    architecture: str = key("vit", allowed="vit, or the name of a timm network", decides=(DEMO,))
+    """The vision tower: vit is open_clip's vision transformer, shaped by the next three keys; any
+    other name is a network of timm, such as resnet10t, without its classifier."""
     patch_size: int = key(4, at_least=1, decides=(DEMO,))
     """Side of a patch of the vision transformer, in pixels."""
     vision_width: int = key(160, at_least=32, decides=(DEMO,))
     """Width of the vision transformer; a multiple of 32, the width of a head."""
     vision_layers: int = key(4, at_least=1, decides=(DEMO,))
     """Layers of the vision transformer."""
+    input_size: int | None = key(None, at_least=1, decides=(DEMO,))
+    """Side in pixels to which images are resized for the vision tower (bicubic); null: not resized.
+    Networks that reduce the resolution 32 times need more pixels than the demo's images have."""
+    head: Literal["linear", "mlp"] = key("linear", decides=(DEMO,))
+    """From the features of a timm network to the common space: one matrix, or two with a GELU."""
+    frozen: str | None = key(None, decides=(DEMO,), content="file")
+    """File of published weights of the timm network (safetensors, timm's names); the network then
+    stays as it is, and only the head and the text tower are trained. null: train everything."""
+    rows: Literal["train", "all"] = key("train", decides=(DEMO,))
+    """Which images are trained on: train is data.train_split; all adds data.heldout_split, for a
+    judge, which is not a contestant."""
+    reconstructions: str | None = key(None, decides=(DEMO,))
+    """Checkpoint whose image tokenizer reconstructs half of the training images, so that the
+    tokenizer's blur is no mistake to this scorer; null: drawings only."""
+    adapter: str = key("emu3", allowed="a built-in adapter, or package.module:Class")
+    """The adapter that reads scorer.reconstructions."""
+    variants: int = key(4, at_least=1, decides=(DEMO,))
+    """Augmented versions of every image that are made before training where they are costly: the
+    reconstructed ones, and all those of a frozen network. Other images are augmented anew in every
+    step."""
     text_width: int = key(128, at_least=32, decides=(DEMO,))
     """Width of the text transformer; a multiple of 32, the width of a head."""
     text_layers: int = key(2, at_least=1, decides=(DEMO,))

@@ -46,7 +46,11 @@ SHIPPED = {
     "emoji": _PACKAGE / "demo" / "emoji.parquet",
     "emu3-emoji": _PACKAGE / "demo" / "emu3-emoji",
     "emoji-clip": _PACKAGE / "demo" / "emoji-clip",
+    "judge-vit": _PACKAGE / "demo" / "judge-vit",
+    "judge-convnet": _PACKAGE / "demo" / "judge-convnet",
+    "judge-efficientnet": _PACKAGE / "demo" / "judge-efficientnet",
 }
+"""Data, base model, the scorer trained on the train split only, and the judges trained on all."""
 
 
 def shipped(name: str) -> str:

@@ -6,7 +6,7 @@ Ranges and choices of single keys are declared in the schema.
 from mm_cca.config.constraints import Check, declared_checks, failures
 from mm_cca.config.declarations import declared
 from mm_cca.config.keys import value_of
-from mm_cca.config.schema import AnyRecipe, Recipe, TokenizerRecipe
+from mm_cca.config.schema import AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
 from mm_cca.config.validate_eval import eval_checks
 from mm_cca.config.validate_train import loss_checks, train_checks
 
@@ -24,19 +24,24 @@ def problems(recipe: AnyRecipe) -> list[str]:
         ),
     ]
     if isinstance(recipe, Recipe):
-        checks += [_adapter(recipe), *loss_checks(recipe), *train_checks(recipe)]
+        checks += [
+            _adapter("model.adapter", recipe.model.adapter),
+            *loss_checks(recipe),
+            *train_checks(recipe),
+        ]
         checks += [*_dial(recipe), *eval_checks(recipe)]
     elif isinstance(recipe, TokenizerRecipe):
         checks.append(_whole_codes(recipe))
+    else:
+        checks += [_adapter("scorer.adapter", recipe.scorer.adapter), *_scorer(recipe)]
     return failures(checks)
 
 
-def _adapter(recipe: Recipe) -> Check:
+def _adapter(key: str, adapter: str) -> Check:
     from mm_cca.config.shipped import ADAPTERS
 
-    adapter = recipe.model.adapter
     known = adapter in ADAPTERS or ":" in adapter
-    return "model.adapter", adapter, known, f"{', '.join(ADAPTERS)}, or package.module:Class"
+    return key, adapter, known, f"{', '.join(ADAPTERS)}, or package.module:Class"
 
 
 def _dial(recipe: Recipe) -> list[Check]:
@@ -52,3 +57,36 @@ def _whole_codes(recipe: TokenizerRecipe) -> Check:
         all(pixels % side == 0 for pixels in recipe.data.image_size),
         f"multiples of {side}, the pixels per code of this tokenizer.channel_multiplier",
     )
+
+
+def _scorer(recipe: ScorerRecipe) -> list[Check]:
+    scorer, data = recipe.scorer, recipe.data
+    height, width = data.image_size
+    side = width if scorer.input_size is None else scorer.input_size
+    is_vit = scorer.architecture == "vit"
+    return [
+        (
+            "data.image_size",
+            data.image_size,
+            height == width,
+            "the same height and width, for a scorer",
+        ),
+        (
+            "scorer.patch_size",
+            scorer.patch_size,
+            not is_vit or side % scorer.patch_size == 0,
+            f"a divisor of {side}, the side of the vision tower's images",
+        ),
+        (
+            "scorer.frozen",
+            scorer.frozen,
+            scorer.frozen is None or not is_vit,
+            "null with scorer.architecture=vit; published weights need a timm network",
+        ),
+        (
+            "scorer.rows",
+            scorer.rows,
+            scorer.rows == "train" or data.heldout_split is not None,
+            "train where data.heldout_split is null",
+        ),
+    ]

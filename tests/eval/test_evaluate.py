@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mm_cca import cli
-from mm_cca.demo import train_scorer as demo_scorer
+from mm_cca.demo import scorer_towers as demo_scorer
 from mm_cca.errors import UserError
 from mm_cca.eval.features.scorer import load_scorer
 from tests.support import naive, runs
