@@ -55,6 +55,12 @@ class LossConfig:
     lambda_: float = key(1.0, at_least=0, decides=(TRAIN.given(objective_has("cca", "unlearn")),))
     """Weight of the loss on negatives, relative to the loss on the images' own captions. Raise it
     for more contrast, lower it when the images get worse."""
+    gap_floor: float | None = key(
+        None, at_most=0, decides=(TRAIN.given(objective_has("cca")),), allowed="0 or less, or null"
+    )
+    """Floor under the gap of every code of a negative, for cca, in nats per code: codes that are
+    this far below the base give no gradient any more, so that the contrast is spent on codes that
+    the model still believes under the wrong caption; null: no floor."""
     uncond_ratio: float = key(0.1, at_least=0, below=1, decides=(TRAIN, REFERENCE))
     """Fraction of the pairs trained with the unconditional prompt instead of a caption, so that
     guidance still works afterwards."""
@@ -94,6 +100,13 @@ class LossConfig:
     the model family's default."""
     code_lambda: float = key(1.0, at_least=0, decides=(TRAIN.given(objective_has("cca_code")),))
     """Weight of the negative half of cca_code; with 1 its optimum is guidance of loss.scale."""
+    scale_by_relevance: float | None = key(
+        None, above=0, decides=(TRAIN.given(objective_has("cca_code")),)
+    )
+    """Guide less where the caption decides less, for cca_code: a code whose relevance (KL of the
+    base with and without the caption) is this multiple of its image's mean or more learns guidance
+    of loss.scale, one with less relevance proportionally less, down to scale 1; 1 is a good start,
+    null: loss.scale at every code."""
     distill_scale: float | None = key(
         None, above=1, decides=(TRAIN.given(objective_has("distill")),)
     )

@@ -12,12 +12,15 @@ from mm_cca.objectives import Stats
 from mm_cca.training.collate import MicroBatch
 
 
+OF_NEGATIVES = ("negative_gap", "margin", "accuracy", "floored_gap", "codes_at_floor")
+
+
 class StepMetrics:
     """Collects the micro-batches of one step. Gaps are means in nats per image.
 
-    ``positive_gap`` and ``kl`` exclude rows with a dropped condition; ``negative_gap``, ``margin``
-    and ``accuracy`` exclude rows that count as positive; ``unconditional_gap`` is the positive gap
-    of the dropped rows.
+    ``positive_gap``, ``kl`` and ``mean_scale_share`` exclude rows with a dropped condition;
+    ``negative_gap``, ``margin``, ``accuracy``, ``floored_gap`` and ``codes_at_floor`` exclude rows
+    that count as positive; ``unconditional_gap`` is the positive gap of the dropped rows.
     """
 
     def __init__(self) -> None:
@@ -47,8 +50,8 @@ class StepMetrics:
         dropped = accelerator.gather(torch.cat(self._dropped))
         negative = ~accelerator.gather(torch.cat(self._positive))
         rows = {
-            **dict.fromkeys(("positive_gap", "kl"), ~dropped),
-            **dict.fromkeys(("negative_gap", "margin", "accuracy"), negative),
+            **dict.fromkeys(("positive_gap", "kl", "mean_scale_share"), ~dropped),
+            **dict.fromkeys(OF_NEGATIVES, negative),
         }
         for name, values in stats.items():
             numbers[name] = _mean(values, rows.get(name, torch.ones_like(values, dtype=torch.bool)))
