@@ -57,10 +57,13 @@ def warnings_of(numbers: Mapping[str, float | None], constants: Constants) -> di
         )
     if negative is None:
         return warnings
-    logit = negative * (constants.beta or 0.0)
+    # With a floor per code the loss sees less of the gap, and saturates later.
+    floored = numbers.get("floored_gap")
+    name = "negative_gap" if floored is None else "floored_gap"
+    logit = (negative if floored is None else floored) * (constants.beta or 0.0)
     if logit < -SATURATED:
         warnings["saturated"] = (
-            f"beta * negative_gap is {logit:.0f}: the negatives are already separated; they give "
+            f"beta * {name} is {logit:.0f}: the negatives are already separated; they give "
             "almost no gradient. Lower loss.beta, or use harder negatives."
         )
     if constants.unbounded and negative / constants.num_codes < COLLAPSE:
@@ -86,7 +89,7 @@ class Health:
         if len(self._recent) < (self._recent.maxlen or 0):
             return []
         means: dict[str, float | None] = {}
-        for name in ("positive_gap", "negative_gap"):
+        for name in ("positive_gap", "negative_gap", "floored_gap"):
             values = [v for step in self._recent if (v := step.get(name)) is not None]
             means[name] = sum(values) / len(values) if values else None
         new = {

@@ -40,7 +40,8 @@ def loss_of(
         loss [] and detached statistics: those of ``contrast_stats``; ``kl`` [B], see
         ``reference_kl``; ``text_nll``; with ``loss.gap_floor`` the [W] ``floored_gap`` in nats per
         image and ``codes_at_floor``, the share of codes below the floor; with
-        ``loss.scale_by_relevance`` the [B] ``mean_scale_share``; and each term as ``loss_NAME`` if there are several.
+        ``loss.scale_by_relevance`` the [B] ``mean_scale_share``; and each term as
+        ``loss_NAME`` if there are several.
     """
     num_codes = batch.codes.shape[1]
     stats: objectives.Stats = {}

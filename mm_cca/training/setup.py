@@ -18,7 +18,7 @@ from mm_cca.modeling.logprobs import CodeLogProbs, CodeTerms
 from mm_cca.modeling.lora import attach_lora
 from mm_cca.runs.folder import RunFolder
 from mm_cca.training import checkpoint
-from mm_cca.training.cached_reference import CachedReference, open_cached
+from mm_cca.training.cached_reference import CachedReference, keeps_codes, open_cached
 from mm_cca.training.collate import Collator
 from mm_cca.training.losses import code_terms_of
 from mm_cca.training.optimizer import new_optimizer
@@ -118,7 +118,8 @@ def _reference(
     config: TrainConfig, terms: LossTerms, policy: CodeLogProbs, cached: Path | None
 ) -> Reference | None:
     if cached is not None:
-        return CachedReference(cached, next(policy.parameters()).device)
+        device = next(policy.parameters()).device
+        return CachedReference(cached, device, per_code=keeps_codes(terms.config))
     if not (terms.needs_negatives or terms.needs_base):
         return None
     return LoraReference(policy) if config.reference == "lora" else CopyReference(policy)

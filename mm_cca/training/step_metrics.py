@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from mm_cca.objectives import Stats
 from mm_cca.training.collate import MicroBatch
 
-
 OF_NEGATIVES = ("negative_gap", "margin", "accuracy", "floored_gap", "codes_at_floor")
 
 
