@@ -107,6 +107,8 @@ def test_plain_nll_looks_at_no_negatives(unread: Path, override: str):
         ("loss.lambda_", {"cca", "unlearn"}),
         ("loss.scale", {"cca_code", "gft"}),
         ("loss.code_lambda", {"cca_code"}),
+        ("loss.scale_by_relevance", {"cca_code"}),
+        ("loss.gap_floor", {"cca"}),
         ("loss.distill_scale", {"distill"}),
     ],
 )
