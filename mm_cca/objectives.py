@@ -141,6 +141,50 @@ def unlearn(
     return loss / num_codes, contrast_stats(positive_gap, negative_gap)
 
 
+def ddo(
+    positive_logps: torch.Tensor,
+    drawn_logps: torch.Tensor,
+    ref_positive_logps: torch.Tensor,
+    ref_drawn_logps: torch.Tensor,
+    *,
+    dropped: torch.Tensor,
+    beta: float,
+    lambda_: float,
+) -> tuple[torch.Tensor, Stats]:
+    """Direct Discriminative Optimization (arXiv 2503.01103), with its two constants.
+
+    The model discriminates real images from pictures x' that the reference drew for the same
+    caption: ``-log s(beta * gap(x)) - lambda_ * log s(-beta * gap(x'))``, s the logistic function.
+    With both constants 1 and unlimited data its optimum is the data's own distribution. Divided by
+    ``max(lambda_, 1)``, as ``cca`` is.
+
+    Args:
+        positive_logps: [B] log p_theta(real image | own caption).
+        drawn_logps: [B] log p_theta(drawn picture | the same caption).
+        ref_positive_logps: [B] log p_ref of the real images.
+        ref_drawn_logps: [B] log p_ref of the drawn pictures.
+        dropped: [B] bool, rows without a caption; the reference did not draw their picture from
+            the unconditional prompt, so only their real image counts.
+        beta: scale of the gap inside the sigmoid; see ``length_aware_beta``.
+        lambda_: weight of the drawn pictures.
+
+    Returns:
+        loss [] and statistics [B]: ``positive_gap``; of the drawn pictures ``drawn_gap``,
+        ``drawn_margin`` and ``drawn_accuracy``, as in ``contrast_stats``.
+    """
+    positive_gap = positive_logps - ref_positive_logps
+    drawn_gap = drawn_logps - ref_drawn_logps
+    drawn_term = torch.where(dropped, 0.0, -lambda_ * F.logsigmoid(-beta * drawn_gap))
+    loss = (-F.logsigmoid(beta * positive_gap).mean() + drawn_term.mean()) / max(lambda_, 1.0)
+    stats = contrast_stats(positive_gap, drawn_gap)
+    return loss, {
+        "positive_gap": stats["positive_gap"],
+        "drawn_gap": stats["negative_gap"],
+        "drawn_margin": stats["margin"],
+        "drawn_accuracy": stats["accuracy"],
+    }
+
+
 def nll(positive_logps: torch.Tensor, num_codes: int) -> torch.Tensor:
     """Negative log-likelihood in nats per code, for pre-training and plain fine-tuning.
 

@@ -16,6 +16,7 @@ import torch
 from mm_cca.objectives import (
     cca,
     cca_code,
+    ddo,
     distill,
     dpo,
     floored_gap,
@@ -342,3 +343,56 @@ def test_a_floor_of_minus_infinity_is_none():
     without, _ = cca(*rows, **keys)
     floored = floored_gap(negative, ref_negative, -math.inf)
     assert_close(cca(*rows, **keys, floored_negative_gap=floored)[0], without, 1e-6)
+
+
+def test_ddo_by_hand():
+    """The numbers of ``test_one_pair_by_hand``, with a drawn picture as the negative."""
+    values = [torch.tensor([v]) for v in (-9.0, -12.0, -10.0, -10.0)]
+    loss, stats = ddo(*values, dropped=torch.tensor([False]), beta=0.5, lambda_=4.0)
+    assert loss.item() == pytest.approx(0.431781, abs=1e-6)
+    assert (stats["positive_gap"].item(), stats["drawn_gap"].item()) == (1, -2)
+    assert (stats["drawn_margin"].item(), stats["drawn_accuracy"].item()) == (3, 1)
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.3, 1.0, 5.0])
+@pytest.mark.parametrize("dropped", [[], [0, 3], list(range(7))])
+def test_ddo_equals_the_naive_loop_and_its_gradient(lambda_: float, dropped: list[int]):
+    values = _random(15)
+    is_dropped = torch.zeros(7, dtype=torch.bool)
+    is_dropped[dropped] = True
+    positive, drawn = values[0].requires_grad_(), values[1].requires_grad_()
+    loss, _ = ddo(*values, dropped=is_dropped, beta=0.1, lambda_=lambda_)
+    expected = naive.ddo(*(v.tolist() for v in values), is_dropped.tolist(), 0.1, lambda_)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    gaps = (positive - values[2]).detach(), (drawn - values[3]).detach()
+    share = 0.1 / 7 / max(lambda_, 1.0)
+    assert_close(positive.grad, -share * torch.sigmoid(-0.1 * gaps[0]), 1e-7)
+    assert_close(drawn.grad, lambda_ * share * torch.sigmoid(0.1 * gaps[1]) * ~is_dropped, 1e-7)
+
+
+def test_the_optimum_of_ddo_is_the_data():
+    """Three pictures in all: the expected gradient at free gaps log(data / reference) is zero."""
+    generator = torch.Generator().manual_seed(16)
+    data, ref = (torch.randn(3, generator=generator).log_softmax(0) for _ in range(2))
+    model = data.clone().requires_grad_()
+    total = torch.zeros(())
+    for x in range(3):
+        for y in range(3):
+            pair = (model[[x]], model[[y]], ref[[x]], ref[[y]])
+            loss, _ = ddo(*pair, dropped=torch.tensor([False]), beta=1.0, lambda_=1.0)
+            total = total + data[x].exp() * ref[y].exp() * loss
+    (slope,) = torch.autograd.grad(total, model)
+    assert_close(slope, torch.zeros(3), 1e-6)
+
+
+def test_micro_batches_of_ddo_add_up():
+    values = _random(17, n=8)
+    dropped = torch.tensor([False, False, True, False] * 2)
+    keys = {"beta": 0.1, "lambda_": 2.0}
+    whole, _ = ddo(*values, dropped=dropped, **keys)
+    parts = [
+        ddo(*(v[i : i + 2] for v in values), dropped=dropped[i : i + 2], **keys)[0]
+        for i in range(0, 8, 2)
+    ]
+    assert_close(torch.stack(parts).mean(), whole, 1e-6)

@@ -1,12 +1,12 @@
 """Log-probabilities of the frozen model, computed once by ``prepare`` and kept on disk.
 
 They depend on images, weights and plan, but not on beta, lambda or the learning rate: a sweep
-computes them once, and training needs neither a second copy of the model nor a second pass.
+computes them once, and training needs neither a second copy nor a second pass.
 
-Files, in the order of training (a place is the index of a pair; its C columns are the own caption
-and m negative captions): ``logps.npy`` [places, C] float32 nats per image, ``keys.npy`` [places, C]
-uint64 hashes of prompt and codes, and only with ``loss.gap_floor`` ``code_logps.npy``
-[places, C, N] float32 nats of every code. NaN: not computed yet.
+A place is the index of a pair in the order of training; its C columns are the own caption, m
+negative captions and, with ``ddo``, the drawn picture. Files: ``logps.npy`` [places, C] float32
+nats per image, NaN where not computed yet; ``keys.npy`` [places, C] uint64 hashes of prompt and
+codes; with ``loss.gap_floor`` only, ``code_logps.npy`` [places, C, N], the nats of every code.
 """
 
 from collections.abc import Iterable
@@ -33,6 +33,7 @@ from mm_cca.runs.files import atomic_path
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
 from mm_cca.training.collate import Collator, MicroBatch
+from mm_cca.training.drawn_pictures import open_drawn
 from mm_cca.training.reference import RefScores, live_scores
 from mm_cca.training.schedule import Schedule, training_schedule
 
@@ -55,7 +56,7 @@ class CachedReference:
     def scores(self, batch: MicroBatch) -> RefScores:
         """The cached values. Raises UserError if they were computed for other images or prompts."""
         places = slice(batch.start, batch.start + batch.num_pairs)
-        # Own prompts first, then the negatives in blocks: the collator's order.
+        # Own prompts, negatives in blocks, drawn pictures: the collator's order.
         keys = self._keys[places].T.flatten()
         if (keys != row_keys(batch.prompts.ids, batch.prompts.mask, batch.codes)).any():
             raise UserError(
@@ -105,11 +106,13 @@ def prepare_reference(recipe: Recipe, run: RunFolder) -> None:
     stage = Stage(run.reference, _settings(recipe, model, cache))
     if stage.is_done() and not _is_incomplete(recipe, run):
         return
-    schedule = training_schedule(recipe, cache, LossTerms.of(recipe.loss))
+    terms = LossTerms.of(recipe.loss)
+    schedule = training_schedule(recipe, cache, terms)
+    drawn = open_drawn(recipe, run, model, cache, schedule) if terms.needs_drawn else None
     layout = model.layout(grid_of(model, recipe.data.image_size))
     if accelerator.is_main_process:
         stage.begin()
-        shape = num_places, 1 + recipe.loss.num_negatives
+        shape = num_places, _num_columns(terms)
         _allocate(run.reference / KEYS, np.zeros(shape, np.uint64))
         _allocate(run.reference / FILE, np.full(shape, np.nan, np.float32))
         if keeps_codes(recipe.loss):
@@ -118,7 +121,7 @@ def prepare_reference(recipe: Recipe, run: RunFolder) -> None:
     accelerator.wait_for_everyone()
     policy = CodeLogProbs(model, layout, whole_vocabulary=recipe.loss.whole_vocabulary)
     policy.to(accelerator.device).eval()
-    collate = Collator(model, cache, recipe.data.image_size, accelerator.device)
+    collate = Collator(model, cache, recipe.data.image_size, accelerator.device, drawn=drawn)
     _fill(run.reference, num_places, accelerator, policy, schedule, collate, recipe)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -200,6 +203,11 @@ def keeps_codes(loss: LossConfig) -> bool:
     return loss.gap_floor is not None
 
 
+def _num_columns(terms: LossTerms) -> int:
+    num_negatives = terms.config.num_negatives if terms.needs_negatives else 0
+    return 1 + num_negatives + terms.needs_drawn
+
+
 def _is_incomplete(recipe: Recipe, run: RunFolder) -> bool:
     names = [FILE] + [CODE_FILE] * keeps_codes(recipe.loss)
     return any(_num_missing(run.reference / name, _num_places(recipe)) for name in names)
@@ -231,8 +239,12 @@ def _allocate(file: Path, empty: np.ndarray) -> None:
 
 def _settings(recipe: Recipe, model: UnifiedModel, cache: TokenCache) -> dict[str, Any]:
     """Everything the cached values depend on, to the last bit."""
+    terms = LossTerms.of(recipe.loss)
+    # Only with drawn pictures, so that caches without them stay valid.
+    columns = {"rows per pair": _num_columns(terms)} if terms.needs_drawn else {}
     return {
         **settings_of(REFERENCE, recipe),
+        **columns,
         "captions (sha256)": texts_digest(cache.captions),
         "weights (sha256)": weights_digest(model.module),
         "adapter": code_digest(model),

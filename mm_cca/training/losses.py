@@ -34,12 +34,12 @@ def loss_of(
         terms: of the recipe.
         batch: the micro-batch, own prompts first.
         scored: the model's log-probabilities.
-        ref: the reference's log-probabilities, if the loss has negatives.
+        ref: the reference's log-probabilities, if the loss has negatives or drawn pictures.
 
     Returns:
-        loss [] and detached statistics: those of ``contrast_stats``; ``kl`` [B], see
-        ``reference_kl``; ``text_nll``; with ``loss.gap_floor`` the [W] ``floored_gap`` in nats per
-        image and ``codes_at_floor``, the share of codes below the floor; with
+        loss [] and detached statistics: those of ``contrast_stats`` and ``objectives.ddo``; ``kl``
+        [B], see ``reference_kl``; ``text_nll``; with ``loss.gap_floor`` the [W] ``floored_gap``
+        in nats per image and ``codes_at_floor``, the share of codes below the floor; with
         ``loss.scale_by_relevance`` the [B] ``mean_scale_share``; and each term as
         ``loss_NAME`` if there are several.
     """
@@ -58,7 +58,7 @@ def loss_of(
     if "cca_code" in terms.weights:
         assert scored.contrast is not None
         losses["cca_code"], stats = _code_contrast(scored.contrast)
-    if terms.needs_negatives:
+    if terms.needs_reference:
         assert ref is not None
         contrastive, contrastive_stats = _contrastive(terms, batch, scored, ref)
         losses |= contrastive
@@ -86,14 +86,14 @@ def _contrastive(
     terms: LossTerms, batch: MicroBatch, scored: Scored, ref: RefScores
 ) -> tuple[dict[str, torch.Tensor], objectives.Stats]:
     config, count, num_codes = terms.config, batch.num_pairs, batch.codes.shape[1]
-    logps = scored.logps
-    rows = (logps[:count], logps[count:], ref.logps[:count], ref.logps[count:])
+    logps, negatives = scored.logps, batch.negatives
+    rows = (logps[:count], logps[negatives], ref.logps[:count], ref.logps[negatives])
     beta = objectives.length_aware_beta(config.beta, config.beta_codes, num_codes)
     same = batch.counts_as_positive
     losses: dict[str, torch.Tensor] = {}
     stats: objectives.Stats = {}
     if "cca" in terms.weights:
-        floored, at_floor = _with_floor(config.gap_floor, count, scored, ref)
+        floored, at_floor = _with_floor(config.gap_floor, negatives, scored, ref)
         losses["cca"], stats = objectives.cca(
             *rows,
             counts_as_positive=same,
@@ -108,17 +108,29 @@ def _contrastive(
         losses["unlearn"], stats = objectives.unlearn(
             *rows, counts_as_positive=same, lambda_=config.lambda_, num_codes=num_codes
         )
+    if "ddo" in terms.weights:
+        drawn = batch.drawn
+        losses["ddo"], drawn_stats = objectives.ddo(
+            logps[:count],
+            logps[drawn],
+            ref.logps[:count],
+            ref.logps[drawn],
+            dropped=batch.dropped,
+            beta=beta,
+            lambda_=config.lambda_,
+        )
+        stats |= drawn_stats
     return losses, stats
 
 
 def _with_floor(
-    floor: float | None, count: int, scored: Scored, ref: RefScores
+    floor: float | None, rows: slice, scored: Scored, ref: RefScores
 ) -> tuple[torch.Tensor | None, objectives.Stats]:
     """[W] gaps of the negative rows with a floor per code, and statistics; None without a floor."""
     if floor is None:
         return None, {}
     assert ref.per_code is not None, "a cache keeps it if the recipe has a floor"
-    negative, ref_negative = scored.per_code[count:], ref.per_code[count:]
+    negative, ref_negative = scored.per_code[rows], ref.per_code[rows]
     floored = objectives.floored_gap(negative, ref_negative, floor)
     below = negative.detach() - ref_negative < floor
     at_floor = below.float().mean(dim=1)

@@ -11,13 +11,16 @@ from accelerate import Accelerator
 from mm_cca.objectives import Stats
 from mm_cca.training.collate import MicroBatch
 
+WITH_CONDITION = ("positive_gap", "kl", "mean_scale_share")
+WITH_CONDITION += ("drawn_gap", "drawn_margin", "drawn_accuracy")
 OF_NEGATIVES = ("negative_gap", "margin", "accuracy", "floored_gap", "codes_at_floor")
 
 
 class StepMetrics:
     """Collects the micro-batches of one step. Gaps are means in nats per image.
 
-    ``positive_gap``, ``kl`` and ``mean_scale_share`` exclude rows with a dropped condition;
+    ``positive_gap``, ``kl``, ``mean_scale_share`` and those of drawn pictures exclude rows with a
+    dropped condition;
     ``negative_gap``, ``margin``, ``accuracy``, ``floored_gap`` and ``codes_at_floor`` exclude rows
     that count as positive; ``unconditional_gap`` is the positive gap of the dropped rows.
     """
@@ -49,7 +52,7 @@ class StepMetrics:
         dropped = accelerator.gather(torch.cat(self._dropped))
         negative = ~accelerator.gather(torch.cat(self._positive))
         rows = {
-            **dict.fromkeys(("positive_gap", "kl", "mean_scale_share"), ~dropped),
+            **dict.fromkeys(WITH_CONDITION, ~dropped),
             **dict.fromkeys(OF_NEGATIVES, negative),
         }
         for name, values in stats.items():

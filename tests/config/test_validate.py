@@ -39,6 +39,7 @@ def path(tmp_path: Path) -> Path:
         ("loss.gap_floor=1", "0 or less, or null"),
         ("loss.scale_by_relevance=0", "above 0"),
         ("loss.scale_by_relevance=1", "null with loss.objective=cca: only cca_code uses it"),
+        ("loss.ddo_images=0", "1 or more"),
         ("loss.text_weight=-1", "0 or more"),
         ("loss.lambda_=.inf", "0 or more"),
         ("sample.dial=.inf", "0 or more, but not 1"),

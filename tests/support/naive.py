@@ -35,6 +35,24 @@ def cca(
     return total / max(lambda_, 1.0)
 
 
+def ddo(
+    positive: list[float],
+    drawn: list[float],
+    ref_positive: list[float],
+    ref_drawn: list[float],
+    dropped: list[bool],
+    beta: float,
+    lambda_: float,
+) -> float:
+    """Real images against drawn pictures (arXiv 2503.01103), one pair at a time."""
+    total = 0.0
+    for i in range(len(positive)):
+        total -= log_sigmoid(beta * (positive[i] - ref_positive[i])) / len(positive)
+        if not dropped[i]:
+            total -= lambda_ * log_sigmoid(-beta * (drawn[i] - ref_drawn[i])) / len(positive)
+    return total / max(lambda_, 1.0)
+
+
 def guided(cond: list[float], uncond: list[float], scale: float) -> list[float]:
     """Classifier-free guidance of two rows of logits, one number at a time."""
     total_cond = math.log(sum(math.exp(c) for c in cond))

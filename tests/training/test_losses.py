@@ -12,7 +12,7 @@ from mm_cca.config.schema import LossConfig
 from tests.support import runs
 
 SUMS = ["cca", "cca_code", "dpo", "unlearn", "nll", "distill", "gft"]
-SUMS += ["cca + 0.1 nll", "cca + distill", "cca + cca_code"]
+SUMS += ["cca + 0.1 nll", "cca + distill", "cca + cca_code", "ddo", "cca + 0.5 ddo"]
 
 
 @pytest.fixture
@@ -24,21 +24,23 @@ def recipe(tmp_path: Path, tiny_folder: Path) -> Path:
 
 def test_what_each_sum_needs():
     needs = {
-        text: (terms.needs_negatives, terms.needs_base)
+        text: (terms.needs_negatives, terms.needs_base, terms.needs_drawn)
         for text in SUMS
         for terms in [LossTerms.of(LossConfig(objective=text))]
     }
     assert needs == {
-        "cca": (True, False),
-        "dpo": (True, False),
-        "unlearn": (True, False),
-        "nll": (False, False),
-        "distill": (False, True),
-        "cca_code": (False, True),
-        "gft": (False, True),
-        "cca + cca_code": (True, True),
-        "cca + 0.1 nll": (True, False),
-        "cca + distill": (True, True),
+        "cca": (True, False, False),
+        "dpo": (True, False, False),
+        "unlearn": (True, False, False),
+        "nll": (False, False, False),
+        "distill": (False, True, False),
+        "cca_code": (False, True, False),
+        "gft": (False, True, False),
+        "cca + cca_code": (True, True, False),
+        "cca + 0.1 nll": (True, False, False),
+        "cca + distill": (True, True, False),
+        "ddo": (False, False, True),
+        "cca + 0.5 ddo": (True, False, True),
     }
 
 
@@ -52,6 +54,7 @@ def test_it_trains(recipe: Path, tmp_path: Path, objective: str, tuning: str):
     runs.do(recipe, *keys)
     lines = runs.metrics(tmp_path / "run" / "train")
     at_start = {"cca": math.log(2) * 4 / 3, "dpo": math.log(2), "unlearn": 0.0}
+    at_start["ddo"] = at_start["cca"]
     at_start["cca_code"] = 2 * math.log(2)
     if objective in at_start:
         assert lines[0]["loss"] == pytest.approx(at_start[objective], abs=1e-5)
@@ -89,7 +92,10 @@ def test_distilling_scale_one_has_nothing_to_learn(recipe: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("objective", "more"),
-    [(name, []) for name in ("cca + 0.1 nll", "cca_code", "dpo", "unlearn", "distill", "gft")]
+    [
+        (name, [])
+        for name in ("cca + 0.1 nll", "cca_code", "dpo", "unlearn", "ddo", "distill", "gft")
+    ]
     + [("cca", ["loss.gap_floor=-0.001"]), ("cca_code", ["loss.scale_by_relevance=1"])],
 )
 def test_micro_batches_do_not_matter(recipe: Path, tmp_path: Path, objective: str, more: list[str]):
