@@ -103,11 +103,13 @@ def _contrastive(
         )
         stats |= at_floor
     if "dpo" in terms.weights:
-        losses["dpo"], stats = objectives.dpo(*rows, counts_as_positive=same, beta=beta)
+        losses["dpo"], of_dpo = objectives.dpo(*rows, counts_as_positive=same, beta=beta)
+        stats |= of_dpo
     if "unlearn" in terms.weights:
-        losses["unlearn"], stats = objectives.unlearn(
+        losses["unlearn"], of_unlearn = objectives.unlearn(
             *rows, counts_as_positive=same, lambda_=config.lambda_, num_codes=num_codes
         )
+        stats |= of_unlearn
     if "ddo" in terms.weights:
         drawn = batch.drawn
         losses["ddo"], drawn_stats = objectives.ddo(
