@@ -37,6 +37,18 @@ def contrast_stats(positive_gap: torch.Tensor, negative_gap: torch.Tensor) -> St
     }
 
 
+def floored_gap(
+    logps_per_code: torch.Tensor, ref_logps_per_code: torch.Tensor, floor: float
+) -> torch.Tensor:
+    """[W, N] and [W, N] -> [W] gaps in nats per image: the sum over codes of ``max(gap, floor)``.
+
+    A code whose gap is below the floor adds a constant and has no gradient: a wrong caption is
+    pushed down where the model still believes it, not where it is given up already. With a floor
+    of minus infinity it is the plain gap.
+    """
+    return (logps_per_code - ref_logps_per_code).clamp(min=floor).sum(dim=1)
+
+
 def cca(
     positive_logps: torch.Tensor,
     negative_logps: torch.Tensor,
@@ -46,6 +58,7 @@ def cca(
     counts_as_positive: torch.Tensor,
     beta: float,
     lambda_: float,
+    floored_negative_gap: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, Stats]:
     """Condition Contrastive Alignment (arXiv 2410.09347, equation 11, and thu-ml/CCA's code).
 
@@ -63,16 +76,21 @@ def cca(
         beta: scale of the gap inside the sigmoid; the smaller, the later a pair saturates.
             See ``length_aware_beta``.
         lambda_: weight of the negative term.
+        floored_negative_gap: [W] see ``floored_gap``; takes the place of the gap in the term of
+            true negatives. None: no floor.
 
     Returns:
-        loss [] and ``contrast_stats``.
+        loss [] and ``contrast_stats``, whose gaps have no floor.
     """
     positive_gap = positive_logps - ref_positive_logps
     negative_gap = negative_logps - ref_negative_logps
     sign = torch.where(counts_as_positive, 1.0, -1.0)
     weight = torch.where(counts_as_positive, 1.0, lambda_)
     positive_term = -F.logsigmoid(beta * positive_gap)
-    negative_term = -weight * F.logsigmoid(sign * beta * negative_gap)
+    lowered = negative_gap
+    if floored_negative_gap is not None:
+        lowered = torch.where(counts_as_positive, negative_gap, floored_negative_gap)
+    negative_term = -weight * F.logsigmoid(sign * beta * lowered)
     loss = (positive_term.mean() + negative_term.mean()) / max(lambda_, 1.0)
     return loss, contrast_stats(positive_gap, negative_gap)
 
@@ -121,6 +139,50 @@ def unlearn(
     weight = torch.where(counts_as_positive, -1.0, lambda_)
     loss = (-positive_gap.mean() + (weight * negative_gap).mean()) / max(lambda_, 1.0)
     return loss / num_codes, contrast_stats(positive_gap, negative_gap)
+
+
+def ddo(
+    positive_logps: torch.Tensor,
+    drawn_logps: torch.Tensor,
+    ref_positive_logps: torch.Tensor,
+    ref_drawn_logps: torch.Tensor,
+    *,
+    dropped: torch.Tensor,
+    beta: float,
+    lambda_: float,
+) -> tuple[torch.Tensor, Stats]:
+    """Direct Discriminative Optimization (arXiv 2503.01103), with its two constants.
+
+    The model discriminates real images from pictures x' that the reference drew for the same
+    caption: ``-log s(beta * gap(x)) - lambda_ * log s(-beta * gap(x'))``, s the logistic function.
+    With both constants 1 and unlimited data its optimum is the data's own distribution. Divided by
+    ``max(lambda_, 1)``, as ``cca`` is.
+
+    Args:
+        positive_logps: [B] log p_theta(real image | own caption).
+        drawn_logps: [B] log p_theta(drawn picture | the same caption).
+        ref_positive_logps: [B] log p_ref of the real images.
+        ref_drawn_logps: [B] log p_ref of the drawn pictures.
+        dropped: [B] bool, rows without a caption; the reference did not draw their picture from
+            the unconditional prompt, so only their real image counts.
+        beta: scale of the gap inside the sigmoid; see ``length_aware_beta``.
+        lambda_: weight of the drawn pictures.
+
+    Returns:
+        loss [] and statistics [B]: ``positive_gap``; of the drawn pictures ``drawn_gap``,
+        ``drawn_margin`` and ``drawn_accuracy``, as in ``contrast_stats``.
+    """
+    positive_gap = positive_logps - ref_positive_logps
+    drawn_gap = drawn_logps - ref_drawn_logps
+    drawn_term = torch.where(dropped, 0.0, -lambda_ * F.logsigmoid(-beta * drawn_gap))
+    loss = (-F.logsigmoid(beta * positive_gap).mean() + drawn_term.mean()) / max(lambda_, 1.0)
+    stats = contrast_stats(positive_gap, drawn_gap)
+    return loss, {
+        "positive_gap": stats["positive_gap"],
+        "drawn_gap": stats["negative_gap"],
+        "drawn_margin": stats["margin"],
+        "drawn_accuracy": stats["accuracy"],
+    }
 
 
 def nll(positive_logps: torch.Tensor, num_codes: int) -> torch.Tensor:

@@ -16,8 +16,10 @@ import torch
 from mm_cca.objectives import (
     cca,
     cca_code,
+    ddo,
     distill,
     dpo,
+    floored_gap,
     gft,
     length_aware_beta,
     nll,
@@ -277,3 +279,120 @@ def test_reference_kl_by_hand_and_in_the_mean():
     expected = float((reference.exp() * (reference - model)).sum())
     assert (estimate >= -1e-6).all()
     assert estimate.mean().item() == pytest.approx(expected, rel=0.02)
+
+
+def _codes(seed: int, num_codes: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
+    """[7, N] log-probabilities per code of the model and of the reference."""
+    generator = torch.Generator().manual_seed(seed)
+    model, ref = (-6 * torch.rand(7, num_codes, generator=generator) for _ in range(2))
+    return model, ref
+
+
+def test_floored_gap_by_hand():
+    """Gaps 1, -1, -5 with a floor of -2: 1 - 1 - 2 = -2, and no gradient at the third."""
+    logps = torch.tensor([[-1.0, -3.0, -9.0]], requires_grad=True)
+    found = floored_gap(logps, torch.tensor([[-2.0, -2.0, -4.0]]), -2.0)
+    assert found.item() == -2.0
+    assert torch.autograd.grad(found, logps)[0].tolist() == [[1.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("floor", [-math.inf, -4.0, -1.0, 0.0])
+def test_cca_with_a_floor_equals_the_naive_loops(floor: float):
+    """Rows that count as positive have no floor: it bounds what is pushed down."""
+    positive, ref_positive = (t.sum(1) for t in _codes(11))
+    negative, ref_negative = _codes(12)
+    negative.requires_grad_()
+    same = torch.tensor([False, True, False, False, True, False, False])
+    loss, stats = cca(
+        positive,
+        negative.sum(1),
+        ref_positive,
+        ref_negative.sum(1),
+        counts_as_positive=same,
+        beta=0.1,
+        lambda_=3.0,
+        floored_negative_gap=floored_gap(negative, ref_negative, floor),
+    )
+    gaps, below = [], torch.zeros(7, 9, dtype=torch.bool)
+    for row in range(7):
+        total = 0.0
+        for n in range(9):
+            gap = negative[row, n].item() - ref_negative[row, n].item()
+            below[row, n] = gap < floor and not same[row]
+            total += gap if same[row] else max(gap, floor)
+        gaps.append(total)
+    sums = [positive.tolist(), [0.0] * 7, ref_positive.tolist(), [0.0] * 7]
+    expected = naive.cca(*sums, same.tolist(), 0.1, 3.0, gaps)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert stats["negative_gap"].tolist() == pytest.approx(
+        (negative - ref_negative).sum(1).tolist(), abs=1e-4
+    )
+    (slope,) = torch.autograd.grad(loss, negative)
+    weights = torch.tensor([-1.0 if s else 3.0 for s in same]) / 7 / 3 * 0.1
+    signs = torch.tensor([-1.0 if s else 1.0 for s in same])
+    of_row = weights * torch.sigmoid(signs * 0.1 * torch.tensor(gaps))
+    assert_close(slope, of_row[:, None] * ~below, 1e-6)
+    assert below.any() == (floor > -math.inf)
+
+
+def test_a_floor_of_minus_infinity_is_none():
+    positive, ref_positive = (t.sum(1) for t in _codes(13))
+    negative, ref_negative = _codes(14)
+    rows = (positive, negative.sum(1), ref_positive, ref_negative.sum(1))
+    keys = {"counts_as_positive": torch.zeros(7, dtype=torch.bool), "beta": 0.1, "lambda_": 2.0}
+    without, _ = cca(*rows, **keys)
+    floored = floored_gap(negative, ref_negative, -math.inf)
+    assert_close(cca(*rows, **keys, floored_negative_gap=floored)[0], without, 1e-6)
+
+
+def test_ddo_by_hand():
+    """The numbers of ``test_one_pair_by_hand``, with a drawn picture as the negative."""
+    values = [torch.tensor([v]) for v in (-9.0, -12.0, -10.0, -10.0)]
+    loss, stats = ddo(*values, dropped=torch.tensor([False]), beta=0.5, lambda_=4.0)
+    assert loss.item() == pytest.approx(0.431781, abs=1e-6)
+    assert (stats["positive_gap"].item(), stats["drawn_gap"].item()) == (1, -2)
+    assert (stats["drawn_margin"].item(), stats["drawn_accuracy"].item()) == (3, 1)
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.3, 1.0, 5.0])
+@pytest.mark.parametrize("dropped", [[], [0, 3], list(range(7))])
+def test_ddo_equals_the_naive_loop_and_its_gradient(lambda_: float, dropped: list[int]):
+    values = _random(15)
+    is_dropped = torch.zeros(7, dtype=torch.bool)
+    is_dropped[dropped] = True
+    positive, drawn = values[0].requires_grad_(), values[1].requires_grad_()
+    loss, _ = ddo(*values, dropped=is_dropped, beta=0.1, lambda_=lambda_)
+    expected = naive.ddo(*(v.tolist() for v in values), is_dropped.tolist(), 0.1, lambda_)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    gaps = (positive - values[2]).detach(), (drawn - values[3]).detach()
+    share = 0.1 / 7 / max(lambda_, 1.0)
+    assert_close(positive.grad, -share * torch.sigmoid(-0.1 * gaps[0]), 1e-7)
+    assert_close(drawn.grad, lambda_ * share * torch.sigmoid(0.1 * gaps[1]) * ~is_dropped, 1e-7)
+
+
+def test_the_optimum_of_ddo_is_the_data():
+    """Three pictures in all: the expected gradient at free gaps log(data / reference) is zero."""
+    generator = torch.Generator().manual_seed(16)
+    data, ref = (torch.randn(3, generator=generator).log_softmax(0) for _ in range(2))
+    model = data.clone().requires_grad_()
+    total = torch.zeros(())
+    for x in range(3):
+        for y in range(3):
+            pair = (model[[x]], model[[y]], ref[[x]], ref[[y]])
+            loss, _ = ddo(*pair, dropped=torch.tensor([False]), beta=1.0, lambda_=1.0)
+            total = total + data[x].exp() * ref[y].exp() * loss
+    (slope,) = torch.autograd.grad(total, model)
+    assert_close(slope, torch.zeros(3), 1e-6)
+
+
+def test_micro_batches_of_ddo_add_up():
+    values = _random(17, n=8)
+    dropped = torch.tensor([False, False, True, False] * 2)
+    keys = {"beta": 0.1, "lambda_": 2.0}
+    whole, _ = ddo(*values, dropped=dropped, **keys)
+    parts = [
+        ddo(*(v[i : i + 2] for v in values), dropped=dropped[i : i + 2], **keys)[0]
+        for i in range(0, 8, 2)
+    ]
+    assert_close(torch.stack(parts).mean(), whole, 1e-6)

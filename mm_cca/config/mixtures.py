@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from mm_cca.config.schema import CONTRASTIVE, OBJECTIVES, WITH_BASE, LossConfig
+from mm_cca.config.schema import CONTRASTIVE, OBJECTIVES, WITH_BASE, WITH_DRAWN, LossConfig
 
 _TERM = re.compile(r"^(?:(?P<weight>[0-9.]+(?:e-?[0-9]+)?)\s*\*?\s*)?(?P<name>[a-z_]+)$")
 
@@ -59,8 +59,18 @@ class LossTerms:
 
     @property
     def needs_negatives(self) -> bool:
-        """Whether negative captions and the reference's log-probabilities are needed."""
+        """Whether negative captions are needed."""
         return any(name in self.weights for name in CONTRASTIVE)
+
+    @property
+    def needs_drawn(self) -> bool:
+        """Whether pictures drawn by the base are needed."""
+        return any(name in self.weights for name in WITH_DRAWN)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the reference's log-probabilities of images are needed."""
+        return self.needs_negatives or self.needs_drawn
 
     @property
     def needs_base(self) -> bool:

@@ -14,18 +14,21 @@ from mm_cca.config.keys import (
     objective_has,
 )
 
-OBJECTIVES = ("cca", "cca_code", "nll", "dpo", "unlearn", "distill", "gft")
+OBJECTIVES = ("cca", "cca_code", "nll", "dpo", "unlearn", "ddo", "distill", "gft")
 CONTRASTIVE = ("cca", "dpo", "unlearn")
 """Objectives that need negative captions and a reference."""
+WITH_DRAWN = ("ddo",)
+"""Objectives that need pictures drawn by the base, and a reference."""
 WITH_BASE = ("cca_code", "distill", "gft")
 """Objectives that need the whole distributions of the base along the images."""
 Precision = Literal["no", "bf16", "fp16"]
-WITH_REFERENCE = objective_has(*CONTRASTIVE, *WITH_BASE)
+WITH_REFERENCE = objective_has(*CONTRASTIVE, *WITH_DRAWN, *WITH_BASE)
 WITH_NEGATIVES = objective_has(*CONTRASTIVE)
 HARD = Condition(
     "loss.negatives has hard and loss.objective has cca, dpo or unlearn",
     lambda recipe: "hard" in recipe.loss.negatives and WITH_NEGATIVES.holds(recipe),
 )
+DRAWS = objective_has(*WITH_DRAWN)
 NEGATIVES = (TRAIN.given(WITH_NEGATIVES), REFERENCE)
 LORA = is_set_to("train.tuning", "lora")
 
@@ -41,20 +44,30 @@ class LossConfig:
     )
     """The training objective: cca (the paper's), cca_code (the same contrast at every code, against
     the base without the caption), nll (plain fine-tuning), dpo and unlearn (the paper's baselines),
-    distill (learn the guided base's distribution of the next code), gft (guidance-free training),
-    or a weighted sum such as cca + 0.1 nll."""
-    beta: float = key(0.02, above=0, decides=(TRAIN.given(objective_has("cca", "dpo")),))
+    ddo (against pictures that the base drew for the same captions), distill (learn the guided
+    base's distribution of the next code), gft (guidance-free training), or a weighted sum such as
+    cca + 0.1 nll."""
+    beta: float = key(0.02, above=0, decides=(TRAIN.given(objective_has("cca", "dpo", "ddo")),))
     """Factor on the log-likelihood ratio between model and reference, per image; a smaller beta
     acts like stronger guidance. Must be small enough that the loss on negatives does not saturate;
     raise it when positive_gap falls. `mm-cca suggest` proposes a value."""
     beta_codes: int | None = key(
-        576, at_least=1, decides=(TRAIN.given(objective_has("cca", "dpo")),)
+        576, at_least=1, decides=(TRAIN.given(objective_has("cca", "dpo", "ddo")),)
     )
     """Codes per image for which beta was tuned: beta is multiplied by beta_codes / codes of your
     images, as the ratio is a sum over codes. 576 is the paper's value; null: no rescaling."""
-    lambda_: float = key(1.0, at_least=0, decides=(TRAIN.given(objective_has("cca", "unlearn")),))
-    """Weight of the loss on negatives, relative to the loss on the images' own captions. Raise it
+    lambda_: float = key(
+        1.0, at_least=0, decides=(TRAIN.given(objective_has("cca", "unlearn", "ddo")),)
+    )
+    """Weight of the loss on negatives (for ddo: on drawn pictures), relative to the loss on the
+    images' own captions. Raise it
     for more contrast, lower it when the images get worse."""
+    gap_floor: float | None = key(
+        None, at_most=0, decides=(TRAIN.given(objective_has("cca")),), allowed="0 or less, or null"
+    )
+    """Floor under the gap of every code of a negative, for cca, in nats per code: codes that are
+    this far below the base give no gradient any more, so that the contrast is spent on codes that
+    the model still believes under the wrong caption; null: no floor."""
     uncond_ratio: float = key(0.1, at_least=0, below=1, decides=(TRAIN, REFERENCE))
     """Fraction of the pairs trained with the unconditional prompt instead of a caption, so that
     guidance still works afterwards."""
@@ -87,6 +100,9 @@ class LossConfig:
     max_similarity: float | None = key(0.95, above=0, at_most=1, decides=NEGATIVES)
     """Largest cosine between a caption and its negatives: captions above it are too similar to be
     negatives and are replaced; null: no limit."""
+    ddo_images: int = key(1, at_least=1, decides=(TRAIN.given(DRAWS), REFERENCE.given(DRAWS)))
+    """Pictures that prepare draws for each caption that training visits, for ddo; every epoch takes
+    the next one. They are kept beside the token cache, for all runs that share it."""
     scale: float | None = key(
         None, above=1, decides=(TRAIN.given(objective_has("cca_code", "gft")),)
     )
@@ -94,6 +110,13 @@ class LossConfig:
     the model family's default."""
     code_lambda: float = key(1.0, at_least=0, decides=(TRAIN.given(objective_has("cca_code")),))
     """Weight of the negative half of cca_code; with 1 its optimum is guidance of loss.scale."""
+    scale_by_relevance: float | None = key(
+        None, above=0, decides=(TRAIN.given(objective_has("cca_code")),)
+    )
+    """Guide less where the caption decides less, for cca_code: a code whose relevance (KL of the
+    base with and without the caption) is this multiple of its image's mean or more learns guidance
+    of loss.scale, one with less relevance proportionally less, down to scale 1; 1 is a good start,
+    null: loss.scale at every code."""
     distill_scale: float | None = key(
         None, above=1, decides=(TRAIN.given(objective_has("distill")),)
     )
@@ -176,8 +199,8 @@ class TrainConfig:
         allowed="copy, cached (computed once by prepare), or lora when train.tuning is lora",
     )
     """Where the base's log-probabilities come from: copy, a frozen copy in memory; cached, computed
-    once by prepare (no second model, no second pass; not with distill); or lora, the same weights
-    with the LoRA switched off."""
+    once by prepare (no second model, no second pass; not with cca_code, distill, gft); or lora, the
+    same weights with the LoRA switched off."""
     lora_rank: int = key(16, at_least=1, decides=(TRAIN.given(LORA),))
     """Rank of the LoRA's matrices: a higher rank can learn more and takes more memory."""
     lora_alpha: int = key(32, at_least=1, decides=(TRAIN.given(LORA),))

@@ -1,8 +1,10 @@
 """Checks of ``loss`` and ``train`` that involve several keys; they read no data and no weights."""
 
+from collections.abc import Iterator
+
 from mm_cca.config.constraints import Check
 from mm_cca.config.mixtures import parse_sum
-from mm_cca.config.schema import OBJECTIVES, WITH_BASE, Recipe
+from mm_cca.config.schema import OBJECTIVES, WITH_BASE, LossConfig, Recipe
 from mm_cca.errors import UserError
 from mm_cca.negatives import KINDS
 from mm_cca.negatives.embed import ALLOWED as EMBEDDINGS
@@ -13,6 +15,8 @@ def loss_checks(recipe: Recipe) -> list[Check]:
     """Checks of ``loss``."""
     loss = recipe.loss
     return [
+        *_constants_of(loss, "cca", "loss.gap_floor", loss.gap_floor),
+        *_constants_of(loss, "cca_code", "loss.scale_by_relevance", loss.scale_by_relevance),
         _sum("loss.objective", loss.objective, OBJECTIVES),
         _sum("loss.negatives", loss.negatives, KINDS),
         _weights_sum_to_one("loss.negatives", loss.negatives),
@@ -73,6 +77,16 @@ def train_checks(recipe: Recipe) -> list[Check]:
             "last, or best with train.eval_every > 0 and a data.heldout_split",
         ),
     ]
+
+
+def _constants_of(
+    loss: LossConfig, objective: str, key: str, value: float | None
+) -> Iterator[Check]:
+    """A constant that is null by default may be set only where an objective uses it."""
+    terms = _terms(loss.objective, OBJECTIVES)
+    if terms:
+        allowed = f"null with loss.objective={loss.objective}: only {objective} uses it"
+        yield key, value, value is None or objective in terms, allowed
 
 
 def _sum(key: str, value: str, names: tuple[str, ...]) -> Check:

@@ -66,11 +66,13 @@ class CodeTerms:
         distill_scale: guidance scale for ``guided_kl``.
         contrast: beta and lambda_ for ``code_contrast``.
         mixed_scale: guidance scale for ``mixed_nll``.
+        scale_by_relevance: constant of ``code_contrast``.
     """
 
     distill_scale: float | None = None
     contrast: tuple[float, float] | None = None
     mixed_scale: float | None = None
+    scale_by_relevance: float | None = None
 
 
 class CodeLogProbs(nn.Module):
@@ -154,7 +156,14 @@ class CodeLogProbs(nn.Module):
             kl = guided_kl(*rows, base, scale=terms.distill_scale)
         if terms.contrast is not None:
             beta, lambda_ = terms.contrast
-            contrast = code_contrast(*rows, base, targets, beta=beta, lambda_=lambda_)
+            contrast = code_contrast(
+                *rows,
+                base,
+                targets,
+                beta=beta,
+                lambda_=lambda_,
+                scale_by_relevance=terms.scale_by_relevance,
+            )
         if terms.mixed_scale is not None:
             mixed = mixed_nll(*rows, base, targets, scale=terms.mixed_scale)
         return scored._replace(guided_kl=kl, contrast=contrast, mixed_nll=mixed)

@@ -1,11 +1,15 @@
 """Log-probabilities of the frozen model, computed once by ``prepare`` and kept on disk.
 
 They depend on images, weights and plan, but not on beta, lambda or the learning rate: a sweep
-computes them once, and training needs neither a second copy of the model nor a second pass.
+computes them once, and training needs neither a second copy nor a second pass.
 
-Shapes: a place is the index of a pair in the order of training; m negative captions per pair.
+A place is the index of a pair in the order of training; its C columns are the own caption, m
+negative captions and, with ``ddo``, the drawn picture. Files: ``logps.npy`` [places, C] float32
+nats per image, NaN where not computed yet; ``keys.npy`` [places, C] uint64 hashes of prompt and
+codes; with ``loss.gap_floor`` only, ``code_logps.npy`` [places, C, N], the nats of every code.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.config.keys import REFERENCE
 from mm_cca.config.mixtures import LossTerms
-from mm_cca.config.schema import Recipe
+from mm_cca.config.schema import LossConfig, Recipe
 from mm_cca.config.stage_keys import num_steps, settings_of, texts_digest
 from mm_cca.data.token_cache import TokenCache, open_cache
 from mm_cca.errors import UserError
@@ -29,10 +33,12 @@ from mm_cca.runs.files import atomic_path
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
 from mm_cca.training.collate import Collator, MicroBatch
+from mm_cca.training.drawn_pictures import open_drawn
 from mm_cca.training.reference import RefScores, live_scores
 from mm_cca.training.schedule import Schedule, training_schedule
 
 FILE = "logps.npy"
+CODE_FILE = "code_logps.npy"
 KEYS = "keys.npy"
 FLUSH_EVERY = 64
 
@@ -40,8 +46,9 @@ FLUSH_EVERY = 64
 class CachedReference:
     """Reads what ``prepare_reference`` wrote, memory-mapped."""
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device, *, per_code: bool) -> None:
         self._folder = folder
+        self._per_code = np.load(folder / CODE_FILE, mmap_mode="r") if per_code else None
         self._logps = np.load(folder / FILE, mmap_mode="r")
         self._keys = np.load(folder / KEYS, mmap_mode="r")
         self._device = device
@@ -49,7 +56,7 @@ class CachedReference:
     def scores(self, batch: MicroBatch) -> RefScores:
         """The cached values. Raises UserError if they were computed for other images or prompts."""
         places = slice(batch.start, batch.start + batch.num_pairs)
-        # Own prompts first, then the negatives in blocks: the collator's order.
+        # Own prompts, negatives in blocks, drawn pictures: the collator's order.
         keys = self._keys[places].T.flatten()
         if (keys != row_keys(batch.prompts.ids, batch.prompts.mask, batch.codes)).any():
             raise UserError(
@@ -59,7 +66,11 @@ class CachedReference:
                 "RECIPE` again."
             )
         logps = torch.from_numpy(self._logps[places].T.flatten())
-        return RefScores(logps.to(self._device), None)
+        if self._per_code is None:
+            return RefScores(logps.to(self._device), None)
+        by_column = self._per_code[places].swapaxes(0, 1)
+        per_code = torch.from_numpy(by_column.reshape(len(logps), -1))
+        return RefScores(logps.to(self._device), per_code.to(self._device))
 
     def base_states(self, batch: MicroBatch, *, conditional: bool) -> BaseStates:
         raise AssertionError("validate_train.py refuses such objectives with a cached reference")
@@ -74,7 +85,7 @@ def open_cached(recipe: Recipe, run: RunFolder, model: UnifiedModel) -> Path:
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
     stage = Stage(run.reference, _settings(recipe, model, cache))
     done = stage.is_done()  # a stale cache raises, with the keys that differ
-    if not done or _num_missing(run.reference / FILE, _num_places(recipe)):
+    if not done or _is_incomplete(recipe, run):
         raise UserError(
             f"{run.reference} does not hold all reference log-probabilities of this recipe: run "
             "`mm-cca prepare RECIPE` first; it computes only what is missing."
@@ -90,25 +101,27 @@ def prepare_reference(recipe: Recipe, run: RunFolder) -> None:
     """
     accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
-    file, num_places = run.reference / FILE, _num_places(recipe)
+    num_places = _num_places(recipe)
     model = load_checkpoint(recipe.model)
     stage = Stage(run.reference, _settings(recipe, model, cache))
-    if stage.is_done() and not _num_missing(file, num_places):
+    if stage.is_done() and not _is_incomplete(recipe, run):
         return
-    schedule = training_schedule(recipe, cache, LossTerms.of(recipe.loss))
+    terms = LossTerms.of(recipe.loss)
+    schedule = training_schedule(recipe, cache, terms)
+    drawn = open_drawn(recipe, run, model, cache, schedule) if terms.needs_drawn else None
+    layout = model.layout(grid_of(model, recipe.data.image_size))
     if accelerator.is_main_process:
         stage.begin()
-        columns = 1 + recipe.loss.num_negatives
-        _allocate(run.reference / KEYS, np.zeros((num_places, columns), np.uint64))
-        _allocate(file, np.full((num_places, columns), np.nan, np.float32))
+        shape = num_places, _num_columns(terms)
+        _allocate(run.reference / KEYS, np.zeros(shape, np.uint64))
+        _allocate(run.reference / FILE, np.full(shape, np.nan, np.float32))
+        if keeps_codes(recipe.loss):
+            per_code = np.full((*shape, layout.num_codes), np.nan, np.float32)
+            _allocate(run.reference / CODE_FILE, per_code)
     accelerator.wait_for_everyone()
-    policy = CodeLogProbs(
-        model,
-        model.layout(grid_of(model, recipe.data.image_size)),
-        whole_vocabulary=recipe.loss.whole_vocabulary,
-    )
+    policy = CodeLogProbs(model, layout, whole_vocabulary=recipe.loss.whole_vocabulary)
     policy.to(accelerator.device).eval()
-    collate = Collator(model, cache, recipe.data.image_size, accelerator.device)
+    collate = Collator(model, cache, recipe.data.image_size, accelerator.device, drawn=drawn)
     _fill(run.reference, num_places, accelerator, policy, schedule, collate, recipe)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -125,9 +138,14 @@ def _fill(
     collate: Collator,
     recipe: Recipe,
 ) -> None:
-    logps, keys = (np.load(folder / name, mmap_mode="r+") for name in (FILE, KEYS))
+    names = [FILE, KEYS] + [CODE_FILE] * keeps_codes(recipe.loss)
+    logps, keys, *of_codes = files = [np.load(folder / name, mmap_mode="r+") for name in names]
     size = recipe.train.micro_batch_size
-    missing = [p for p in range(0, num_places, size) if np.isnan(logps[p : p + size]).any()]
+    missing = [
+        place
+        for place in range(0, num_places, size)
+        if any(np.isnan(file[place : place + size]).any() for file in (logps, *of_codes))
+    ]
     accelerator.wait_for_everyone()  # all ranks list the missing places before any rank writes
     # One block per rank: two ranks writing to one page of a shared disk could lose writes.
     rank, ranks = accelerator.process_index, accelerator.num_processes
@@ -144,20 +162,27 @@ def _fill(
         batch = collate(pairs)
         # Exactly as in training, so that the values are equal to the last bit.
         with accelerator.autocast(), training_attention(accelerator.device):
-            batch_logps = live_scores(policy, batch, torch.inference_mode).logps
-        _refuse_nan(batch_logps, pairs.rows.tolist(), recipe)
+            scores = live_scores(policy, batch, torch.inference_mode)
+        _refuse_nan(scores.logps, pairs.rows.tolist(), recipe)
         places = slice(place, place + size)
         keys[places] = (
             row_keys(batch.prompts.ids, batch.prompts.mask, batch.codes)
             .reshape(-1, batch.num_pairs)
             .T
         )
-        logps[places] = batch_logps.view(-1, batch.num_pairs).T.cpu().numpy()
+        logps[places] = scores.logps.view(-1, batch.num_pairs).T.cpu().numpy()
+        for file in of_codes:
+            assert scores.per_code is not None
+            columns = scores.per_code.cpu().numpy().reshape(-1, batch.num_pairs, file.shape[2])
+            file[places] = columns.swapaxes(0, 1)
         if number % FLUSH_EVERY == 0:
-            keys.flush()
-            logps.flush()
-    keys.flush()
-    logps.flush()
+            _flush(files)
+    _flush(files)
+
+
+def _flush(files: Iterable[np.memmap]) -> None:
+    for file in files:
+        file.flush()
 
 
 def _refuse_nan(logps: torch.Tensor, rows: list[int], recipe: Recipe) -> None:
@@ -173,13 +198,28 @@ def _num_places(recipe: Recipe) -> int:
     return num_steps(recipe.train) * recipe.train.batch_size
 
 
+def keeps_codes(loss: LossConfig) -> bool:
+    """Whether the log-probability of every code is kept, not only their sums."""
+    return loss.gap_floor is not None
+
+
+def _num_columns(terms: LossTerms) -> int:
+    num_negatives = terms.config.num_negatives if terms.needs_negatives else 0
+    return 1 + num_negatives + terms.needs_drawn
+
+
+def _is_incomplete(recipe: Recipe, run: RunFolder) -> bool:
+    names = [FILE] + [CODE_FILE] * keeps_codes(recipe.loss)
+    return any(_num_missing(run.reference / name, _num_places(recipe)) for name in names)
+
+
 def _num_missing(file: Path, num_places: int) -> int:
     if not file.exists():
         return num_places
     logps = np.load(file, mmap_mode="r")
     if len(logps) < num_places:
         return num_places - len(logps)
-    return int(np.isnan(logps[:num_places]).any(axis=1).sum())
+    return int(np.isnan(logps[:num_places]).reshape(num_places, -1).any(axis=1).sum())
 
 
 def _allocate(file: Path, empty: np.ndarray) -> None:
@@ -199,8 +239,12 @@ def _allocate(file: Path, empty: np.ndarray) -> None:
 
 def _settings(recipe: Recipe, model: UnifiedModel, cache: TokenCache) -> dict[str, Any]:
     """Everything the cached values depend on, to the last bit."""
+    terms = LossTerms.of(recipe.loss)
+    # Only with drawn pictures, so that caches without them stay valid.
+    columns = {"rows per pair": _num_columns(terms)} if terms.needs_drawn else {}
     return {
         **settings_of(REFERENCE, recipe),
+        **columns,
         "captions (sha256)": texts_digest(cache.captions),
         "weights (sha256)": weights_digest(model.module),
         "adapter": code_digest(model),

@@ -1,7 +1,8 @@
 """From the pairs of a step to the tensors of a forward pass.
 
 Shapes: B pairs, m negative captions per image, P prompt tokens, N codes per image; W = m * B rows
-with a negative caption, in m blocks of B; M = B + W rows in all.
+with a negative caption, in m blocks of B; R = B or 0 rows with a drawn picture; M = B + W + R rows
+in all.
 """
 
 from collections.abc import Sequence
@@ -16,12 +17,14 @@ from mm_cca.data.token_cache import TokenCache
 from mm_cca.modeling.inputs import PaddedTokens, left_pad
 from mm_cca.modeling.text_nll import text_batch
 from mm_cca.negatives import normalise
+from mm_cca.training.drawn_pictures import DrawnPictures
 from mm_cca.training.schedule import Pairs
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The inputs of one forward pass: first all own prompts, then the negatives, if planned.
+    """The inputs of one forward pass: first all own prompts, then the negatives, if planned, then
+    the pictures that the base drew for the own prompts, if the loss needs them.
 
     Attributes:
         start: place of the first pair in the order of training.
@@ -32,6 +35,7 @@ class MicroBatch:
         counts_as_positive: [W] bool, the row's prompt is not a true negative.
         unconditional: [B, P'] ids and mask of the unconditional prompts, if a teacher needs them.
         texts: [B, T] ids and mask of plain texts, if the loss has a text term.
+        num_drawn: R.
     """
 
     start: int
@@ -42,6 +46,17 @@ class MicroBatch:
     counts_as_positive: torch.Tensor
     unconditional: PaddedTokens | None = None
     texts: PaddedTokens | None = None
+    num_drawn: int = 0
+
+    @property
+    def negatives(self) -> slice:
+        """The W rows with a negative caption."""
+        return slice(self.num_pairs, len(self.codes) - self.num_drawn)
+
+    @property
+    def drawn(self) -> slice:
+        """The R rows with a drawn picture."""
+        return slice(len(self.codes) - self.num_drawn, len(self.codes))
 
     @property
     def num_tokens(self) -> int:
@@ -61,6 +76,7 @@ class Collator:
         *,
         with_unconditional: bool = False,
         texts: TextStream | None = None,
+        drawn: DrawnPictures | None = None,
     ) -> None:
         self._model = model
         self._cache = cache
@@ -68,6 +84,7 @@ class Collator:
         self._device = device
         self._with_unconditional = with_unconditional
         self._texts = texts
+        self._drawn = drawn
         self.num_codes = model.layout(self._grid).num_codes
 
     def __call__(self, pairs: Pairs) -> MicroBatch:
@@ -88,16 +105,28 @@ class Collator:
         same = [normalise(own[i % len(own)]) == normalise(c) for i, c in enumerate(negatives)]
         codes = self._cache.codes(torch.from_numpy(pairs.rows), torch.from_numpy(pairs.variants))
         counts_as_positive = dropped[len(own) :] | np.array(same, dtype=bool)
+        codes = codes.repeat(1 + num_negatives, 1)
+        drawn = self._drawn_codes(pairs)
+        if drawn is not None:
+            ids = ids + ids[: len(own)]
+            codes = torch.cat([codes, drawn])
         return MicroBatch(
             start=pairs.start,
             num_pairs=len(own),
             prompts=left_pad(ids, self._model.pad_id).to(self._device),
-            codes=codes.repeat(1 + num_negatives, 1).to(self._device),
+            codes=codes.to(self._device),
             dropped=torch.from_numpy(pairs.dropped).to(self._device),
             counts_as_positive=torch.from_numpy(counts_as_positive).to(self._device),
             unconditional=self._unconditional_rows(unconditional),
             texts=self._text_rows(pairs),
+            num_drawn=0 if drawn is None else len(drawn),
         )
+
+    def _drawn_codes(self, pairs: Pairs) -> torch.Tensor | None:
+        if self._drawn is None:
+            return None
+        places = np.arange(pairs.start, pairs.start + len(pairs.rows))
+        return self._drawn.codes(pairs.rows, places // len(self._cache.captions))
 
     def _unconditional_rows(self, unconditional: dict[int, list[int]]) -> PaddedTokens | None:
         if not self._with_unconditional:

@@ -32,12 +32,14 @@ class Constants:
     Attributes:
         num_codes: codes per image.
         beta: of cca, rescaled to the number of codes; None if cca is not part of the loss.
+        drawn_beta: the same of ddo.
         unbounded: whether ``unlearn`` is part of the loss.
     """
 
     num_codes: int
     beta: float | None
     unbounded: bool = False
+    drawn_beta: float | None = None
 
 
 def warnings_of(numbers: Mapping[str, float | None], constants: Constants) -> dict[str, str]:
@@ -55,12 +57,22 @@ def warnings_of(numbers: Mapping[str, float | None], constants: Constants) -> di
             "of the training images is collapsing too. Raise loss.beta, or lower loss.lambda_ or "
             "train.learning_rate."
         )
+    drawn = numbers.get("drawn_gap")
+    if drawn is not None and drawn * (constants.drawn_beta or 0.0) < -SATURATED:
+        warnings["drawn"] = (
+            f"beta * drawn_gap is {drawn * (constants.drawn_beta or 0.0):.0f}: the base's pictures "
+            "are already told from real images; they give almost no gradient. Lower loss.beta, or "
+            "start a new round from this model (model.path)."
+        )
     if negative is None:
         return warnings
-    logit = negative * (constants.beta or 0.0)
+    # With a floor per code the loss sees less of the gap, and saturates later.
+    floored = numbers.get("floored_gap")
+    name = "negative_gap" if floored is None else "floored_gap"
+    logit = (negative if floored is None else floored) * (constants.beta or 0.0)
     if logit < -SATURATED:
         warnings["saturated"] = (
-            f"beta * negative_gap is {logit:.0f}: the negatives are already separated; they give "
+            f"beta * {name} is {logit:.0f}: the negatives are already separated; they give "
             "almost no gradient. Lower loss.beta, or use harder negatives."
         )
     if constants.unbounded and negative / constants.num_codes < COLLAPSE:
@@ -86,7 +98,7 @@ class Health:
         if len(self._recent) < (self._recent.maxlen or 0):
             return []
         means: dict[str, float | None] = {}
-        for name in ("positive_gap", "negative_gap"):
+        for name in ("positive_gap", "negative_gap", "floored_gap", "drawn_gap"):
             values = [v for step in self._recent if (v := step.get(name)) is not None]
             means[name] = sum(values) / len(values) if values else None
         new = {
@@ -109,7 +121,8 @@ def health_of(setup: TrainingSetup) -> Health:
             "form.",
             file=sys.stderr,
         )
-    return Health(Constants(num_codes, beta if "cca" in terms.weights else None, unbounded))
+    of_cca, of_ddo = (beta if name in terms.weights else None for name in ("cca", "ddo"))
+    return Health(Constants(num_codes, of_cca, unbounded, of_ddo))
 
 
 def refuse_gap_at_start(gaps: torch.Tensor) -> None:

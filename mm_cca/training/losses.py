@@ -7,6 +7,7 @@ import torch
 
 from mm_cca import objectives
 from mm_cca.config.mixtures import LossTerms
+from mm_cca.modeling.code_contrast import CodeContrast
 from mm_cca.modeling.logprobs import CodeTerms, Scored
 from mm_cca.training.collate import MicroBatch
 from mm_cca.training.reference import RefScores
@@ -20,6 +21,7 @@ def code_terms_of(terms: LossTerms, default_scale: float) -> CodeTerms:
         distill_scale=(config.distill_scale or default_scale) if "distill" in weights else None,
         contrast=(1 / (scale - 1), config.code_lambda) if "cca_code" in weights else None,
         mixed_scale=scale if "gft" in weights else None,
+        scale_by_relevance=config.scale_by_relevance,
     )
 
 
@@ -32,11 +34,14 @@ def loss_of(
         terms: of the recipe.
         batch: the micro-batch, own prompts first.
         scored: the model's log-probabilities.
-        ref: the reference's log-probabilities, if the loss has negatives.
+        ref: the reference's log-probabilities, if the loss has negatives or drawn pictures.
 
     Returns:
-        loss [] and detached statistics: those of ``contrast_stats``; ``kl`` [B], see
-        ``reference_kl``; ``text_nll``; and each term as ``loss_NAME`` if there are several.
+        loss [] and detached statistics: those of ``contrast_stats`` and ``objectives.ddo``; ``kl``
+        [B], see ``reference_kl``; ``text_nll``; with ``loss.gap_floor`` the [W] ``floored_gap``
+        in nats per image and ``codes_at_floor``, the share of codes below the floor; with
+        ``loss.scale_by_relevance`` the [B] ``mean_scale_share``; and each term as
+        ``loss_NAME`` if there are several.
     """
     num_codes = batch.codes.shape[1]
     stats: objectives.Stats = {}
@@ -52,8 +57,8 @@ def loss_of(
         losses["gft"] = objectives.gft(scored.mixed_nll)
     if "cca_code" in terms.weights:
         assert scored.contrast is not None
-        losses["cca_code"], stats = objectives.cca_code(*scored.contrast)
-    if terms.needs_negatives:
+        losses["cca_code"], stats = _code_contrast(scored.contrast)
+    if terms.needs_reference:
         assert ref is not None
         contrastive, contrastive_stats = _contrastive(terms, batch, scored, ref)
         losses |= contrastive
@@ -70,24 +75,65 @@ def loss_of(
     return loss, stats
 
 
+def _code_contrast(contrast: CodeContrast) -> tuple[torch.Tensor, objectives.Stats]:
+    loss, stats = objectives.cca_code(contrast.loss, contrast.positive_gap, contrast.negative_gap)
+    if contrast.scale_shares is not None:
+        stats["mean_scale_share"] = contrast.scale_shares.mean(dim=1)
+    return loss, stats
+
+
 def _contrastive(
     terms: LossTerms, batch: MicroBatch, scored: Scored, ref: RefScores
 ) -> tuple[dict[str, torch.Tensor], objectives.Stats]:
     config, count, num_codes = terms.config, batch.num_pairs, batch.codes.shape[1]
-    logps = scored.logps
-    rows = (logps[:count], logps[count:], ref.logps[:count], ref.logps[count:])
+    logps, negatives = scored.logps, batch.negatives
+    rows = (logps[:count], logps[negatives], ref.logps[:count], ref.logps[negatives])
     beta = objectives.length_aware_beta(config.beta, config.beta_codes, num_codes)
     same = batch.counts_as_positive
     losses: dict[str, torch.Tensor] = {}
     stats: objectives.Stats = {}
     if "cca" in terms.weights:
+        floored, at_floor = _with_floor(config.gap_floor, negatives, scored, ref)
         losses["cca"], stats = objectives.cca(
-            *rows, counts_as_positive=same, beta=beta, lambda_=config.lambda_
+            *rows,
+            counts_as_positive=same,
+            beta=beta,
+            lambda_=config.lambda_,
+            floored_negative_gap=floored,
         )
+        stats |= at_floor
     if "dpo" in terms.weights:
-        losses["dpo"], stats = objectives.dpo(*rows, counts_as_positive=same, beta=beta)
+        losses["dpo"], of_dpo = objectives.dpo(*rows, counts_as_positive=same, beta=beta)
+        stats |= of_dpo
     if "unlearn" in terms.weights:
-        losses["unlearn"], stats = objectives.unlearn(
+        losses["unlearn"], of_unlearn = objectives.unlearn(
             *rows, counts_as_positive=same, lambda_=config.lambda_, num_codes=num_codes
         )
+        stats |= of_unlearn
+    if "ddo" in terms.weights:
+        drawn = batch.drawn
+        losses["ddo"], drawn_stats = objectives.ddo(
+            logps[:count],
+            logps[drawn],
+            ref.logps[:count],
+            ref.logps[drawn],
+            dropped=batch.dropped,
+            beta=beta,
+            lambda_=config.lambda_,
+        )
+        stats |= drawn_stats
     return losses, stats
+
+
+def _with_floor(
+    floor: float | None, rows: slice, scored: Scored, ref: RefScores
+) -> tuple[torch.Tensor | None, objectives.Stats]:
+    """[W] gaps of the negative rows with a floor per code, and statistics; None without a floor."""
+    if floor is None:
+        return None, {}
+    assert ref.per_code is not None, "a cache keeps it if the recipe has a floor"
+    negative, ref_negative = scored.per_code[rows], ref.per_code[rows]
+    floored = objectives.floored_gap(negative, ref_negative, floor)
+    below = negative.detach() - ref_negative < floor
+    at_floor = below.float().mean(dim=1)
+    return floored, {"floored_gap": floored.detach(), "codes_at_floor": at_floor}

@@ -18,8 +18,9 @@ from mm_cca.modeling.logprobs import CodeLogProbs, CodeTerms
 from mm_cca.modeling.lora import attach_lora
 from mm_cca.runs.folder import RunFolder
 from mm_cca.training import checkpoint
-from mm_cca.training.cached_reference import CachedReference, open_cached
+from mm_cca.training.cached_reference import CachedReference, keeps_codes, open_cached
 from mm_cca.training.collate import Collator
+from mm_cca.training.drawn_pictures import open_drawn
 from mm_cca.training.losses import code_terms_of
 from mm_cca.training.optimizer import new_optimizer
 from mm_cca.training.reference import CopyReference, LoraReference, Reference
@@ -67,9 +68,11 @@ def set_up(
     plan_writer = PlanWriter(folder / "negatives", cache, show=accelerator.is_main_process)
     schedule = training_schedule(recipe, cache, terms, plan_writer)
     model = load_checkpoint(recipe.model)
+    # Their digest is that of the base, without a LoRA.
+    drawn = open_drawn(recipe, run, model, cache, schedule) if terms.needs_drawn else None
     cached = None
-    if terms.needs_negatives and config.reference == "cached":
-        cached = open_cached(recipe, run, model)  # its digest is that of the base, without a LoRA
+    if terms.needs_reference and config.reference == "cached":
+        cached = open_cached(recipe, run, model)
     policy = _policy(recipe, model, whole_vocabulary=loss.whole_vocabulary)
     policy.to(accelerator.device)
     reference = _reference(config, terms, policy, cached)
@@ -85,6 +88,7 @@ def set_up(
         accelerator.device,
         with_unconditional=terms.needs_base,
         texts=_texts(recipe, cache) if terms.needs_text else None,
+        drawn=drawn,
     )
     return TrainingSetup(
         accelerator=accelerator,
@@ -118,8 +122,9 @@ def _reference(
     config: TrainConfig, terms: LossTerms, policy: CodeLogProbs, cached: Path | None
 ) -> Reference | None:
     if cached is not None:
-        return CachedReference(cached, next(policy.parameters()).device)
-    if not (terms.needs_negatives or terms.needs_base):
+        device = next(policy.parameters()).device
+        return CachedReference(cached, device, per_code=keeps_codes(terms.config))
+    if not (terms.needs_reference or terms.needs_base):
         return None
     return LoraReference(policy) if config.reference == "lora" else CopyReference(policy)
 

@@ -11,13 +11,18 @@ from accelerate import Accelerator
 from mm_cca.objectives import Stats
 from mm_cca.training.collate import MicroBatch
 
+WITH_CONDITION = ("positive_gap", "kl", "mean_scale_share")
+WITH_CONDITION += ("drawn_gap", "drawn_margin", "drawn_accuracy")
+OF_NEGATIVES = ("negative_gap", "margin", "accuracy", "floored_gap", "codes_at_floor")
+
 
 class StepMetrics:
     """Collects the micro-batches of one step. Gaps are means in nats per image.
 
-    ``positive_gap`` and ``kl`` exclude rows with a dropped condition; ``negative_gap``, ``margin``
-    and ``accuracy`` exclude rows that count as positive; ``unconditional_gap`` is the positive gap
-    of the dropped rows.
+    ``positive_gap``, ``kl``, ``mean_scale_share`` and those of drawn pictures exclude rows with a
+    dropped condition;
+    ``negative_gap``, ``margin``, ``accuracy``, ``floored_gap`` and ``codes_at_floor`` exclude rows
+    that count as positive; ``unconditional_gap`` is the positive gap of the dropped rows.
     """
 
     def __init__(self) -> None:
@@ -47,8 +52,8 @@ class StepMetrics:
         dropped = accelerator.gather(torch.cat(self._dropped))
         negative = ~accelerator.gather(torch.cat(self._positive))
         rows = {
-            **dict.fromkeys(("positive_gap", "kl"), ~dropped),
-            **dict.fromkeys(("negative_gap", "margin", "accuracy"), negative),
+            **dict.fromkeys(WITH_CONDITION, ~dropped),
+            **dict.fromkeys(OF_NEGATIVES, negative),
         }
         for name, values in stats.items():
             numbers[name] = _mean(values, rows.get(name, torch.ones_like(values, dtype=torch.bool)))

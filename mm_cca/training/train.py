@@ -180,7 +180,7 @@ def _loss(
     ref, base = None, None
     if setup.reference is not None:
         with setup.accelerator.autocast():
-            if setup.terms.needs_negatives:
+            if setup.terms.needs_reference:
                 ref = setup.reference.scores(batch)
             if setup.terms.needs_base:
                 conditional = setup.terms.needs_conditional_base

@@ -103,10 +103,13 @@ def test_plain_nll_looks_at_no_negatives(unread: Path, override: str):
 @pytest.mark.parametrize(
     ("key", "objectives"),
     [
-        ("loss.beta", {"cca", "dpo"}),
-        ("loss.lambda_", {"cca", "unlearn"}),
+        ("loss.beta", {"cca", "dpo", "ddo"}),
+        ("loss.lambda_", {"cca", "unlearn", "ddo"}),
         ("loss.scale", {"cca_code", "gft"}),
         ("loss.code_lambda", {"cca_code"}),
+        ("loss.scale_by_relevance", {"cca_code"}),
+        ("loss.gap_floor", {"cca"}),
+        ("loss.ddo_images", {"ddo"}),
         ("loss.distill_scale", {"distill"}),
     ],
 )

@@ -36,6 +36,10 @@ def path(tmp_path: Path) -> Path:
         ("loss.max_similarity=1.5", "above 0 and at most 1, or null"),
         ("loss.negatives_embedding=bert", "tfidf, sentence-transformers:NAME_OR_FOLDER"),
         ("loss.distill_scale=1", "above 1"),
+        ("loss.gap_floor=1", "0 or less, or null"),
+        ("loss.scale_by_relevance=0", "above 0"),
+        ("loss.scale_by_relevance=1", "null with loss.objective=cca: only cca_code uses it"),
+        ("loss.ddo_images=0", "1 or more"),
         ("loss.text_weight=-1", "0 or more"),
         ("loss.lambda_=.inf", "0 or more"),
         ("sample.dial=.inf", "0 or more, but not 1"),
@@ -120,6 +124,13 @@ def test_value_out_of_range(path: Path, override: str, allowed: str):
 )
 def test_value_at_the_edge_is_accepted(path: Path, override: str):
     runs.load_recipe(path, override)
+
+
+def test_a_floor_without_cca(path: Path):
+    for objective in ("dpo", "cca_code", "nll"):
+        message = runs.message_of(path, "loss.gap_floor=-2", f"loss.objective={objective}")
+        assert f"allowed: null with loss.objective={objective}: only cca uses it" in message
+    runs.load_recipe(path, "loss.gap_floor=-2", "loss.objective=0.5 cca + nll")
 
 
 def test_a_bare_value_of_a_list_is_still_checked(path: Path):

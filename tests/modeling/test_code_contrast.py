@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from mm_cca.modeling.code_contrast import code_contrast, code_contrast_loss
+from mm_cca.modeling.code_contrast import code_contrast, code_contrast_loss, relevance_shares
 from mm_cca.modeling.guidance import BaseStates, guide
 from tests.support import naive
 from tests.support.closeness import assert_close
@@ -31,18 +31,21 @@ CODES = torch.randint(K, (B, N), generator=torch.Generator().manual_seed(1))
 
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("budget", [1, 3 * K, 10_000])
-@pytest.mark.parametrize(("beta", "lambda_"), [(0.7, 1.0), (2.0, 0.3)])
+@pytest.mark.parametrize(
+    ("beta", "lambda_", "full_at"), [(0.7, 1.0, None), (2.0, 0.3, None), (0.7, 1.3, 1.0)]
+)
 def test_value_and_gradient_equal_the_naive_ones(
-    with_bias: bool, budget: int, beta: float, lambda_: float
+    with_bias: bool, budget: int, beta: float, lambda_: float, full_at: float | None
 ):
     (states, weight, cond, uncond, ref_weight), bias, ref_bias = _parts(with_bias)
     learned = [t.requires_grad_() for t in (states, weight, bias) if t is not None]
     base = BaseStates(cond, uncond, ref_weight, ref_bias)
     constants = {"beta": beta, "lambda_": lambda_}
-    ours = code_contrast(states, weight, bias, base, CODES, **constants, budget=budget)
-    loss, positive, negative = naive.code_contrast(
-        states, weight, bias, cond, uncond, ref_weight, ref_bias, CODES, **constants
+    ours = code_contrast(
+        states, weight, bias, base, CODES, **constants, scale_by_relevance=full_at, budget=budget
     )
+    inputs = (states, weight, bias, cond, uncond, ref_weight, ref_bias, CODES)
+    loss, positive, negative = naive.code_contrast(*inputs, **constants, full_at=full_at)
     assert_close(ours.loss, loss, 1e-5)
     assert_close(ours.positive_gap, positive.detach(), 1e-5)
     assert_close(ours.negative_gap, negative.detach(), 1e-5)
@@ -142,7 +145,95 @@ def test_no_tensor_is_larger_than_the_budget():
     codes = torch.randint(500, (10, 20))
     with LargestTensor() as seen:
         found = code_contrast(
-            hidden, weight, None, base, codes, beta=0.7, lambda_=1.0, budget=5_000
+            hidden,
+            weight,
+            None,
+            base,
+            codes,
+            beta=0.7,
+            lambda_=1.0,
+            scale_by_relevance=1.0,
+            budget=5_000,
         )
         found.loss.sum().backward()
     assert seen.largest <= 5_000
+
+
+def test_shares_by_hand():
+    """Base (1/2, 1/2) with the caption; without it (1/5, 4/5) at one code, the same at three.
+
+    KL = log(5/4) = .2231 at one of four codes: the mean is .0568 with .001 of rounding added.
+    """
+    skewed = [0.0, math.log(4.0)]
+    uncond = torch.tensor([[skewed, [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]])
+    base = BaseStates(torch.zeros(1, 4, 2), uncond, torch.eye(2))
+    found = relevance_shares(base, 8.0, budget=4)
+    mean = math.log(5 / 4) / 4 + 1e-3
+    expected = [(math.log(5 / 4) + 1e-3) / (8 * mean)] + [1e-3 / (8 * mean)] * 3
+    assert found[0].tolist() == pytest.approx(expected, rel=1e-4)
+    assert relevance_shares(base, 1.0, budget=4)[0, 0] == 1
+
+
+@pytest.mark.parametrize("num_codes", [16, 64, 256])
+def test_the_same_relevance_everywhere_is_the_plain_contrast(num_codes: int):
+    """Also none at all (a dropped condition), and whatever the number of codes."""
+    generator = torch.Generator().manual_seed(5)
+    state, cond, uncond = (torch.randn(K, generator=generator) for _ in range(3))
+    codes = torch.randint(K, (1, num_codes), generator=generator)
+    for without in (uncond, cond):
+        states = [t.expand(1, num_codes, K) for t in (state, cond, without)]
+        base = BaseStates(states[1], states[2], torch.eye(K))
+        inputs = (states[0], torch.eye(K), None, base, codes)
+        plain = code_contrast(*inputs, beta=0.7, lambda_=1.0)
+        scaled = code_contrast(*inputs, beta=0.7, lambda_=1.0, scale_by_relevance=1.0)
+        assert_close(scaled.loss, plain.loss, 1e-5)
+
+
+def test_as_the_constant_vanishes_every_code_has_the_whole_scale():
+    (states, weight, cond, uncond, ref_weight), _, _ = _parts(False)
+    inputs = (states, weight, None, BaseStates(cond, uncond, ref_weight), CODES)
+    plain = code_contrast(*inputs, beta=0.7, lambda_=1.0)
+    scaled = code_contrast(*inputs, beta=0.7, lambda_=1.0, scale_by_relevance=1e-6)
+    assert scaled.loss.tolist() == plain.loss.tolist()
+    assert plain.scale_shares is None
+
+
+def test_shares_do_not_depend_on_the_other_images():
+    (_, _, cond, uncond, ref_weight), _, _ = _parts(False)
+    together = relevance_shares(BaseStates(cond, uncond, ref_weight), 1.0, budget=100)
+    for image in range(B):
+        part = slice(image, image + 1)
+        alone = relevance_shares(BaseStates(cond[part], uncond[part], ref_weight), 1.0, budget=100)
+        assert_close(alone, together[part], 1e-6)
+
+
+def test_the_optimum_of_a_share_is_guidance_of_its_own_scale():
+    """Share w: no expected gradient at guidance of 1 + w (scale - 1); see the test above."""
+    generator = torch.Generator().manual_seed(6)
+    shares = torch.tensor([1.0, 0.6, 0.25, 0.01])
+    cond = torch.randn(len(shares), K, generator=generator).log_softmax(-1)
+    uncond = torch.randn(len(shares), K, generator=generator).log_softmax(-1)
+    scales = 1 + shares * (3.0 - 1)
+    guided = uncond + scales[:, None] * (cond - uncond)
+
+    def slope_at(logps: torch.Tensor) -> torch.Tensor:
+        slope = torch.zeros_like(logps)
+        for code in range(K):
+            codes = torch.full((len(shares),), code)
+            constants = {"beta": 0.5, "lambda_": 1.0, "shares": shares}
+            _, gradient = code_contrast_loss(logps, cond, uncond.exp(), codes, **constants)
+            slope += cond.exp()[:, code, None] * gradient
+        return slope
+
+    assert_close(slope_at(guided), torch.zeros_like(guided), 1e-5)
+    assert slope_at(uncond + 3.0 * (cond - uncond))[1:].abs().amax(dim=1).min() > 1e-2
+
+
+def test_the_pull_at_the_start_does_not_depend_on_the_share():
+    logps = torch.randn(2, K, generator=torch.Generator().manual_seed(7)).log_softmax(-1)
+    uniform = torch.full((2, K), 1 / K)
+    shares = torch.tensor([1.0, 1e-3])
+    _, slope = code_contrast_loss(
+        logps, logps, uniform, torch.tensor([3, 3]), beta=0.5, lambda_=1.0, shares=shares
+    )
+    assert slope[0].tolist() == slope[1].tolist()

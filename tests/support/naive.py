@@ -17,17 +17,39 @@ def cca(
     as_positive: list[bool],
     beta: float,
     lambda_: float,
+    gaps: list[float] | None = None,
 ) -> float:
-    """The CCA loss (arXiv 2410.09347, equation 11), one pair at a time."""
+    """The CCA loss (arXiv 2410.09347, equation 11), one pair at a time.
+
+    ``gaps`` replace those of the negatives, also where they count as positive.
+    """
     n = len(positive)
     total = 0.0
     for i in range(n):
         total -= log_sigmoid(beta * (positive[i] - ref_positive[i])) / n
-        gap = negative[i] - ref_negative[i]
+        gap = negative[i] - ref_negative[i] if gaps is None else gaps[i]
         if as_positive[i]:
             total -= log_sigmoid(beta * gap) / n
         else:
             total -= lambda_ * log_sigmoid(-beta * gap) / n
+    return total / max(lambda_, 1.0)
+
+
+def ddo(
+    positive: list[float],
+    drawn: list[float],
+    ref_positive: list[float],
+    ref_drawn: list[float],
+    dropped: list[bool],
+    beta: float,
+    lambda_: float,
+) -> float:
+    """Real images against drawn pictures (arXiv 2503.01103), one pair at a time."""
+    total = 0.0
+    for i in range(len(positive)):
+        total -= log_sigmoid(beta * (positive[i] - ref_positive[i])) / len(positive)
+        if not dropped[i]:
+            total -= lambda_ * log_sigmoid(-beta * (drawn[i] - ref_drawn[i])) / len(positive)
     return total / max(lambda_, 1.0)
 
 
@@ -150,8 +172,12 @@ def code_contrast(
     *,
     beta: float,
     lambda_: float,
+    full_at: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss, positive and negative gap of every code, one code and one codebook entry at a time."""
+    """Loss, positive and negative gap of every code, one code and one codebook entry at a time.
+
+    With ``full_at`` the scale of a code depends on its relevance.
+    """
 
     def log_probs(hidden: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
         return (hidden @ w.T if b is None else hidden @ w.T + b).log_softmax(-1)
@@ -160,14 +186,22 @@ def code_contrast(
     expects = log_probs(uncond, ref_weight, ref_bias).exp()
     rows = []
     for image in range(len(codes)):
+        relevance = [
+            float((b.exp() * (b - e.log())).sum()) + 1e-3
+            for b, e in zip(base[image], expects[image], strict=True)
+        ]
+        mean = sum(relevance) / len(relevance)
         for n in range(codes.shape[1]):
+            share = 1.0 if full_at is None else min(1.0, relevance[n] / (full_at * mean))
+            scale = 1 + share / beta  # beta is 1 / (scale - 1)
+            b = 1 / (scale - 1)
             gap = model[image, n] - base[image, n]
             own = gap[codes[image, n]]
-            loss = torch.log1p(torch.exp(-beta * own))
+            loss = torch.log1p(torch.exp(-b * own))
             negative_gap = torch.zeros(())
             for k in range(len(gap)):
-                loss = loss + lambda_ * expects[image, n, k] * torch.log1p(torch.exp(beta * gap[k]))
+                loss = loss + lambda_ * expects[image, n, k] * torch.log1p(torch.exp(b * gap[k]))
                 negative_gap = negative_gap + expects[image, n, k] * gap[k]
-            rows.append(torch.stack([loss, own, negative_gap]))
+            rows.append(torch.stack([share * loss, own, negative_gap]))
     table = torch.stack(rows).view(*codes.shape, 3)
     return table[..., 0], table[..., 1], table[..., 2]

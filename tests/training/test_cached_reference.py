@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mm_cca.errors import UserError
-from mm_cca.training.cached_reference import FILE, KEYS, _allocate, _num_missing
+from mm_cca.training.cached_reference import CODE_FILE, FILE, KEYS, _allocate, _num_missing
 from tests.support import runs
 
 CACHED = "train.reference=cached"
@@ -81,6 +81,31 @@ def test_it_resumes_where_it_was_interrupted_and_grows_with_the_steps(recipe: Pa
     assert longer.shape == (24, 3)
     assert np.array_equal(longer[:16], whole)
     assert not np.isnan(longer).any()
+
+
+FLOOR = "loss.gap_floor=-0.001"
+
+
+def test_a_floor_needs_and_gets_every_code(recipe: Path, tmp_path: Path):
+    """The training of a copy; a cache without codes is completed and then serves both."""
+    floor = [FLOOR, "train.learning_rate=0.003"]
+    runs.do(recipe, *floor)
+    assert runs.metrics(tmp_path / "run" / "train")[-1]["codes_at_floor"] > 0
+    keys = [f"run.tokens_dir={tmp_path / 'run' / 'tokens'}", CACHED]
+    keys += [f"run.reference_dir={tmp_path / 'reference'}"]
+    runs.do(recipe, *keys, f"run.dir={tmp_path / 'two'}", stages=["prepare"])
+    assert not (tmp_path / "reference" / CODE_FILE).exists()
+    with pytest.raises(UserError, match=r"does not hold all.*mm-cca prepare"):
+        runs.do(recipe, *floor, *keys, f"run.dir={tmp_path / 'two'}", stages=["train"])
+    sums = np.load(tmp_path / "reference" / FILE).copy()
+    runs.do(recipe, *floor, *keys, f"run.dir={tmp_path / 'two'}")
+    codes = np.load(tmp_path / "reference" / CODE_FILE)
+    assert codes.shape == (16, 3, 16)
+    assert np.array_equal(np.load(tmp_path / "reference" / FILE), sums)
+    assert np.allclose(codes.sum(axis=2), sums, rtol=1e-5)
+    ours, theirs = (runs.metrics(tmp_path / name / "train") for name in ("run", "two"))
+    assert ours == theirs
+    runs.do(recipe, *keys, f"run.dir={tmp_path / 'three'}")
 
 
 def test_without_prepare_it_says_what_to_run(recipe: Path):

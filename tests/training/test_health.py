@@ -30,6 +30,21 @@ def test_without_cca_nothing_saturates():
     assert list(warnings_of(numbers, Constants(64, None))) == ["collapse"]
 
 
+def test_with_a_floor_the_floored_gap_saturates():
+    numbers = {"positive_gap": 0.0, "negative_gap": -500.0, "floored_gap": -60.0}
+    assert warnings_of(numbers, CODES) == {}
+    found = warnings_of(numbers | {"floored_gap": -77.0}, CODES)
+    assert "beta * floored_gap is -14:" in found["saturated"]
+
+
+def test_saturated_drawn_pictures():
+    of_ddo = Constants(num_codes=64, beta=None, drawn_beta=0.18)
+    assert warnings_of({"positive_gap": 0.0, "drawn_gap": -60.0}, of_ddo) == {}
+    found = warnings_of({"positive_gap": 0.0, "drawn_gap": -77.0}, of_ddo)
+    assert list(found) == ["drawn"]
+    assert "beta * drawn_gap is -14:" in found["drawn"]
+
+
 def test_unlearn_is_watched():
     numbers = {"positive_gap": 0.0, "negative_gap": -70.0}
     assert warnings_of(numbers, Constants(64, None)) == {}

@@ -12,7 +12,7 @@ from mm_cca.config.schema import LossConfig
 from tests.support import runs
 
 SUMS = ["cca", "cca_code", "dpo", "unlearn", "nll", "distill", "gft"]
-SUMS += ["cca + 0.1 nll", "cca + distill", "cca + cca_code"]
+SUMS += ["cca + 0.1 nll", "cca + distill", "cca + cca_code", "ddo", "cca + 0.5 ddo"]
 
 
 @pytest.fixture
@@ -24,21 +24,23 @@ def recipe(tmp_path: Path, tiny_folder: Path) -> Path:
 
 def test_what_each_sum_needs():
     needs = {
-        text: (terms.needs_negatives, terms.needs_base)
+        text: (terms.needs_negatives, terms.needs_base, terms.needs_drawn)
         for text in SUMS
         for terms in [LossTerms.of(LossConfig(objective=text))]
     }
     assert needs == {
-        "cca": (True, False),
-        "dpo": (True, False),
-        "unlearn": (True, False),
-        "nll": (False, False),
-        "distill": (False, True),
-        "cca_code": (False, True),
-        "gft": (False, True),
-        "cca + cca_code": (True, True),
-        "cca + 0.1 nll": (True, False),
-        "cca + distill": (True, True),
+        "cca": (True, False, False),
+        "dpo": (True, False, False),
+        "unlearn": (True, False, False),
+        "nll": (False, False, False),
+        "distill": (False, True, False),
+        "cca_code": (False, True, False),
+        "gft": (False, True, False),
+        "cca + cca_code": (True, True, False),
+        "cca + 0.1 nll": (True, False, False),
+        "cca + distill": (True, True, False),
+        "ddo": (False, False, True),
+        "cca + 0.5 ddo": (True, False, True),
     }
 
 
@@ -52,6 +54,7 @@ def test_it_trains(recipe: Path, tmp_path: Path, objective: str, tuning: str):
     runs.do(recipe, *keys)
     lines = runs.metrics(tmp_path / "run" / "train")
     at_start = {"cca": math.log(2) * 4 / 3, "dpo": math.log(2), "unlearn": 0.0}
+    at_start["ddo"] = at_start["cca"]
     at_start["cca_code"] = 2 * math.log(2)
     if objective in at_start:
         assert lines[0]["loss"] == pytest.approx(at_start[objective], abs=1e-5)
@@ -88,11 +91,16 @@ def test_distilling_scale_one_has_nothing_to_learn(recipe: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "objective", ["cca + 0.1 nll", "cca_code", "dpo", "unlearn", "distill", "gft"]
+    ("objective", "more"),
+    [
+        (name, [])
+        for name in ("cca + 0.1 nll", "cca_code", "dpo", "unlearn", "ddo", "distill", "gft")
+    ]
+    + [("cca", ["loss.gap_floor=-0.001"]), ("cca_code", ["loss.scale_by_relevance=1"])],
 )
-def test_micro_batches_do_not_matter(recipe: Path, tmp_path: Path, objective: str):
+def test_micro_batches_do_not_matter(recipe: Path, tmp_path: Path, objective: str, more: list[str]):
     """1 pair at a time or 4, the step is the same up to rounding: nothing depends on neighbours."""
-    keys = [f"loss.objective={objective}", "loss.num_negatives=2", "loss.text_weight=0.1"]
+    keys = [f"loss.objective={objective}", "loss.num_negatives=2", "loss.text_weight=0.1", *more]
     keys += ["loss.distill_scale=2", "loss.scale=2"]
     keys += ["train.max_steps=2", "train.learning_rate=0.0001"]
     tokens = f"run.tokens_dir={tmp_path / 'tokens'}"
@@ -103,6 +111,41 @@ def test_micro_batches_do_not_matter(recipe: Path, tmp_path: Path, objective: st
         losses.append([line["loss"] for line in runs.metrics(folder / "train")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-5)
     assert losses[0][0] != losses[0][1]
+
+
+FLOORED = ["loss.gap_floor=-0.05", "loss.num_negatives=2", "train.max_steps=6"]
+FLOORED += ["train.learning_rate=0.003"]
+
+
+def test_a_floor_counts_its_codes_and_bounds_the_gap(recipe: Path, tmp_path: Path):
+    runs.do(recipe, *FLOORED)
+    first, *_, last = runs.metrics(tmp_path / "run" / "train")
+    assert first["codes_at_floor"] == 0
+    assert 0 < last["codes_at_floor"] < 1
+    assert last["floored_gap"] > last["negative_gap"]
+    assert last["floored_gap"] >= -0.05 * 16
+
+
+def test_a_floor_that_is_never_reached_changes_nothing(recipe: Path, tmp_path: Path):
+    found = []
+    for floor in ("null", "-1000"):
+        folder = tmp_path / floor
+        runs.do(
+            recipe,
+            f"loss.gap_floor={floor}",
+            f"run.dir={folder}",
+            f"run.tokens_dir={tmp_path}/tokens",
+        )
+        found.append([line["loss"] for line in runs.metrics(folder / "train")])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_less_scale_where_the_prompt_decides_less(recipe: Path, tmp_path: Path):
+    keys = ["loss.objective=cca_code", "loss.scale=3", "train.max_steps=12"]
+    runs.do(recipe, *keys, "loss.scale_by_relevance=1", "train.learning_rate=0.01")
+    lines = runs.metrics(tmp_path / "run" / "train")
+    assert all(0.1 < line["mean_scale_share"] < 1 for line in lines)
+    assert sum(line["loss"] for line in lines[-4:]) < sum(line["loss"] for line in lines[:4])
 
 
 def test_what_was_contrasted_can_be_read(recipe: Path, tmp_path: Path):

@@ -1,6 +1,8 @@
-"""``prepare``: fill the token cache of every split, and the reference cache."""
+"""``prepare``: fill the token cache of every split, draw pictures for ddo, fill the reference
+cache."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 from accelerate import PartialState
 
@@ -11,24 +13,42 @@ from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import Recipe
 from mm_cca.config.stage_keys import STEPS_DONE, settings_of, training_settings
 from mm_cca.data.images import load_split
-from mm_cca.data.token_cache import prepare_split
+from mm_cca.data.token_cache import open_cache, prepare_split
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage, locked
 from mm_cca.sampling.prompts import has_real_images
 from mm_cca.training.cached_reference import prepare_reference
-from mm_cca.training.schedule import check_plan
+from mm_cca.training.drawn_pictures import drawn_folder, prepare_drawn
+from mm_cca.training.schedule import check_plan, training_schedule
 
 
 def prepare(recipe: Recipe, run: RunFolder) -> None:
-    """Fill the token cache of every split the recipe names, and the reference cache if needed."""
+    """Fill the token cache of every split the recipe names and, if needed, the base's pictures
+    (``ddo``) and the reference cache.
+    """
     if recipe.run.trained is not None and not has_real_images(recipe):
         return  # nothing is trained, and the prompts come from a file
     prepare_tokens(recipe, run)
-    needs_reference = "cca" in recipe.run.sources and LossTerms.of(recipe.loss).needs_negatives
-    # After training the cache is no longer needed; a deleted one is not recomputed.
-    if recipe.train.reference == "cached" and needs_reference and not _has_trained(recipe, run):
+    terms, trains = LossTerms.of(recipe.loss), "cca" in recipe.run.sources
+    needs_cache = recipe.train.reference == "cached" and terms.needs_reference
+    # After training neither is needed any longer; deleted ones are not made again.
+    if not (trains and (needs_cache or terms.needs_drawn)) or _has_trained(recipe, run):
+        return
+    if terms.needs_drawn:
+        _prepare_drawn(recipe, run)
+    if needs_cache:
         with locked(run.reference) if PartialState().is_main_process else nullcontext():
             prepare_reference(recipe, run)
+
+
+def _prepare_drawn(recipe: Recipe, run: RunFolder) -> None:
+    cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
+    # The order of the images does not depend on their negative captions.
+    schedule = training_schedule(recipe, cache, LossTerms.of(replace(recipe.loss, objective="nll")))
+    folder = drawn_folder(recipe, run)
+    with locked(folder) if PartialState().is_main_process else nullcontext():
+        prepare_drawn(recipe, run, schedule, lambda: frozen_model(recipe))
+    PartialState().wait_for_everyone()
 
 
 def _trains_on_negatives(recipe: Recipe) -> bool:
