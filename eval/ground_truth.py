@@ -6,7 +6,7 @@ from importlib import metadata
 import numpy as np
 import torch
 
-from mm_cca.config.metrics import METRICS, ReferenceNeed
+from mm_cca.config.metrics import METRICS, Metric, ReferenceNeed
 from mm_cca.config.schema import MIN_IMAGES, Recipe
 from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError
@@ -32,6 +32,8 @@ class SplitTruth:
         own: [n] index of each prompt's caption among them.
         reference: real images for distances between sets; None if no metric needs them.
         questions: of ``eval.attributes``, by kind.
+        reconstruction: the image tokenizer's reconstructions of the same rows of the split as
+            ``reference`` has by default; None if no metric needs them.
     """
 
     prompts: list[Prompt]
@@ -41,6 +43,11 @@ class SplitTruth:
     own: torch.Tensor
     reference: ReferenceSet | None
     questions: dict[str, Question]
+    reconstruction: ReferenceSet | None = None
+
+    def compared_with(self, metric: Metric) -> ReferenceSet | None:
+        """The reference set of a metric that needs one."""
+        return self.reference if metric.reference == "real" else self.reconstruction
 
 
 FEATURES = "features"
