@@ -82,6 +82,9 @@ class Margin(TypedDict):
     standard_error: float
 
 
+FigureName = Literal["real", "reconstruction", "other_style", "other_caption"]
+
+
 class Examination(TypedDict):
     """One judge on one split: means of 100 cos, in the order in which they should fall.
 

@@ -5,9 +5,25 @@ from typing import NamedTuple
 
 from mm_cca.config.metrics import METRICS
 from mm_cca.eval.report.wording import cost, in_words, prompts_in_words
-from mm_cca.eval.summary_types import HeadlineEntry, JudgeEntry, Standing, Summary
+from mm_cca.eval.summary_types import (
+    Examination,
+    FigureName,
+    HeadlineEntry,
+    JudgeEntry,
+    Standing,
+    Summary,
+)
 
-ORDER = {
+
+class Figure(NamedTuple):
+    """One mean of an examination, and the margin by which the one before it is above."""
+
+    label: str
+    text: str
+    margin: str
+
+
+ORDER: dict[FigureName, str] = {
     "real": "real image, own caption",
     "reconstruction": "reconstruction, own caption",
     "other_style": "reconstruction, one attribute another",
@@ -96,18 +112,36 @@ def headline_lines(summary: Summary) -> list[str]:
     return lines
 
 
+def figures_of(examination: Examination) -> list[Figure]:
+    """All figures in their order; a dash where no caption has an attribute."""
+    # Margins are between neighbours, in the same order.
+    margins = iter(examination["margins"].values())
+    figures = []
+    for name, label in ORDER.items():
+        value = examination[name]
+        margin = None if name == "real" or value is None else next(margins)
+        figures.append(
+            Figure(
+                label,
+                "–" if value is None else f"{value:.1f}",
+                "" if margin is None else f"{margin['value']:.1f} ± {margin['standard_error']:.1f}",
+            )
+        )
+    return figures
+
+
 def judge_lines(judges: Sequence[JudgeEntry]) -> list[str]:
     """One line for every judge and split: its examination, and whether it may judge."""
     lines = []
     for judge in judges:
         lines.append(f"judge {judge['name']}: {standing_in_words(judge)}")
-        for split, figures in (judge["examination"] or {}).items():
-            values = [
-                f"{label} {figures[name]:.1f}"  # type: ignore[literal-required]
-                for name, label in ORDER.items()
-                if figures[name] is not None  # type: ignore[literal-required]
+        for split, examination in (judge["examination"] or {}).items():
+            parts = [
+                f"{figure.label} {figure.text}"
+                + (f" (margin {figure.margin})" if figure.margin else "")
+                for figure in figures_of(examination)
             ]
-            lines.append(f"  {split}: {'; '.join(values)}; R@5 {figures['r_at_5']:.2f}")
+            lines.append(f"  {split}: {'; '.join(parts)}; R@5 {examination['r_at_5']:.2f}")
     return lines
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mm_cca.eval.panel import headline_of, rival_of, standing_of
-from mm_cca.eval.report.panel_text import headline_sentence, no_headline
+from mm_cca.eval.report.panel_text import figures_of, headline_sentence, judge_lines, no_headline
 
 
 def interval(value: float, low: float, high: float) -> dict[str, float]:
@@ -120,3 +120,36 @@ def test_without_a_judge_there_is_no_verdict():
     )
     assert "not both in this run" in str(no_headline(summary | {"verdicts": {"A": [], "B": []}}))
     assert no_headline(summary | {"headline": [1]}) is None
+
+
+def test_an_examination_in_words():
+    margin = {"value": 4.06, "standard_error": 0.24}
+    figures: Any = {
+        "num_images": 8,
+        "real": 84.0,
+        "reconstruction": 79.94,
+        "other_style": None,
+        "other_caption": 2.0,
+        "r_at_5": 0.9,
+        "margins": {
+            "real_over_reconstruction": margin,
+            "reconstruction_over_other_caption": {"value": 77.94, "standard_error": 1.0},
+        },
+    }
+    judge: Any = {"name": "A", "may_judge": True, "reasons": [], "examined_in": None}
+    assert judge_lines([judge | {"examination": {"train": figures}}]) == [
+        "judge A: may judge (examined)",
+        "  train: real image, own caption 84.0; reconstruction, own caption 79.9 (margin 4.1 ± 0.2); "
+        "reconstruction, one attribute another –; reconstruction, another caption 2.0 "
+        "(margin 77.9 ± 1.0); R@5 0.90",
+    ]
+    figures["other_style"] = 60.0
+    figures["margins"] = {
+        "real_over_reconstruction": margin,
+        "reconstruction_over_other_style": {"value": 19.94, "standard_error": 1.5},
+        "other_style_over_other_caption": {"value": 58.0, "standard_error": 2.0},
+    }
+    found = [figure.margin for figure in figures_of(figures)]
+    assert found == ["", "4.1 ± 0.2", "19.9 ± 1.5", "58.0 ± 2.0"]
+    never = judge | {"may_judge": False, "reasons": ["it was never examined"], "examination": None}
+    assert judge_lines([never]) == ["judge A: may not judge: it was never examined"]
