@@ -139,8 +139,8 @@ def test_an_examination_in_words():
     judge: Any = {"name": "A", "may_judge": True, "reasons": [], "examined_in": None}
     assert judge_lines([judge | {"examination": {"train": figures}}]) == [
         "judge A: may judge (examined)",
-        "  train: real image, own caption 84.0; reconstruction, own caption 79.9 (margin 4.1 ± 0.2); "
-        "reconstruction, one attribute another –; reconstruction, another caption 2.0 "
+        "  train: real image, own caption 84.0; reconstruction, own caption 79.9 (margin "
+        "4.1 ± 0.2); reconstruction, one attribute another –; reconstruction, another caption 2.0 "
         "(margin 77.9 ± 1.0); R@5 0.90",
     ]
     figures["other_style"] = 60.0
