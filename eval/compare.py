@@ -12,10 +12,9 @@ from mm_cca.config.keys import COMPARISON
 from mm_cca.config.schema import SampleConfig
 from mm_cca.config.stage_keys import keys_of
 from mm_cca.errors import UserError
-from mm_cca.eval.summary_types import Score, ScoringProtocol, Summary
+from mm_cca.eval.summary_types import JudgeProtocol, Score, ScoringProtocol, Summary, judged
 
 FREE_FIELDS = (
-    "scorer",  # scorer_sha256 decides; the same weights may be in two folders
     # Of the sampling's keys, prompts and their number are covered by num_prompts, prompts_sha256.
     *(
         f"sampling.{entry.name}"
@@ -27,6 +26,7 @@ FREE_FIELDS = (
 """Fields that may differ between runs, or that another field decides."""
 INCEPTION = ("inception_sha256", "resize.inception")
 ABSENT = "not recorded"
+JUDGES = "judges"
 
 Fields = Mapping[str, object]
 """Dotted field of a protocol -> its value."""
@@ -72,19 +72,43 @@ def differences(first: ScoringProtocol, second: ScoringProtocol) -> Differences:
         if ours.get(key, ABSENT) != theirs.get(key, ABSENT)
         and not _is_free(key)
         and not _is_of_one_metric(key, ours, theirs)
-    }
+        and not _is_of_one_judge(key, ours, theirs)
+    } | _no_judge_in_common(first, second)
 
 
 def _is_free(key: str) -> bool:
-    # The sha256 of a reference identifies its images; the name is only a path.
-    return key in FREE_FIELDS or (key.startswith("reference.") and key.endswith(".images"))
+    # The sha256 of a reference identifies its images, that of a judge its weights; the names are
+    # only paths.
+    group, _, field = key.partition(".")
+    return (
+        key in FREE_FIELDS
+        or (group in ("reference", "reconstruction") and field.endswith(".images"))
+        or (group == "judges" and field.endswith(".name"))
+    )
 
 
 def _is_of_one_metric(key: str, ours: Fields, theirs: Fields) -> bool:
     """Whether a field is about a metric that only one of the two has, and so isn't compared."""
-    if key.startswith("metrics."):
-        return key not in ours or key not in theirs
+    if key.startswith(("metrics.", "reconstruction.")):
+        return not (key in ours and key in theirs and None not in (ours[key], theirs[key]))
     return key in INCEPTION and None in (ours.get(key, ABSENT), theirs.get(key, ABSENT))
+
+
+def _is_of_one_judge(key: str, ours: Fields, theirs: Fields) -> bool:
+    """Whether a field is about a judge that only one of the two has."""
+    return key.startswith("judges.") and (key not in ours or key not in theirs)
+
+
+def _no_judge_in_common(first: ScoringProtocol, second: ScoringProtocol) -> Differences:
+    """Runs compare by the judges that both have, which are known by their weights."""
+    ours, theirs = first["judges"], second["judges"]
+    if ours.keys() & theirs.keys():
+        return {}
+    return {JUDGES: (_named(ours), _named(theirs))}
+
+
+def _named(judges: Mapping[str, JudgeProtocol]) -> str:
+    return ", ".join(f"{judge['name']} (sha256 {key[:12]})" for key, judge in judges.items())
 
 
 def _leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -102,6 +126,11 @@ def _read(path: Path) -> Summary:
         raise UserError(f"{path} can't be read: {error}") from error
     if not isinstance(summary, dict) or not {"arms", "protocol"} <= summary.keys():
         raise UserError(f"{path} has no scores; use a run's report.json or eval/summary.json.")
+    if "judges" not in summary["protocol"]:
+        raise UserError(
+            f"{path} was scored by an older mm_cca, without scores by judge: delete that run's "
+            "folder eval and run `mm-cca eval RECIPE` again."
+        )
     return summary
 
 
@@ -121,24 +150,41 @@ def _print(
     console = Console()
     shared = set.intersection(*(set(r["protocol"]["num_prompts"]) for r in results))
     for split in sorted(shared):
-        table = Table(title=f"{split}: A is {first}, B is {second}")
-        table.add_column("arm", no_wrap=True)
-        names = _shared_scores(results, split)
-        for name in names:
-            table.add_column(name, justify="right")
-        for letter, result in zip("AB", results, strict=True):
-            for arm in result["arms"]:
-                scores = arm["scores"][split]
-                cells = [_cell(scores[name]) for name in names]
-                table.add_row(f"{letter}: {arm['name']}", *cells)
-        console.print(table)
+        for title, judges in _judges_in_common(results):
+            console.print(
+                _table(f"{split}{title}: A is {first}, B is {second}", split, results, judges)
+            )
     for key, (a, b) in differing.items():
         console.print(f"allowed: {key} is {a!r} in A and {b!r} in B", soft_wrap=True)
 
 
-def _shared_scores(results: list[Summary], split: str) -> list[str]:
-    ours, theirs = (result["arms"][0]["scores"][split] for result in results)
-    return [name for name in ours if name in theirs]
+def _judges_in_common(results: list[Summary]) -> Iterator[tuple[str, list[str]]]:
+    """Part of a title, and each result's name of a judge that both have.
+
+    Without one in common, which was then allowed, the first of each.
+    """
+    ours, theirs = (result["protocol"]["judges"] for result in results)
+    common = [key for key in ours if key in theirs]
+    pairs = [(key, key) for key in common] or [(next(iter(ours)), next(iter(theirs)))]
+    for one, other in pairs:
+        names = [ours[one]["name"], theirs[other]["name"]]
+        yield f", scored by {' and '.join(dict.fromkeys(names))}", names
+
+
+def _table(title: str, split: str, results: list[Summary], judges: list[str]) -> Table:
+    """The arms of both by one judge, in the scores that both have."""
+    table = Table(title=title)
+    table.add_column("arm", no_wrap=True)
+    views = [judged(r["arms"], judge) for r, judge in zip(results, judges, strict=True)]
+    ours, theirs = (view[0]["scores"][split] for view in views)
+    names = [name for name in ours if name in theirs]
+    for name in names:
+        table.add_column(name, justify="right")
+    for letter, view in zip("AB", views, strict=True):
+        for arm in view:
+            cells = [_cell(arm["scores"][split][name]) for name in names]
+            table.add_row(f"{letter}: {arm['name']}", *cells)
+    return table
 
 
 def _cell(score: Score) -> str:

@@ -1,60 +1,51 @@
-"""Score every arm on the same prompts, with floors and intervals, and record the protocol.
+"""Score every arm on the same prompts by every judge, and record the protocol.
 
-Every rank extracts features; the main rank turns them into scores.
-Shapes: n images of a split, F feature size, c captions of the whole data set.
+Every rank extracts features, judge by judge, so that only one judge is in memory at a time; the
+main rank turns them into scores.
 """
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from accelerate import PartialState
+from accelerate.utils import release_memory
 
 from mm_cca.config.keys import EVAL
-from mm_cca.config.metrics import METRICS, FeatureSource
+from mm_cca.config.metrics import METRICS, FeatureSource, with_reconstructions
 from mm_cca.config.schema import Recipe
 from mm_cca.config.stage_keys import settings_of
 from mm_cca.errors import UserError
 from mm_cca.eval.check_samples import refuse_bad_samples
-from mm_cca.eval.features.extract import Extractors, Features, extract
-from mm_cca.eval.features.image_sets import (
-    ImageSet,
-    real_images_of,
-    reconstructed_images,
-    sampled_images,
-    size_of,
-)
-from mm_cca.eval.features.inception import load_inception
-from mm_cca.eval.features.references import files_digest, save_statistics
-from mm_cca.eval.features.scorer import load_scorer
-from mm_cca.eval.ground_truth import SplitTruth, captions_of, truths_of
+from mm_cca.eval.examination import earlier_examinations, refuse_unexamined
+from mm_cca.eval.features.extract import Extractors
+from mm_cca.eval.features.inception import Inception, load_inception
+from mm_cca.eval.features.reconstructions import Reconstructor
+from mm_cca.eval.features.references import files_digest
+from mm_cca.eval.features.scorer import Scorer, load_scorer
+from mm_cca.eval.ground_truth import captions_of
+from mm_cca.eval.judge import Judgement, RunToJudge, judgement_of
 from mm_cca.eval.language import measure_text, texts_of
+from mm_cca.eval.panel import headline_of
 from mm_cca.eval.per_prompt import PER_PROMPT, write_per_prompt
 from mm_cca.eval.protocol import protocol_of
-from mm_cca.eval.score_warnings import warnings_of
-from mm_cca.eval.scores import ArmScores, measure, scores_of
-from mm_cca.eval.summary_types import ArmEntry, Summary
-from mm_cca.eval.verdicts import verdicts_of
+from mm_cca.eval.summary_types import INCEPTION, ArmEntry, SplitScores, Summary
 from mm_cca.runs.files import write_json
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
 from mm_cca.sampling.arms import Arm, arms_of
 from mm_cca.sampling.manifest import read_manifest
-from mm_cca.sampling.prompts import has_real_images, prompts_of, refuse_few_prompts
-from mm_cca.sampling.weights import load_source
-
-FLOORS = ("real", "reconstruction")
-
-FeaturesOfArms = dict[str, dict[str, Features]]
-"""By arm or floor, and split."""
+from mm_cca.sampling.prompts import prompts_of, refuse_few_prompts
 
 
 def evaluate_arms(recipe: Recipe, run: RunFolder) -> None:
     """Write ``eval/ARM.json``, ``eval/per_prompt.json`` and ``eval/summary.json``.
 
     Raises:
-        UserError: an arm is not fully sampled or lacks images, or an extractor or a reference can't
-            be loaded.
+        UserError: an arm is not fully sampled or lacks images, or a judge, an extractor or a
+            reference can't be loaded, or a judge was not examined where ``eval.examined`` says.
     """
     state = PartialState()
     arms = arms_of(recipe)
@@ -69,62 +60,100 @@ def evaluate_arms(recipe: Recipe, run: RunFolder) -> None:
     prompts = prompts_of(recipe, run)
     refuse_few_prompts(recipe, prompts)
     refuse_bad_samples(run, arms, prompts)
-    extractors = _extractors(recipe)
+    _refuse_bad_judges(recipe)
+    inception = _inception(recipe)
     captions = captions_of(recipe, run, prompts)
-    truths = truths_of(recipe, run, extractors, prompts, captions)
-    floors = FLOORS if "base" in recipe.run.sources and has_real_images(recipe) else ()
-    features: FeaturesOfArms = {}
-    for name in (*floors, *(arm.name for arm in arms)):
-        sets = _image_sets(recipe, run, name, truths)
-        features[name] = {split: extract(images, extractors) for split, images in sets.items()}
+    scored = _with_all_metrics(recipe)
+    context = RunToJudge(scored, run, arms, prompts, captions, Reconstructor(recipe, run))
+    judgements = []
+    for number, name in enumerate(recipe.eval.scorer, 1):
+        # The first judge's pass extracts Inception's features, too: they have no judge.
+        extractors = Extractors(_scorer(recipe, name), inception if number == 1 else None)
+        judgements.append(judgement_of(context, extractors, number))
+        del extractors
+        release_memory()
+    context.reconstructor.release()
+    said = [judgement for judgement in judgements if judgement is not None]
     if state.is_main_process:
-        _write(recipe, run, arms, extractors, captions, texts, truths, features)
+        _write(context, said, inception, texts)
         stage.finish()
     state.wait_for_everyone()
 
 
 def _write(
-    recipe: Recipe,
-    run: RunFolder,
-    arms: list[Arm],
-    extractors: Extractors,
-    captions: list[str],
+    context: RunToJudge,
+    judgements: Sequence[Judgement],
+    inception: Inception | None,
     texts: list[str] | None,
-    truths: dict[str, SplitTruth],
-    features: FeaturesOfArms,
 ) -> None:
-    measured = {
-        name: {split: measure(each, truths[split]) for split, each in by_split.items()}
-        for name, by_split in features.items()
-    }
+    recipe, run, arms = context.recipe, context.run, context.arms
+    by_judge = {judgement.entry["name"]: judgement for judgement in judgements}
     sampled_with = read_manifest(run.samples / arms[0].name)[0].get("sampling", {})
+    truths = judgements[0].truths
+    judging = {name: j.verdicts for name, j in by_judge.items() if j.entry["may_judge"]}
     summary: Summary = {
-        "arms": [_arm_entry(recipe, run, arm, measured[arm.name], truths) for arm in arms],
-        "floors": {
-            name: {split: scores_of(recipe, m, truths[split]) for split, m in by_split.items()}
-            for name, by_split in measured.items()
-            if name in FLOORS
-        },
-        "verdicts": verdicts_of(recipe, arms, measured, truths),
-        "warnings": warnings_of(recipe, extractors, truths, features[arms[0].name]),
-        "protocol": protocol_of(recipe, extractors, truths, captions, sampled_with),
+        "judges": [judgement.entry for judgement in judgements],
+        "headline": headline_of(judging),
+        "arms": [_arm_entry(run, arm, _scores_of(arm.name, judgements)) for arm in arms],
+        "floors": {name: _scores_of(name, judgements) for name in context.floors},
+        "verdicts": {name: judgement.verdicts for name, judgement in by_judge.items()},
+        "warnings": _warnings(recipe, by_judge),
+        "protocol": protocol_of(
+            recipe,
+            {judgement.entry["sha256"]: judgement.protocol for judgement in judgements},
+            inception,
+            truths,
+            context.captions,
+            sampled_with,
+        ),
     }
     if texts is not None:
         sources = list(dict.fromkeys(arm.source for arm in arms))
         summary["text_nll"] = measure_text(recipe, run, sources, texts)
-    for split, truth in truths.items():
-        if truth.reference is not None:
-            save_statistics(recipe, truth.reference, extractors, run.eval / "reference", split)
     for entry in summary["arms"]:
         write_json(run.eval / f"{entry['name']}.json", {**entry, "protocol": summary["protocol"]})
-    write_per_prompt(run.eval / PER_PROMPT, [arm.name for arm in arms], measured, truths)
+    write_per_prompt(
+        run.eval / PER_PROMPT,
+        {split: truth.prompts for split, truth in truths.items()},
+        {name: judgement.numbers for name, judgement in by_judge.items()},
+    )
     write_json(run.eval / "summary.json", summary)
+
+
+def _scores_of(name: str, judgements: Sequence[Judgement]) -> dict[str, SplitScores]:
+    """The scores of an arm or a floor by judge, then those of Inception if there are any."""
+    scores = {judgement.entry["name"]: judgement.scores[name] for judgement in judgements}
+    inception = judgements[0].inception[name]
+    return scores | ({INCEPTION: inception} if any(inception.values()) else {})
+
+
+def _warnings(recipe: Recipe, by_judge: Mapping[str, Judgement]) -> list[str]:
+    """All judges' sentences, each with the judge's name where not all of several say it."""
+    everything = dict.fromkeys(w for each in by_judge.values() for w in each.warnings)
+    warnings = []
+    for sentence in everything:
+        saying = [name for name, each in by_judge.items() if sentence in each.warnings]
+        is_general = len(saying) == len(by_judge)
+        warnings.append(sentence if is_general else f"{', '.join(saying)}: {sentence}")
+    if recipe.eval.judge_r_at_5 is None:
+        warnings.append(
+            "eval.judge_r_at_5 is null, so every judge may judge, whatever its examination says."
+        )
+    return warnings
+
+
+def _with_all_metrics(recipe: Recipe) -> Recipe:
+    """The recipe with the metrics against reconstructions, if ``eval.reference`` asks for them."""
+    if not recipe.eval.has_reconstruction_reference:
+        return recipe
+    metrics = with_reconstructions(recipe.eval.metrics)
+    return replace(recipe, eval=replace(recipe.eval, metrics=metrics))
 
 
 def _settings(recipe: Recipe, run: RunFolder, arms: list[Arm]) -> dict[str, Any]:
     settings = settings_of(EVAL, recipe)
-    if recipe.eval.reference is not None:
-        settings["eval.reference (names and sizes)"] = files_digest(recipe.eval.reference)
+    if recipe.eval.real_reference is not None:
+        settings["eval.reference (names and sizes)"] = files_digest(recipe.eval.real_reference)
     for arm in arms:
         path = run.samples / arm.name / "stage.json"
         if not path.exists() or not json.loads(path.read_text())["done"]:
@@ -133,54 +162,51 @@ def _settings(recipe: Recipe, run: RunFolder, arms: list[Arm]) -> dict[str, Any]
     return settings
 
 
-def _extractors(recipe: Recipe) -> Extractors:
-    device = PartialState().device
-    scorer = load_scorer(
-        recipe.eval.scorer,
-        recipe.eval.scorer_pretrained,
+def _scorer(recipe: Recipe, name: str) -> Scorer:
+    return load_scorer(
+        name,
+        recipe.eval.pretrained_of(name),
         batch_size=recipe.eval.batch_size,
-        device=device,
+        device=PartialState().device,
     )
+
+
+def _refuse_bad_judges(recipe: Recipe) -> None:
+    """Load every judge once before the work of any.
+
+    Raises:
+        UserError: one can't be loaded, two have the same weights, or one was not examined in the
+            run of ``eval.examined``.
+    """
+    path = recipe.eval.examined
+    earlier = earlier_examinations(path)
+    if len(recipe.eval.scorer) == 1 and path is None:
+        return  # it is loaded next anyway
+    names: dict[str, str] = {}
+    for name in recipe.eval.scorer:
+        scorer = _scorer(recipe, name)
+        refuse_unexamined(path, scorer.name, scorer.sha256, earlier)
+        if scorer.sha256 in names:
+            raise UserError(
+                f"eval.scorer has {names[scorer.sha256]} and {scorer.name}, which have the same "
+                "weights; a judge counts once. Remove one of them."
+            )
+        names[scorer.sha256] = scorer.name
+        del scorer
+        release_memory()
+
+
+def _inception(recipe: Recipe) -> Inception | None:
     if not any(METRICS[n].source is FeatureSource.INCEPTION for n in recipe.eval.metrics):
-        return Extractors(scorer, None)
+        return None
     assert recipe.eval.inception_weights is not None
     with PartialState().main_process_first():  # which may have to download
-        inception = load_inception(
-            recipe.eval.inception_weights, recipe.eval.inception_sha256, device
+        return load_inception(
+            recipe.eval.inception_weights, recipe.eval.inception_sha256, PartialState().device
         )
-    return Extractors(scorer, inception)
 
 
-def _image_sets(
-    recipe: Recipe, run: RunFolder, name: str, truths: dict[str, SplitTruth]
-) -> dict[str, ImageSet]:
-    """An arm's images, or a floor's: real images of the prompts, or their reconstructions."""
-    prompts_by_split = {split: truth.prompts for split, truth in truths.items()}
-    if name == "real":
-        size = size_of(recipe)
-        return {
-            split: real_images_of(recipe, run, split, [prompt.row for prompt in prompts], size)
-            for split, prompts in prompts_by_split.items()
-        }
-    if name == "reconstruction":
-        model = load_source(recipe, run, "base")
-        return {
-            split: reconstructed_images(recipe, run, model, prompts)
-            for split, prompts in prompts_by_split.items()
-        }
-    return {
-        split: sampled_images(recipe, run, name, prompts)
-        for split, prompts in prompts_by_split.items()
-    }
-
-
-def _arm_entry(
-    recipe: Recipe,
-    run: RunFolder,
-    arm: Arm,
-    measured: dict[str, ArmScores],
-    truths: dict[str, SplitTruth],
-) -> ArmEntry:
+def _arm_entry(run: RunFolder, arm: Arm, scores: dict[str, SplitScores]) -> ArmEntry:
     lines = read_manifest(run.samples / arm.name)
     return {
         "name": arm.name,
@@ -191,5 +217,5 @@ def _arm_entry(
         "num_images": len(lines),
         "forwards_per_image": lines[0]["forward_passes"],
         "seconds_per_image": float(np.mean([line["seconds"] for line in lines])),
-        "scores": {split: scores_of(recipe, m, truths[split]) for split, m in measured.items()},
+        "scores": scores,
     }

@@ -16,7 +16,7 @@ PER_PROMPT = "per_prompt.json"
 
 
 class HasNumbers(Protocol):
-    """One arm on one split."""
+    """One arm on one split, by one judge."""
 
     @property
     def cosine(self) -> np.ndarray: ...
@@ -24,34 +24,36 @@ class HasNumbers(Protocol):
     def rank(self) -> np.ndarray: ...
 
 
-class HasPrompts(Protocol):
-    """One split."""
-
-    @property
-    def prompts(self) -> list[Prompt]: ...
+def numbers_of(measured: HasNumbers) -> ImageNumbers:
+    """Alignment x100 and rank (how many captions fit better than the own one) of every image."""
+    alignment = 100 * measured.cosine.astype(np.float64)  # rounded float32 has a tail of digits
+    return {"alignment": alignment.round(3).tolist(), "rank": measured.rank.tolist()}
 
 
 def write_per_prompt(
     path: Path,
-    arms: Sequence[str],
-    measured: Mapping[str, Mapping[str, HasNumbers]],
-    truths: Mapping[str, HasPrompts],
+    prompts: Mapping[str, Sequence[Prompt]],
+    numbers: Mapping[str, Mapping[str, Mapping[str, ImageNumbers]]],
 ) -> None:
-    """Alignment x100 and rank (how many captions fit better than the own one) of every image."""
-    numbers: dict[str, SplitNumbers] = {
+    """Write the numbers of every image.
+
+    Args:
+        path: the file.
+        prompts: by split.
+        numbers: by judge, arm and split.
+    """
+    by_split: dict[str, SplitNumbers] = {
         split: {
-            "indices": [prompt.index for prompt in truth.prompts],
-            "captions": [prompt.caption for prompt in truth.prompts],
-            "arms": {name: _numbers(measured[name][split]) for name in arms},
+            "indices": [prompt.index for prompt in of_split],
+            "captions": [prompt.caption for prompt in of_split],
+            "judges": {
+                judge: {name: of_arm[split] for name, of_arm in arms.items()}
+                for judge, arms in numbers.items()
+            },
         }
-        for split, truth in truths.items()
+        for split, of_split in prompts.items()
     }
-    write_text(path, json.dumps(numbers) + "\n")
-
-
-def _numbers(measured: HasNumbers) -> ImageNumbers:
-    alignment = 100 * measured.cosine.astype(np.float64)  # rounded float32 has a tail of digits
-    return {"alignment": alignment.round(3).tolist(), "rank": measured.rank.tolist()}
+    write_text(path, json.dumps(by_split) + "\n")
 
 
 def read_per_prompt(path: Path) -> dict[str, SplitNumbers]:
@@ -60,10 +62,10 @@ def read_per_prompt(path: Path) -> dict[str, SplitNumbers]:
     Raises:
         UserError: the run was scored before this file existed.
     """
-    if not path.exists():
+    numbers: dict[str, SplitNumbers] = json.loads(path.read_text()) if path.exists() else {}
+    if not numbers or any("judges" not in of_split for of_split in numbers.values()):
         raise UserError(
-            f"{path} does not exist, so the images can't be sorted: this run was scored by an "
-            f"older mm_cca. Delete {path.parent} and run `mm-cca eval RECIPE` again."
+            f"{path} has no numbers by judge, so the images can't be sorted: this run was scored "
+            f"by an older mm_cca. Delete {path.parent} and run `mm-cca eval RECIPE` again."
         )
-    numbers: dict[str, SplitNumbers] = json.loads(path.read_text())
     return numbers

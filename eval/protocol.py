@@ -11,12 +11,13 @@ from accelerate import PartialState
 from mm_cca.config.metrics import METRICS
 from mm_cca.config.schema import Recipe
 from mm_cca.config.stage_keys import texts_digest
-from mm_cca.eval.features.extract import Extractors
 from mm_cca.eval.features.image_sets import RESIZE, size_of
 from mm_cca.eval.features.inception import RESIZE as INCEPTION_RESIZE
+from mm_cca.eval.features.inception import Inception
 from mm_cca.eval.features.references import ReferenceSet
+from mm_cca.eval.features.scorer import Scorer
 from mm_cca.eval.ground_truth import SplitTruth
-from mm_cca.eval.summary_types import ReferenceEntry, ScoringProtocol
+from mm_cca.eval.summary_types import JudgeProtocol, ReferenceEntry, ScoringProtocol
 
 PACKAGES = (
     "torch",
@@ -32,9 +33,23 @@ PACKAGES = (
 )
 
 
+def judge_protocol(scorer: Scorer, truths: Mapping[str, SplitTruth]) -> JudgeProtocol:
+    """The part of a protocol that is about one judge."""
+    return {
+        "name": scorer.name,
+        "resize": scorer.resize,
+        "context_length": scorer.context_length,
+        "captions_cut": {
+            split: scorer.num_cut([prompt.caption for prompt in truth.prompts])
+            for split, truth in truths.items()
+        },
+    }
+
+
 def protocol_of(
     recipe: Recipe,
-    extractors: Extractors,
+    judges: Mapping[str, JudgeProtocol],
+    inception: Inception | None,
     truths: Mapping[str, SplitTruth],
     captions: list[str],
     sampled_with: Mapping[str, Any],
@@ -42,19 +57,18 @@ def protocol_of(
     """The protocol block of a summary.
 
     Args:
-        recipe: the run's.
-        extractors: what gave the features.
-        truths: by split.
+        recipe: the run's, with the metrics that were computed.
+        judges: by the sha256 of their weights.
+        inception: if a metric needs it.
+        truths: of any judge, by split.
         captions: all that retrieval ranks, in their order.
         sampled_with: temperature, top_k and top_p where the recipe leaves them to the family.
     """
-    scorer, inception = extractors.scorer, extractors.inception
     seed = recipe.sample.seed
     texts = {split: [prompt.caption for prompt in t.prompts] for split, t in truths.items()}
     references = {split: truth.reference for split, truth in truths.items()}
     return {
-        "scorer": scorer.name,
-        "scorer_sha256": scorer.sha256,
+        "judges": dict(judges),
         "inception_sha256": None if inception is None else inception.sha256,
         "metrics": {
             name: f"{METRICS[name].definition}; on {METRICS[name].source.value}"
@@ -65,14 +79,12 @@ def protocol_of(
         "prompts_sha256": {split: texts_digest(each) for split, each in texts.items()},
         "num_reference_images": {s: 0 if r is None else r.n for s, r in references.items()},
         "reference": {split: _reference(each) for split, each in references.items()},
+        "reconstruction": {s: _reference(truth.reconstruction) for s, truth in truths.items()},
         "num_captions_ranked": len(captions),
         "captions_ranked_sha256": texts_digest(captions),
-        "captions_cut": {split: scorer.num_cut(each) for split, each in texts.items()},
-        "context_length": scorer.context_length,
         "image_size": size_of(recipe),
         "resize": {
             "images": RESIZE,
-            "scorer": scorer.resize,
             "inception": None if inception is None else INCEPTION_RESIZE,
         },
         "features": "image features as the model gives them, not normalised; cmmd normalises",

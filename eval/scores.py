@@ -12,7 +12,12 @@ from typing import NamedTuple, cast
 import numpy as np
 import torch
 
-from mm_cca.config.metrics import FeatureSource
+from mm_cca.config.metrics import (
+    AGAINST_RECONSTRUCTIONS,
+    METRICS,
+    FeatureSource,
+    reconstruction_name,
+)
 from mm_cca.config.schema import Recipe
 from mm_cca.eval.features.extract import Features
 from mm_cca.eval.features.references import ReferenceSet
@@ -44,11 +49,11 @@ class PerImage(NamedTuple):
 
 @dataclass(frozen=True)
 class SetComparison:
-    """Generated and real images; what two metrics share is computed once.
+    """Generated and reference images; what two metrics share is computed once.
 
     Attributes:
         generated: [n, F] features of an arm.
-        reference: of real images; None where no metric needs them.
+        reference: real images or reconstructions; None where no metric needs them.
         seed: of subsets and splits.
     """
 
@@ -61,7 +66,7 @@ class SetComparison:
         return self.generated.of(source)
 
     def real(self, source: FeatureSource) -> torch.Tensor:
-        """[m, F] of the real images."""
+        """[m, F] of the reference images."""
         assert self.reference is not None
         assert self.reference.features is not None
         return self.reference.features.of(source)
@@ -112,6 +117,7 @@ OF_SETS: dict[str, Callable[[SetComparison], Score]] = {
     "inception_score": _inception_score,
 }
 """Numbers of a whole set of images."""
+OF_SETS |= {reconstruction_name(name): OF_SETS[name] for name in AGAINST_RECONSTRUCTIONS}
 
 
 def measure(features: Features, truth: SplitTruth) -> ArmScores:
@@ -137,11 +143,15 @@ def scores_of(recipe: Recipe, measured: ArmScores, truth: SplitTruth) -> Scores:
 
     Each has a ``value``; a mean over prompts also ``low`` and ``high``, its 95 % interval.
     """
-    sets = SetComparison(measured.features, truth.reference, recipe.sample.seed)
+    seed = recipe.sample.seed
+    sets = {
+        "real": SetComparison(measured.features, truth.reference, seed),
+        "reconstruction": SetComparison(measured.features, truth.reconstruction, seed),
+    }
     scores: Scores = {}
     for name in recipe.eval.metrics:
         if name in OF_SETS:
-            scores[name] = OF_SETS[name](sets)
+            scores[name] = OF_SETS[name](sets[METRICS[name].reference])
         else:
             factor, values = PER_IMAGE[name]
             means = per_prompt(factor * values(measured), truth.groups)

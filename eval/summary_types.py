@@ -1,7 +1,7 @@
 """What ``eval/summary.json``, ``report.json``, ``per_prompt.json`` and ``sweep.json`` hold."""
 
-from collections.abc import Mapping
-from typing import Any, NotRequired, TypedDict, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 
 class Interval(TypedDict):
@@ -31,8 +31,14 @@ Scores = dict[str, Score]
 """By metric."""
 
 
-class ArmEntry(TypedDict):
-    """One arm; points of a sweep have ``values`` (of the swept keys) and ``signals`` (means)."""
+SplitScores = dict[str, Scores]
+"""By split."""
+INCEPTION = "inception"
+"""Where the scores of Inception are: they have no judge, and are listed like one of their own."""
+
+
+class ArmFields(TypedDict):
+    """What an arm is; points of a sweep have ``values`` (of the swept keys) and ``signals``."""
 
     name: str
     source: str
@@ -42,9 +48,81 @@ class ArmEntry(TypedDict):
     num_images: int
     forwards_per_image: int
     seconds_per_image: float
-    scores: dict[str, Scores]
     values: NotRequired[dict[str, Any]]
     signals: NotRequired[dict[str, float]]
+
+
+class ArmEntry(ArmFields):
+    """One arm, with its scores by judge and split."""
+
+    scores: dict[str, SplitScores]
+
+
+class JudgedArm(ArmFields):
+    """One arm as one judge sees it, with its scores by split."""
+
+    scores: SplitScores
+
+
+def judged_scores(scores: Mapping[str, SplitScores], judge: str) -> SplitScores:
+    """By split: a judge's scores, followed by those of Inception, if there are any."""
+    inception = scores.get(INCEPTION, {})
+    return {split: own | inception.get(split, {}) for split, own in scores[judge].items()}
+
+
+def judged(arms: Iterable[ArmEntry], judge: str) -> list[JudgedArm]:
+    """Arms as one judge sees them."""
+    return [cast(JudgedArm, {**arm, "scores": judged_scores(arm["scores"], judge)}) for arm in arms]
+
+
+class Margin(TypedDict):
+    """A mean difference of 100 cos over prompts, and its standard error."""
+
+    value: float
+    standard_error: float
+
+
+FigureName = Literal["real", "reconstruction", "other_style", "other_caption"]
+
+
+class Examination(TypedDict):
+    """One judge on one split: means of 100 cos, in the order in which they should fall.
+
+    ``other_style`` is null where no caption has an attribute; ``margins`` are between neighbours.
+    """
+
+    num_images: int
+    real: float
+    reconstruction: float
+    other_style: float | None
+    other_caption: float
+    r_at_5: float
+    margins: dict[str, Margin]
+
+
+Examinations = dict[str, Examination]
+"""By split."""
+
+
+class JudgeEntry(TypedDict):
+    """One of ``eval.scorer``, whether it may judge, and if not, why.
+
+    ``examination`` is null where the judge was never examined; ``examined_in`` names the file of
+    an earlier run that it was taken from.
+    """
+
+    name: str
+    sha256: str
+    may_judge: bool
+    reasons: list[str]
+    examination: Examinations | None
+    examined_in: str | None
+
+
+def leading_judge(judges: Iterable[JudgeEntry]) -> str:
+    """The first judge that may judge, else the first: whose scores are plotted."""
+    in_order = sorted(judges, key=lambda judge: not judge["may_judge"])
+    return in_order[0]["name"]
 
 
 class VerdictEntry(TypedDict):
@@ -68,18 +146,54 @@ def differences_of(entry: VerdictEntry) -> dict[str, Interval]:
     }
 
 
+Standing = Literal["ahead", "level", "behind"]
+
+
+class HeadlineEntry(TypedDict):
+    """One comparison by the least favourable judge, which is ``judge``.
+
+    ``arm``, ``against`` and ``difference`` are that judge's: judges may differ in which guided arm
+    is the best. ``rival`` is the kind of arm that all compared with. ``shared_by`` of
+    ``num_judges`` judges come to the same ``standing``.
+    """
+
+    split: str
+    ours: str
+    rival: str
+    metric: str
+    standing: Standing
+    judge: str
+    arm: str
+    against: str
+    difference: Interval
+    shared_by: int
+    num_judges: int
+    standings: dict[str, Standing]
+
+
 class ReferenceEntry(TypedDict):
-    """The real images that a split is compared with."""
+    """The images that a split is compared with."""
 
     images: str
     sha256: str
 
 
-class ScoringProtocol(TypedDict):
-    """Everything that another run must share to be comparable; dictionaries are by split."""
+class JudgeProtocol(TypedDict):
+    """How one judge reads images and captions; ``captions_cut`` is by split."""
 
-    scorer: str
-    scorer_sha256: str
+    name: str
+    resize: str
+    context_length: int
+    captions_cut: dict[str, int]
+
+
+class ScoringProtocol(TypedDict):
+    """Everything that another run must share to be comparable; dictionaries are by split.
+
+    ``judges`` is by the sha256 of the weights: names may differ.
+    """
+
+    judges: dict[str, JudgeProtocol]
     inception_sha256: str | None
     metrics: dict[str, str]
     num_prompts: dict[str, int]
@@ -87,10 +201,9 @@ class ScoringProtocol(TypedDict):
     prompts_sha256: dict[str, str]
     num_reference_images: dict[str, int]
     reference: dict[str, ReferenceEntry | None]
+    reconstruction: dict[str, ReferenceEntry | None]
     num_captions_ranked: int
     captions_ranked_sha256: str
-    captions_cut: dict[str, int]
-    context_length: int
     image_size: list[int]
     resize: dict[str, str | None]
     features: str
@@ -112,11 +225,15 @@ class TextNll(TypedDict):
 
 
 class Summary(TypedDict):
-    """``floors`` is by floor and split; ``text_nll`` needs ``eval.text_nll``."""
+    """``floors`` is by floor, judge and split; ``verdicts`` by judge, also of those that may not
+    judge; ``headline`` is of those that may. ``text_nll`` needs ``eval.text_nll``.
+    """
 
+    judges: list[JudgeEntry]
+    headline: list[HeadlineEntry]
     arms: list[ArmEntry]
-    floors: dict[str, dict[str, Scores]]
-    verdicts: list[VerdictEntry]
+    floors: dict[str, dict[str, SplitScores]]
+    verdicts: dict[str, list[VerdictEntry]]
     warnings: list[str]
     protocol: ScoringProtocol
     text_nll: NotRequired[TextNll]
@@ -141,14 +258,16 @@ class BestArms(TypedDict):
 
 
 class SweepSummary(TypedDict):
-    """``diverged`` is name -> reason; ``best`` is by split."""
+    """``diverged`` is name -> reason; ``over_seeds`` is by judge, ``best`` by judge and split."""
 
+    judges: list[JudgeEntry]
     arms: list[ArmEntry]
-    over_seeds: list[SeedsEntry]
+    over_seeds: dict[str, list[SeedsEntry]]
     diverged: dict[str, str]
-    floors: dict[str, dict[str, Scores]]
+    floors: dict[str, dict[str, SplitScores]]
+    warnings: list[str]
     protocol: ScoringProtocol
-    best: dict[str, BestArms]
+    best: dict[str, dict[str, BestArms]]
 
 
 class ImageNumbers(TypedDict):
@@ -159,8 +278,8 @@ class ImageNumbers(TypedDict):
 
 
 class SplitNumbers(TypedDict):
-    """One split of ``per_prompt.json``; ``arms`` is by name."""
+    """One split of ``per_prompt.json``; ``judges`` is by judge and arm."""
 
     indices: list[int]
     captions: list[str]
-    arms: dict[str, ImageNumbers]
+    judges: dict[str, dict[str, ImageNumbers]]

@@ -1,4 +1,4 @@
-"""Sets of images, opened when needed: sampled, real, reconstructed, or a reference.
+"""Sets of images, opened when needed: sampled, real, or a reference.
 
 All are resized by the same function before any extractor sees them.
 """
@@ -8,11 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from accelerate import PartialState
 from PIL import Image
 
-from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.config.schema import Recipe
 from mm_cca.data.images import fitted, load_images, load_split, open_image
 from mm_cca.data.token_cache import open_cache
@@ -129,27 +126,6 @@ def table_images(recipe: Recipe, source: str, split: str, size: list[int]) -> Im
         return [_image(table[n][column], size, f"row {n} of {source}") for n in numbers]
 
     return ImageSet(source, len(table), open_some)
-
-
-def reconstructed_images(
-    recipe: Recipe, run: RunFolder, model: UnifiedModel, prompts: list[Prompt]
-) -> ImageSet:
-    """The real images of the prompts, encoded and decoded by the image tokenizer of ``model``."""
-    grid = grid_of(model, recipe.data.image_size)
-    device = PartialState().device
-    cache = open_cache(run.tokens / prompts[0].split, recipe.data.variants)
-
-    @torch.no_grad()
-    def open_some(numbers: Sequence[int]) -> list[Image.Image]:
-        rows = torch.tensor([prompts[number].row for number in numbers])
-        codes = cache.codes(rows, torch.zeros_like(rows))
-        parts = codes.split(recipe.sample.batch_size)
-        pixels = torch.cat([model.decode(part.to(device), grid).cpu() for part in parts])
-        images = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in pixels]
-        size = recipe.eval.image_size
-        return images if size is None else [fitted(image, *size) for image in images]
-
-    return ImageSet(f"reconstructed {prompts[0].split}", len(prompts), open_some)
 
 
 def _image(

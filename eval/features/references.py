@@ -73,7 +73,7 @@ def external_reference(recipe: Recipe, extractors: Extractors) -> ReferenceSet:
     Raises:
         UserError: it does not exist, or is statistics of another extractor.
     """
-    name = recipe.eval.reference
+    name = recipe.eval.real_reference
     assert name is not None
     path = Path(name)
     if path.suffix == ".npz":
@@ -106,9 +106,17 @@ def reference_of(images: ImageSet, features: Features) -> ReferenceSet:
 
 
 def save_statistics(
-    recipe: Recipe, reference: ReferenceSet, extractors: Extractors, folder: Path, split: str
+    recipe: Recipe,
+    reference: ReferenceSet,
+    extractors: Extractors,
+    folder: Path,
+    split: str,
+    judge: int = 1,
 ) -> None:
-    """Write ``SPLIT.scorer.npz`` and, with Inception features, ``SPLIT.inception.npz``."""
+    """Write ``SPLIT.scorer.npz`` and, with Inception features, ``SPLIT.inception.npz``.
+
+    The file of the second judge is ``SPLIT.scorer2.npz``, and so on.
+    """
     if reference.features is None:
         return
     for kind, features in (
@@ -120,7 +128,8 @@ def save_statistics(
                 "images": reference.name,
                 "images_sha256": reference.sha256,
             }
-            write_statistics(folder / f"{split}.{kind}.npz", features, protocol)
+            suffix = "" if judge == 1 else str(judge)
+            write_statistics(folder / f"{split}.{kind}{suffix}.npz", features, protocol)
 
 
 def write_statistics(path: Path, features: torch.Tensor, protocol: dict[str, str]) -> None:

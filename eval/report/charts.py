@@ -6,12 +6,12 @@ from mm_cca.config.metrics import LEAD, METRICS
 from mm_cca.eval.report.scatter import PlotPoint, scatter
 from mm_cca.eval.report.tables import score_columns
 from mm_cca.eval.report.wording import prompts_in_words
-from mm_cca.eval.summary_types import ArmEntry
+from mm_cca.eval.summary_types import JudgedArm
 
 FORWARDS = "forwards"
 
 
-def cost_plot(arms: Sequence[ArmEntry], split: str) -> str:
+def cost_plot(arms: Sequence[JudgedArm], split: str) -> str:
     """Alignment against forward passes."""
     return scatter(
         _points(arms, split, FORWARDS, LEAD),
@@ -23,7 +23,7 @@ def cost_plot(arms: Sequence[ArmEntry], split: str) -> str:
     )
 
 
-def trade_plot(arms: Sequence[ArmEntry], split: str) -> str | None:
+def trade_plot(arms: Sequence[JudgedArm], split: str) -> str | None:
     """Fidelity against diversity, along every sweep of guidance; None where one lacks."""
     columns = score_columns(arms)
     axes = {}
@@ -31,7 +31,8 @@ def trade_plot(arms: Sequence[ArmEntry], split: str) -> str | None:
         plotted = [name for name in columns if name in METRICS and METRICS[name].axis == axis]
         if not plotted:
             return None
-        axes[axis] = plotted[0]
+        # Against reconstructions, if they are there: the decoder without the tokenizer's loss.
+        axes[axis] = min(plotted, key=lambda name: METRICS[name].reference == "real")
     return scatter(
         _points(arms, split, axes["diversity"], axes["fidelity"]),
         axis_label(axes["diversity"]),
@@ -49,7 +50,7 @@ def axis_label(name: str) -> str:
     return f"{metric.heading} ({note})" if note else metric.heading
 
 
-def tooltip_of(arms: Sequence[ArmEntry], arm: ArmEntry, split: str) -> str:
+def tooltip_of(arms: Sequence[JudgedArm], arm: JudgedArm, split: str) -> str:
     """An arm's scores, for the tooltip of its point."""
     columns = score_columns(arms)
     scores = [
@@ -60,7 +61,7 @@ def tooltip_of(arms: Sequence[ArmEntry], arm: ArmEntry, split: str) -> str:
     return f"{arm['name']}: {', '.join(scores)}, {passes}"
 
 
-def _points(arms: Sequence[ArmEntry], split: str, x: str, y: str) -> list[PlotPoint]:
+def _points(arms: Sequence[JudgedArm], split: str, x: str, y: str) -> list[PlotPoint]:
     points = []
     for arm in arms:
         values = {name: score["value"] for name, score in arm["scores"][split].items()}
@@ -94,7 +95,7 @@ def _label(name: str) -> str:
     return " ".join(words) if words else source
 
 
-def guidance_lines(arms: Sequence[ArmEntry]) -> list[list[int]]:
+def guidance_lines(arms: Sequence[JudgedArm]) -> list[list[int]]:
     """Indices of the arms that each line joins, in its order.
 
     One line for every model and negative prompt, from no guidance to the most; one along each
@@ -116,9 +117,9 @@ def guidance_lines(arms: Sequence[ArmEntry]) -> list[list[int]]:
     return lines + [sorted(line, key=lambda n: arms[n]["dial"] or 0.0) for line in dialled.values()]
 
 
-def _model(arm: ArmEntry) -> str:
+def _model(arm: JudgedArm) -> str:
     return f"{arm['source']} {arm.get('values')}"
 
 
-def _is_plain(arm: ArmEntry) -> bool:
+def _is_plain(arm: JudgedArm) -> bool:
     return arm["guidance_scale"] == 1.0 and arm["dial"] in (None, 1.0)

@@ -4,7 +4,7 @@ Not every image fits into one file. The most relevant ones (``display_order``) a
 report; the page reads the others from the run folder when they come into view.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,7 +18,7 @@ from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError
 from mm_cca.eval.report.tables import best_guided
 from mm_cca.eval.report.thumbnails import EXACT_SIDE, Budget, check_image, read_image, thumbnail
-from mm_cca.eval.summary_types import ArmEntry, ImageNumbers, SplitNumbers
+from mm_cca.eval.summary_types import ImageNumbers, JudgedArm, SplitNumbers
 from mm_cca.runs.files import atomic_path
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.manifest import picture_file
@@ -82,8 +82,9 @@ class RealImages:
 def grid_of_split(
     recipe: Recipe,
     run: RunFolder,
-    arms: Sequence[ArmEntry],
+    arms: Sequence[JudgedArm],
     numbers: SplitNumbers,
+    judge: str,
     split: str,
     budget: Budget,
 ) -> tuple[Grid, list[Problem]]:
@@ -92,8 +93,9 @@ def grid_of_split(
     Args:
         recipe: of the run.
         run: its folder.
-        arms: of its summary.
+        arms: of its summary, as the judge sees them.
         numbers: this split's part of per_prompt.json.
+        judge: whose numbers are shown and sorted by.
         split: its name.
         budget: is used up.
     """
@@ -107,14 +109,15 @@ def grid_of_split(
         except UserError as error:
             problems.append(Problem(f"the real images of {split}", str(error)))
     baseline = baseline_of(arms, split)
-    order = display_order(gains_of(numbers, baseline), len(numbers["indices"]))
+    scores = numbers["judges"][judge]
+    order = display_order(gains_of(scores, baseline), len(numbers["indices"]))
     prompts = [prompt for prompt in prompts_of(recipe, run) if prompt.split == split]
     problems += _fill(run, columns, real, prompts, order, budget)
     grid: Grid = {
         "split": split,
         "indices": numbers["indices"],
         "captions": numbers["captions"],
-        "scores": numbers["arms"],
+        "scores": scores,
         "baseline": baseline,
         "exact": max(recipe.data.image_size) <= EXACT_SIDE,
         "columns": [asdict(column) for column in columns],
@@ -145,7 +148,7 @@ def _fill(
     return problems
 
 
-def columns_of(arms: Sequence[ArmEntry], split: str) -> list[GridColumn]:
+def columns_of(arms: Sequence[JudgedArm], split: str) -> list[GridColumn]:
     """Every arm; visible at first are those without guidance and the best guided ones."""
     best = {best_guided(arms, split, source) for source in ("base", "control")}
     return [
@@ -154,7 +157,7 @@ def columns_of(arms: Sequence[ArmEntry], split: str) -> list[GridColumn]:
     ]
 
 
-def baseline_of(arms: Sequence[ArmEntry], split: str) -> str | None:
+def baseline_of(arms: Sequence[JudgedArm], split: str) -> str | None:
     """The arm that CCA's gain is relative to: the best guided base, else the base; or None."""
     names = {arm["name"] for arm in arms}
     if "cca" not in names or "base" not in names:
@@ -162,11 +165,11 @@ def baseline_of(arms: Sequence[ArmEntry], split: str) -> str | None:
     return best_guided(arms, split) or "base"
 
 
-def gains_of(numbers: SplitNumbers, baseline: str | None) -> np.ndarray | None:
+def gains_of(numbers: Mapping[str, ImageNumbers], baseline: str | None) -> np.ndarray | None:
     """[n] alignment of CCA minus the baseline's."""
     if baseline is None:
         return None
-    ours, theirs = (np.array(numbers["arms"][name]["alignment"]) for name in ("cca", baseline))
+    ours, theirs = (np.array(numbers[name]["alignment"]) for name in ("cca", baseline))
     return ours - theirs
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jinja2
 
+from mm_cca.eval.report.panel_text import figures_of, standing_in_words
 from mm_cca.eval.report.wording import prompts_in_words
 
 
@@ -17,4 +18,6 @@ def templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["prompts"] = prompts_in_words
+    environment.filters["figures"] = figures_of
+    environment.filters["standing"] = standing_in_words
     return environment

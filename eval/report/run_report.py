@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TypedDict
 
 from accelerate import PartialState
@@ -15,15 +16,26 @@ from mm_cca.eval.report.charts import cost_plot, trade_plot
 from mm_cca.eval.report.curves import count_steps, health, panels, read_signals, span_of
 from mm_cca.eval.report.gallery import Grid, Problem, grid_of_split
 from mm_cca.eval.report.pages import templates
-from mm_cca.eval.report.tables import best_guided, print_table, score_columns
+from mm_cca.eval.report.panel_text import (
+    ORDER,
+    headline_texts,
+    no_headline,
+    standing_in_words,
+)
+from mm_cca.eval.report.tables import ScoreColumn, best_guided, print_table, score_columns
 from mm_cca.eval.report.thumbnails import Budget
 from mm_cca.eval.report.wording import fid_sentence, lead_outcome, verdict_sentence
 from mm_cca.eval.summary_types import (
-    ArmEntry,
+    JudgedArm,
+    JudgeEntry,
     SplitNumbers,
+    SplitScores,
     Summary,
     VerdictEntry,
     differences_of,
+    judged,
+    judged_scores,
+    leading_judge,
 )
 from mm_cca.runs.files import write_json, write_text
 from mm_cca.runs.folder import RunFolder, recipe_of_training
@@ -47,6 +59,19 @@ class VerdictText(TypedDict):
     sentence: str
 
 
+class JudgeView(TypedDict):
+    """One judge in the page; dictionaries are by split, ``floors`` by floor and split."""
+
+    arms: list[JudgedArm]
+    floors: dict[str, SplitScores]
+    columns: dict[str, ScoreColumn]
+    best: dict[str, str | None]
+    differences: dict[str, list[VerdictEntry]]
+    compared: list[ComparedMetric]
+    sentences: dict[str, list[VerdictText]]
+    standing: str
+
+
 class TrainingCurves(TypedDict):
     """SVG by signal, a sentence on health, and over how many steps thick lines average."""
 
@@ -63,23 +88,39 @@ def write_report(recipe: Recipe, run: RunFolder) -> None:
     """
     if not PartialState().is_main_process:
         return
-    path = run.eval / "summary.json"
-    if not path.exists():
-        raise UserError(f"{path} does not exist: run `mm-cca eval RECIPE` first.")
-    summary: Summary = json.loads(path.read_text())
+    summary = read_summary(run.eval / "summary.json")
     numbers = read_per_prompt(run.eval / PER_PROMPT)
     write_json(run.root / "report.json", summary)
     write_text(run.report, render(recipe, run, summary, numbers))
     print_table(summary, run.report)
 
 
+def read_summary(path: Path) -> Summary:
+    """A run's ``eval/summary.json``.
+
+    Raises:
+        UserError: nothing has been scored yet, or only by an older version.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist: run `mm-cca eval RECIPE` first.")
+    summary: Summary = json.loads(path.read_text())
+    if "judges" not in summary:
+        raise UserError(
+            f"{path} has no judges: this run was scored by an older mm_cca. Delete {path.parent} "
+            "and run `mm-cca eval RECIPE` again."
+        )
+    return summary
+
+
 def render(
     recipe: Recipe, run: RunFolder, summary: Summary, numbers: dict[str, SplitNumbers]
 ) -> str:
     """The HTML of a summary and of its numbers per prompt."""
-    arms, splits = summary["arms"], list(summary["protocol"]["num_prompts"])
+    splits = list(summary["protocol"]["num_prompts"])
+    leading = leading_judge(summary["judges"])
+    arms = judged(summary["arms"], leading)
     columns = score_columns(arms)
-    grids, problems = _grids(recipe, run, arms, numbers)
+    grids, problems = _grids(recipe, run, arms, numbers, leading)
     training = recipe_of_training(recipe)
     return (
         templates()
@@ -87,13 +128,14 @@ def render(
         .render(
             name=run.root.resolve().name,
             summary=summary,
-            scores=columns,
+            leading=leading,
+            views={judge["name"]: _view(summary, judge, splits) for judge in summary["judges"]},
+            examined_order=ORDER,
+            headlines={split: headline_texts(summary, split) for split in splits},
+            no_headline=no_headline(summary),
             definitions={METRICS[n].label: METRICS[n].definition for n in columns if n in METRICS},
-            compared=_compared(summary["verdicts"]),
             splits=splits,
             sources=list(dict.fromkeys(arm["source"] for arm in arms)),
-            best={split: best_guided(arms, split) for split in splits},
-            verdicts={split: _verdicts(summary, split) for split in splits},
             dialled=bool(recipe.sample.dial),
             cost_plots={split: cost_plot(arms, split) for split in splits},
             trade_plots={split: trade_plot(arms, split) for split in splits},
@@ -107,19 +149,42 @@ def render(
             loss=asdict(training.loss),
             train=asdict(training.train),
             trained=recipe.run.trained,
-            external=recipe.eval.reference,
+            external=recipe.eval.real_reference,
         )
     )
 
 
+def _view(summary: Summary, judge: JudgeEntry, splits: list[str]) -> JudgeView:
+    """All that the page shows of one judge."""
+    name = judge["name"]
+    arms, verdicts = judged(summary["arms"], name), summary["verdicts"][name]
+    return {
+        "arms": arms,
+        "floors": {kind: judged_scores(floor, name) for kind, floor in summary["floors"].items()},
+        "columns": score_columns(arms),
+        "best": {split: best_guided(arms, split) for split in splits},
+        "differences": {split: [v for v in verdicts if v["split"] == split] for split in splits},
+        "compared": _compared(verdicts),
+        "sentences": {
+            split: _verdicts(arms, verdicts, split) if judge["may_judge"] else []
+            for split in splits
+        },
+        "standing": standing_in_words(judge),
+    }
+
+
 def _grids(
-    recipe: Recipe, run: RunFolder, arms: list[ArmEntry], numbers: dict[str, SplitNumbers]
+    recipe: Recipe,
+    run: RunFolder,
+    arms: list[JudgedArm],
+    numbers: dict[str, SplitNumbers],
+    judge: str,
 ) -> tuple[list[Grid], list[Problem]]:
     """Each split gets an equal part of the size limit."""
     grids, problems = [], []
     for split, of_split in numbers.items():
         budget = Budget(recipe.eval.report_megabytes / len(numbers))
-        grid, not_shown = grid_of_split(recipe, run, arms, of_split, split, budget)
+        grid, not_shown = grid_of_split(recipe, run, arms, of_split, judge, split, budget)
         grids.append(grid)
         problems += not_shown
     return grids, problems
@@ -140,12 +205,12 @@ def _compared(verdicts: list[VerdictEntry]) -> list[ComparedMetric]:
     ]
 
 
-def _verdicts(summary: Summary, split: str) -> list[VerdictText]:
+def _verdicts(arms: list[JudgedArm], verdicts: list[VerdictEntry], split: str) -> list[VerdictText]:
     """Outcomes and sentences; CCA against the best guided base comes first."""
-    passes = {arm["name"]: arm["forwards_per_image"] for arm in summary["arms"]}
-    scores = {arm["name"]: arm["scores"][split] for arm in summary["arms"]}
-    of_split = [verdict for verdict in summary["verdicts"] if verdict["split"] == split]
-    first = ("cca", best_guided(summary["arms"], split))
+    passes = {arm["name"]: arm["forwards_per_image"] for arm in arms}
+    scores = {arm["name"]: arm["scores"][split] for arm in arms}
+    of_split = [verdict for verdict in verdicts if verdict["split"] == split]
+    first = ("cca", best_guided(arms, split))
     of_split.sort(key=lambda verdict: (verdict["arm"], verdict["against"]) != first)
     return [
         {
@@ -157,7 +222,7 @@ def _verdicts(summary: Summary, split: str) -> list[VerdictText]:
     ]
 
 
-def _training(run: RunFolder, arms: list[ArmEntry]) -> TrainingCurves:
+def _training(run: RunFolder, arms: list[JudgedArm]) -> TrainingCurves:
     """Curves of both trainings; gaps are per code, as images differ in their number of codes."""
     plain = next(arm for arm in arms if arm["guidance_scale"] == 1.0)
     folders = {"cca": run.train, "control": run.control}

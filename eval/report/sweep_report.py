@@ -12,6 +12,8 @@ from mm_cca.config.schema import Recipe
 from mm_cca.config.sweep_grid import Sweep
 from mm_cca.eval.report.charts import axis_label, guidance_lines, tooltip_of
 from mm_cca.eval.report.pages import templates
+from mm_cca.eval.report.panel_text import ORDER, judge_lines, warning_lines
+from mm_cca.eval.report.run_report import read_summary
 from mm_cca.eval.report.scatter import PlotPoint, scatter
 from mm_cca.eval.report.tables import best_guided, score_columns, score_table, seed_table
 from mm_cca.eval.report.wording import prompts_in_words
@@ -19,9 +21,12 @@ from mm_cca.eval.summary_types import (
     ArmEntry,
     BestArms,
     Interval,
+    JudgedArm,
     SeedsEntry,
     Summary,
     SweepSummary,
+    judged,
+    leading_judge,
 )
 from mm_cca.runs.files import write_json, write_text
 from mm_cca.runs.folder import RunFolder
@@ -39,26 +44,35 @@ def write_sweep(sweep: Sweep, diverged: dict[str, str]) -> None:
     """
     base = _summary(sweep.base)
     arms = list(base["arms"])
+    warnings = dict.fromkeys(base["warnings"])
     for name, recipe in sweep.points.items():
         if name not in diverged:
-            arms += _arms_of_point(name, recipe, sweep)
+            point = _summary(recipe)
+            arms += _arms_of_point(name, recipe, sweep, point)
+            warnings |= dict.fromkeys(point["warnings"])
+    views = {judge["name"]: judged(arms, judge["name"]) for judge in base["judges"]}
     summary: SweepSummary = {
+        "judges": base["judges"],
         "arms": arms,
-        "over_seeds": over_seeds(arms),
+        "over_seeds": {judge: over_seeds(view) for judge, view in views.items()},
         "diverged": diverged,
         "floors": base["floors"],
+        "warnings": list(warnings),
         "protocol": base["protocol"],
-        "best": {split: _best(arms, split) for split in base["protocol"]["num_prompts"]},
+        "best": {
+            judge: {split: _best(view, split) for split in base["protocol"]["num_prompts"]}
+            for judge, view in views.items()
+        },
     }
     write_json(sweep.root / "sweep.json", summary)
     write_text(sweep.root / "sweep.html", _render(sweep, summary))
     _print(summary, sweep.root / "sweep.html")
 
 
-def _arms_of_point(name: str, recipe: Recipe, sweep: Sweep) -> list[ArmEntry]:
+def _arms_of_point(name: str, recipe: Recipe, sweep: Sweep, point: Summary) -> list[ArmEntry]:
     signals = _last_signals(RunFolder.of(recipe).train / "metrics.jsonl")
     arms = []
-    for arm in _summary(recipe)["arms"]:
+    for arm in point["arms"]:
         arm["name"] = arm["name"].replace("cca", name, 1)
         arm["values"] = sweep.values[name].values
         arm["signals"] = signals
@@ -67,8 +81,7 @@ def _arms_of_point(name: str, recipe: Recipe, sweep: Sweep) -> list[ArmEntry]:
 
 
 def _summary(recipe: Recipe) -> Summary:
-    summary: Summary = json.loads((RunFolder.of(recipe).eval / "summary.json").read_text())
-    return summary
+    return read_summary(RunFolder.of(recipe).eval / "summary.json")
 
 
 def _last_signals(path: Path) -> dict[str, float]:
@@ -82,7 +95,7 @@ def _last_signals(path: Path) -> dict[str, float]:
     return means
 
 
-def over_seeds(arms: list[ArmEntry]) -> list[SeedsEntry]:
+def over_seeds(arms: list[JudgedArm]) -> list[SeedsEntry]:
     """One entry for every group of trained arms that differ only in ``train.seed``.
 
     Returns:
@@ -90,19 +103,19 @@ def over_seeds(arms: list[ArmEntry]) -> list[SeedsEntry]:
         ``scores`` and ``signals`` as means, scores with ``low`` and ``high``, the lowest and
         highest seed.
     """
-    groups: dict[str, list[ArmEntry]] = {}
+    groups: dict[str, list[JudgedArm]] = {}
     for arm in arms:
         if SEED in arm.get("values", {}):
             groups.setdefault(_name_without_seed(arm), []).append(arm)
     return [_mean_over_seeds(name, group) for name, group in groups.items() if len(group) > 1]
 
 
-def _name_without_seed(arm: ArmEntry) -> str:
+def _name_without_seed(arm: JudgedArm) -> str:
     seed = f"seed={arm['values'][SEED]}"
     return arm["name"].replace(f",{seed}", "").replace(f"{seed},", "").replace(seed, "cca")
 
 
-def _mean_over_seeds(name: str, arms: list[ArmEntry]) -> SeedsEntry:
+def _mean_over_seeds(name: str, arms: list[JudgedArm]) -> SeedsEntry:
     first = arms[0]
     return {
         "name": name,
@@ -124,7 +137,7 @@ def _spread(values: list[float]) -> Interval:
     return {"value": float(np.mean(values)), "low": min(values), "high": max(values)}
 
 
-def _best(arms: list[ArmEntry], split: str) -> BestArms:
+def _best(arms: list[JudgedArm], split: str) -> BestArms:
     """The point without guidance and the guided arms with the highest alignment."""
     points = [arm for arm in arms if "values" in arm and arm["guidance_scale"] == 1.0]
     best = max(points, key=lambda arm: arm["scores"][split][LEAD]["value"], default=None)
@@ -136,13 +149,19 @@ def _best(arms: list[ArmEntry], split: str) -> BestArms:
 
 
 def _render(sweep: Sweep, summary: SweepSummary) -> str:
-    arms, splits = summary["arms"], list(summary["protocol"]["num_prompts"])
+    splits = list(summary["protocol"]["num_prompts"])
+    leading = leading_judge(summary["judges"])
+    views = {judge["name"]: judged(summary["arms"], judge["name"]) for judge in summary["judges"]}
+    arms = views[leading]
     return (
         templates()
         .get_template("sweep.html.j2")
         .render(
             summary=summary,
-            scores=score_columns(arms),
+            leading=leading,
+            views=views,
+            examined_order=ORDER,
+            columns={judge: score_columns(view) for judge, view in views.items()},
             splits=splits,
             plots={
                 split: [
@@ -161,7 +180,7 @@ def _on_axis(axis: str) -> str:
     return next(n for n, metric in METRICS.items() if metric.on_sweep_page and metric.axis == axis)
 
 
-def _plot(arms: list[ArmEntry], split: str, x: str, y: str) -> str:
+def _plot(arms: list[JudgedArm], split: str, x: str, y: str) -> str:
     points = []
     for arm in arms:
         scores = arm["scores"][split]
@@ -187,7 +206,7 @@ def _plot(arms: list[ArmEntry], split: str, x: str, y: str) -> str:
     )
 
 
-def _label(arm: ArmEntry) -> str:
+def _label(arm: JudgedArm) -> str:
     if "values" in arm or arm["guidance_scale"] == 1.0:
         return arm["name"]
     return f"{arm['guidance_scale']:g}"
@@ -195,10 +214,14 @@ def _label(arm: ArmEntry) -> str:
 
 def _print(summary: SweepSummary, path: Path) -> None:
     console = Console()
-    for split, best in summary["best"].items():
-        console.print(score_table(summary, split, bold=best["point"], best=best["base"]))
-        if summary["over_seeds"]:
-            console.print(seed_table(summary, split))
+    for judge, by_split in summary["best"].items():
+        for split, best in by_split.items():
+            table = score_table(summary, judge, split, bold=best["point"], best=best["base"])
+            console.print(table)
+            if summary["over_seeds"][judge]:
+                console.print(seed_table(summary, judge, split))
+    for line in [*judge_lines(summary["judges"]), *warning_lines(summary["warnings"])]:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     for name, reason in summary["diverged"].items():
         console.print(f"{name} diverged: {reason.splitlines()[0]}", soft_wrap=True)
     console.print(f"sweep: {path}", soft_wrap=True)

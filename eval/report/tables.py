@@ -8,14 +8,17 @@ from rich.console import Console
 from rich.table import Table
 
 from mm_cca.config.metrics import LEAD, METRICS
+from mm_cca.eval.report.panel_text import headline_lines, judge_lines, warning_lines
 from mm_cca.eval.report.wording import prompts_in_words
 from mm_cca.eval.summary_types import (
-    ArmEntry,
     Interval,
+    JudgedArm,
     Scores,
     SeedsEntry,
     Summary,
     SweepSummary,
+    judged,
+    judged_scores,
 )
 
 TERMINAL_COLUMNS = 5
@@ -34,7 +37,7 @@ class ScoreColumn(NamedTuple):
         return f"{value:.{self.digits}f}"
 
 
-def score_columns(arms: Iterable[ArmEntry]) -> dict[str, ScoreColumn]:
+def score_columns(arms: Iterable[JudgedArm]) -> dict[str, ScoreColumn]:
     """A column for every score that some arm has, in the order of the registry.
 
     Attributes follow, and scores that the registry lacks (of another version of mm_cca).
@@ -61,7 +64,7 @@ def score_columns(arms: Iterable[ArmEntry]) -> dict[str, ScoreColumn]:
     return columns
 
 
-def best_guided(arms: Iterable[ArmEntry], split: str, source: str = "base") -> str | None:
+def best_guided(arms: Iterable[JudgedArm], split: str, source: str = "base") -> str | None:
     """Name of the guided arm of ``source`` with the highest alignment on a split, if any."""
     guided = [arm for arm in arms if arm["source"] == source and arm["guidance_scale"] != 1.0]
     if not guided:
@@ -70,42 +73,52 @@ def best_guided(arms: Iterable[ArmEntry], split: str, source: str = "base") -> s
 
 
 def print_table(summary: Summary, report: Path) -> None:
-    """The arm table and the path of the report."""
+    """The headline, the warnings, the arm table of every judge, and the path of the report."""
     console = Console()
-    for split in summary["protocol"]["num_prompts"]:
-        best = best_guided(summary["arms"], split)
-        console.print(score_table(summary, split, bold="cca", best=best))
+    for judge in summary["judges"]:
+        arms = judged(summary["arms"], judge["name"])
+        for split in summary["protocol"]["num_prompts"]:
+            best = best_guided(arms, split)
+            console.print(score_table(summary, judge["name"], split, bold="cca", best=best))
+    for line in [*judge_lines(summary["judges"]), *warning_lines(summary["warnings"])]:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    for line in headline_lines(summary):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     console.print(f"report: {report}", soft_wrap=True)
 
 
 def score_table(
-    summary: Summary | SweepSummary, split: str, *, bold: str | None, best: str | None
+    summary: Summary | SweepSummary,
+    judge: str,
+    split: str,
+    *,
+    bold: str | None,
+    best: str | None,
 ) -> Table:
-    """The arms of a split, one of them in bold, the best guided one with a star."""
+    """The arms of a split by one judge, one of them in bold, the best guided one with a star."""
     count = summary["protocol"]["num_prompts"][split]
-    scorer = summary["protocol"]["scorer"]
-    table = Table(title=f"{count} {prompts_in_words(split)}, scored by {scorer}")
+    table = Table(title=f"{count} {prompts_in_words(split)}, scored by {judge}")
     table.caption = "* best CFG" + (
         "; in brackets: real images, and their reconstructions by the tokenizer"
         if summary["floors"]
         else ""
     )
     table.add_column("arm", no_wrap=True)
-    columns = _terminal_columns(score_columns(summary["arms"]))
+    arms = judged(summary["arms"], judge)
+    columns = _terminal_columns(score_columns(arms))
     for name in columns:
         table.add_column(METRICS[name].label, justify="right")
     table.add_column("forwards", justify="right")
-    table.add_column("img/s", justify="right")
-    for arm in summary["arms"]:
+    for arm in arms:
         table.add_row(
             arm["name"] + (" *" if arm["name"] == best else ""),
             *_cells(arm["scores"][split], columns),
             str(arm["forwards_per_image"]),
-            f"{1 / arm['seconds_per_image']:.1f}",
             style="bold" if arm["name"] == bold else None,
         )
     for name, floor in summary["floors"].items():
-        table.add_row(f"({name})", *_cells(floor[split], columns), "-", "-", style="dim")
+        cells = _cells(judged_scores(floor, judge)[split], columns)
+        table.add_row(f"({name})", *cells, "-", style="dim")
     return table
 
 
@@ -123,14 +136,15 @@ def _cells(scores: Scores, columns: Mapping[str, ScoreColumn]) -> list[str]:
     return [column.text(scores[name]["value"]) for name, column in columns.items()]
 
 
-def seed_table(summary: SweepSummary, split: str) -> Table:
-    """Means over seeds, with the lowest and the highest seed in brackets."""
-    table = Table(title=f"{prompts_in_words(split)}: mean over seeds (lowest to highest)")
+def seed_table(summary: SweepSummary, judge: str, split: str) -> Table:
+    """Means over seeds by one judge, with the lowest and the highest seed in brackets."""
+    title = f"{prompts_in_words(split)}, scored by {judge}: mean over seeds (lowest to highest)"
+    table = Table(title=title)
     table.add_column("point", no_wrap=True)
-    columns = score_columns(summary["arms"])
+    columns = score_columns(judged(summary["arms"], judge))
     for column in columns.values():
         table.add_column(column.heading, justify="right")
-    for point in summary["over_seeds"]:
+    for point in summary["over_seeds"][judge]:
         table.add_row(f"{point['name']} x{len(point['seeds'])}", *_spreads(point, split, columns))
     return table
 

@@ -5,7 +5,8 @@ protocol, report, verdicts, model card and sweep page read this table. Nothing h
 as recipes are checked before it is loaded.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Literal
@@ -56,6 +57,8 @@ class Metric:
         on_sweep_page: whether a sweep can't do without it.
         axis: of the plot of fidelity against diversity; the first metric that a run has is plotted.
         verdict: how differences between arms are reported.
+        reference: which images it compares with, where it needs any: real ones, or the image
+            tokenizer's reconstructions of the same ones.
     """
 
     label: str
@@ -73,6 +76,7 @@ class Metric:
     on_sweep_page: bool = False
     axis: Literal["fidelity", "diversity"] | None = None
     verdict: Verdict = Verdict.NONE
+    reference: Literal["real", "reconstruction"] = "real"
 
     @property
     def heading(self) -> str:
@@ -86,7 +90,7 @@ class Metric:
         return f"{better}: {self.hint}" if self.hint else better
 
 
-METRICS = {
+TO_REAL = {
     "alignment": Metric(
         label="alignment",
         unit="×100",
@@ -224,7 +228,59 @@ METRICS = {
         source=FeatureSource.INCEPTION,
     ),
 }
+"""The metrics that recipes name; distances are to real images."""
+AGAINST_RECONSTRUCTIONS = (
+    "frechet_distance",
+    "kernel_distance",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+)
+"""Computed against reconstructions too, with ``eval.reference: reconstruction``."""
+
+
+def reconstruction_name(name: str) -> str:
+    """The name of a metric against reconstructions."""
+    return f"{name}_reconstruction"
+
+
+def _against_reconstructions(metric: Metric) -> Metric:
+    return replace(
+        metric,
+        label=f"{metric.label} (rec)",
+        definition=f"{metric.definition}, to the tokenizer's reconstructions of real images",
+        reference="reconstruction",
+        hint=f"{metric.hint} of the decoder" if metric.hint else "the tokenizer's loss left out",
+        is_default=False,
+        on_sweep_page=False,
+    )
+
+
+def _with_reconstructions(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Every metric, followed by the same against reconstructions where there is such."""
+    both = {}
+    for name, metric in metrics.items():
+        both[name] = metric
+        if name in AGAINST_RECONSTRUCTIONS:
+            both[reconstruction_name(name)] = _against_reconstructions(metric)
+    return both
+
+
+METRICS = _with_reconstructions(TO_REAL)
 """In the order of the columns of a table."""
+
+
+def with_reconstructions(names: Iterable[str]) -> list[str]:
+    """Metrics in their order, each followed by the same against reconstructions if there is one."""
+    both: dict[str, None] = {}
+    for name in names:
+        both[name] = None
+        if name in AGAINST_RECONSTRUCTIONS:
+            both[reconstruction_name(name)] = None
+    return list(both)
+
+
 LEAD = "alignment"
 """The metric that chooses the best guidance scale and comes first in a verdict."""
 DEFAULT = [name for name, metric in METRICS.items() if metric.is_default]

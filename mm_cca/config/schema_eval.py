@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from mm_cca.config.keys import ARMS, COMPARISON, EVAL, REPORT, SAMPLE, Condition, key
 from mm_cca.config.metrics import DEFAULT as DEFAULT_METRICS
 from mm_cca.config.metrics import METRICS
+from mm_cca.config.shipped import SHIPPED
 
 MIN_IMAGES = 4
 """Precision and recall need three neighbours, the kernel distance two halves."""
+REAL, RECONSTRUCTION = "real", "reconstruction"
+"""What ``eval.reference`` may name besides a place."""
 FROM_CAPTIONS = Condition("sample.prompts is null", lambda recipe: recipe.sample.prompts is None)
 
 
@@ -75,12 +78,21 @@ class SampleConfig:
 class EvalConfig:
     """The scores, the models and images they need, and the report."""
 
-    scorer: str = key(decides=(EVAL,))
-    """The model that compares images with captions: an open_clip name, hf:ORG/NAME,
-    local-dir:FOLDER, or emoji-clip."""
+    scorer: list[str] = key(
+        items=(1, None), distinct=True, allowed="one or more models", decides=(EVAL,)
+    )
+    """The judges: one or more models that compare images with captions, each an open_clip name,
+    hf:ORG/NAME, local-dir:FOLDER, or emoji-clip. Each is examined before it may judge; the verdict
+    is the least favourable one."""
     scorer_pretrained: str | None = key(None, decides=(EVAL,))
-    """open_clip's tag of the weights, such as openai, or a file of weights; null if eval.scorer
-    already names them."""
+    """open_clip's tag of the weights, such as openai, or a file of weights, for entries of
+    eval.scorer that are plain open_clip names; null if they already name them."""
+    judge_r_at_5: float | None = key(0.8, at_least=0, at_most=1, decides=(EVAL,))
+    """R@5 that reconstructions of the prompts' images must reach on every split by a judge that may
+    judge; null: every judge may, examined or not, and a warning says so."""
+    examined: str | None = key(None, content="file", decides=(EVAL,))
+    """eval/summary.json of an earlier run whose examination of the same judges is used where this
+    run can't examine them (prompts of a file, runs without the base); null: none."""
     metrics: list[str] = key(
         list(DEFAULT_METRICS), choices=tuple(METRICS), distinct=True, decides=(EVAL,)
     )
@@ -96,9 +108,17 @@ class EvalConfig:
     )
     """First digits of the sha256 that the Inception file must have; null: that of the published
     weights."""
-    reference: str | None = key(None, decides=(EVAL,))
-    """Real images to compare with: a folder, a Parquet file, a hub name, or an .npz of mean and
-    covariance; null: the rows of each split that are not sampled."""
+    reference: list[str] | None = key(
+        None,
+        items=(1, 2),
+        distinct=True,
+        allowed="null, real, reconstruction, a folder, a Parquet file, a hub name or an .npz; or "
+        "reconstruction and one of the others",
+        decides=(EVAL,),
+    )
+    """Images to compare with. Real ones: a folder, a Parquet file, a hub name, or an .npz of mean
+    and covariance; null or real: the rows of each split that are not sampled. With reconstruction,
+    distances to the image tokenizer's reconstructions of those rows are computed as well."""
     reference_split: str = key("train", decides=(EVAL,))
     """The split of eval.reference, if that is a hub name."""
     image_size: list[int] | None = key(
@@ -130,3 +150,19 @@ class EvalConfig:
     report_megabytes: float = key(8.0, at_least=0, decides=(REPORT,))
     """Most megabytes of images to embed in the report file; the others are read from the run
     folder."""
+
+    @property
+    def real_reference(self) -> str | None:
+        """The real images that ``reference`` names; None: the rows that are not sampled."""
+        named = [name for name in self.reference or [] if name not in (REAL, RECONSTRUCTION)]
+        return named[0] if named else None
+
+    @property
+    def has_reconstruction_reference(self) -> bool:
+        """Whether distances to reconstructions are computed, too."""
+        return RECONSTRUCTION in (self.reference or [])
+
+    def pretrained_of(self, scorer: str) -> str | None:
+        """The tag of the weights of an entry of ``scorer``; only plain open_clip names have one."""
+        is_plain = ":" not in scorer and scorer not in SHIPPED
+        return self.scorer_pretrained if is_plain else None

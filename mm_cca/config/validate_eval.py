@@ -6,6 +6,7 @@ from pathlib import Path
 from mm_cca.config.constraints import Check
 from mm_cca.config.metrics import LEAD, METRICS, FeatureSource, ReferenceNeed, is_published_clip
 from mm_cca.config.schema import PROMPT_FILES, TEXT_FILES, Recipe
+from mm_cca.config.schema_eval import RECONSTRUCTION
 from mm_cca.config.shipped import PROMPT_SETS
 from mm_cca.errors import UserError
 from mm_cca.negatives import load_words
@@ -15,6 +16,7 @@ def eval_checks(recipe: Recipe) -> list[Check]:
     """Checks of the scores and of the models, images, prompts and texts they need."""
     return [
         *_metrics(recipe),
+        *_judges(recipe),
         *_inception(recipe),
         *_reference(recipe),
         *_prompts(recipe),
@@ -35,16 +37,23 @@ def _metrics(recipe: Recipe) -> list[Check]:
         )
     ]
     if "clip_score" in metrics:
+        scorers = recipe.eval.scorer
         checks.append(
             (
                 "eval.metrics",
                 "clip_score",
-                is_published_clip(recipe.eval.scorer, recipe.eval.scorer_pretrained),
+                any(is_published_clip(s, recipe.eval.pretrained_of(s)) for s in scorers),
                 "only with a published CLIP: an open_clip name with a tag, hf-hub:ORG/NAME or "
-                f"hf:ORG/NAME; with eval.scorer={recipe.eval.scorer} use alignment",
+                f"hf:ORG/NAME; with eval.scorer={', '.join(scorers)} use alignment",
             )
         )
     return checks
+
+
+def _judges(recipe: Recipe) -> list[Check]:
+    path = recipe.eval.examined
+    valid = path is None or Path(path).is_file()
+    return [("eval.examined", path, valid, "null, or eval/summary.json of a run that exists")]
 
 
 def _inception(recipe: Recipe) -> list[Check]:
@@ -80,10 +89,11 @@ def _distances() -> list[str]:
 
 
 def _reference(recipe: Recipe) -> list[Check]:
-    reference = recipe.eval.reference
+    real = recipe.eval.real_reference
     known = [name for name in recipe.eval.metrics if name in METRICS]
-    if reference is None and recipe.sample.prompts is not None:
-        return [
+    checks = [*_named_references(recipe), *_reconstructions(recipe, known)]
+    if real is None and recipe.sample.prompts is not None:
+        return checks + [
             (
                 "eval.metrics",
                 name,
@@ -93,18 +103,55 @@ def _reference(recipe: Recipe) -> list[Check]:
             )
             for name in known
         ]
-    if reference is None or not reference.endswith(".npz"):
-        return []
-    return [
+    if real is None or not real.endswith(".npz"):
+        return checks
+    return checks + [
         (
             "eval.metrics",
             name,
-            METRICS[name].needs is not ReferenceNeed.IMAGES,
+            METRICS[name].needs is not ReferenceNeed.IMAGES or METRICS[name].reference != "real",
             "only with a folder, a Parquet file or a hub name as eval.reference; "
-            f"{reference} holds only mean and covariance",
+            f"{real} holds only mean and covariance",
         )
         for name in known
     ]
+
+
+def _named_references(recipe: Recipe) -> list[Check]:
+    named = [name for name in recipe.eval.reference or [] if name != RECONSTRUCTION]
+    return [
+        (
+            "eval.reference",
+            recipe.eval.reference,
+            len(named) <= 1,
+            f"{RECONSTRUCTION} and one set of real images",
+        )
+    ]
+
+
+def _reconstructions(recipe: Recipe, known: list[str]) -> list[Check]:
+    """Distances to reconstructions need the key, and images of the data to reconstruct."""
+    wanted = recipe.eval.has_reconstruction_reference
+    checks: list[Check] = [
+        (
+            "eval.metrics",
+            name,
+            METRICS[name].reference == "real" or wanted,
+            f"only with eval.reference={RECONSTRUCTION}",
+        )
+        for name in known
+    ]
+    if wanted:
+        checks.append(
+            (
+                "eval.reference",
+                RECONSTRUCTION,
+                recipe.sample.prompts is None,
+                "only with sample.prompts=null: prompts from a file have no real images that "
+                "could be reconstructed",
+            )
+        )
+    return checks
 
 
 def _prompts(recipe: Recipe) -> list[Check]:

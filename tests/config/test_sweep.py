@@ -108,9 +108,9 @@ def test_a_sweep_and_a_larger_one(recipe: Path, tmp_path: Path, capsys: pytest.C
     points = [arm for arm in summary["arms"] if "values" in arm]
     assert points[0]["values"] == {"loss.lambda_": 1, "train.learning_rate": 0.001}
     assert points[0]["signals"]["negative_gap"] != points[2]["signals"]["negative_gap"]
-    assert points[0]["scores"]["train"]["alignment"] != points[2]["scores"]["train"]["alignment"]
-    assert summary["best"]["train"]["base"] == "base+cfg2"
-    assert summary["best"]["train"]["point"] in names
+    assert points[0]["scores"]["emoji-clip"] != points[2]["scores"]["emoji-clip"]
+    assert summary["best"]["emoji-clip"]["train"]["base"] == "base+cfg2"
+    assert summary["best"]["emoji-clip"]["train"]["point"] in names
     page = (root / "sweep.html").read_text()
     assert page.count("<svg") == 2
     assert "diverged: step 1" in page
@@ -162,7 +162,7 @@ def test_a_run_without_the_base(recipe: Path, tmp_path: Path):
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert [arm["name"] for arm in report["arms"]] == ["cca"]
     assert report["floors"] == {}
-    assert report["verdicts"] == []
+    assert report["verdicts"] == {"emoji-clip": []}
 
 
 def _arm(name: str, values: dict, alignment: float, gap: float) -> dict:
@@ -205,9 +205,11 @@ def test_a_sweep_over_seeds_shows_their_mean(
     assert cli.main(["sweep", str(recipe), "train.seed=[0,1]", "sample.num_images=4"]) == 0
     assert "mean over seeds" in capsys.readouterr().out
     summary = json.loads((tmp_path / "run" / "sweep.json").read_text())
-    (point,) = summary["over_seeds"]
+    (point,) = summary["over_seeds"]["emoji-clip"]
     values = [
-        arm["scores"]["train"]["alignment"]["value"] for arm in summary["arms"] if "values" in arm
+        arm["scores"]["emoji-clip"]["train"]["alignment"]["value"]
+        for arm in summary["arms"]
+        if "values" in arm
     ]
     assert point["scores"]["train"]["alignment"]["value"] == pytest.approx(sum(values) / 2)
     assert "Means over seeds" in (tmp_path / "run" / "sweep.html").read_text()

@@ -66,10 +66,10 @@ def test_in_a_run_beside_the_language_side(tmp_path, tiny_folder):
     path = runs.write_recipe(tmp_path / "recipe.yaml", values)
     runs.do(path, stages=["prepare", "train", "sample", "eval", "report"])
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    score = report["arms"][0]["scores"]["train"]["attribute_colour"]
+    score = report["arms"][0]["scores"]["emoji-clip"]["train"]["attribute_colour"]
     assert score["count"] == 6
     assert 0 <= score["low"] <= score["value"] <= score["high"] <= 1
-    assert "attribute_number" not in report["arms"][0]["scores"]["train"]
+    assert "attribute_number" not in report["arms"][0]["scores"]["emoji-clip"]["train"]
     text = report["text_nll"]
     assert set(text["sources"]) == {"base", "cca", "control"}
     assert set(text["minus_base"]) == {"cca", "control"}

@@ -11,12 +11,12 @@ from mm_cca import cli
 from mm_cca.eval.compare import differences
 
 PROTOCOL = {
-    "scorer": "local-dir:/here",
-    "scorer_sha256": "aa",
+    "judges": {"aa": {"name": "local-dir:/here", "resize": "bicubic"}},
     "inception_sha256": None,
     "metrics": {"alignment": "mean of 100 cos"},
     "num_prompts": {"train": 8},
     "reference": {"train": {"images": "/here", "sha256": "cc"}},
+    "reconstruction": {"train": None},
     "resize": {"images": "bicubic", "inception": None},
     "sampling": {"seed": 0, "top_k": 5, "guidance_scales": [2.0], "num_images": 8},
     "device": "cpu",
@@ -27,8 +27,18 @@ PROTOCOL = {
 def result(**scores: float) -> dict[str, Any]:
     values = {name: {"value": value} for name, value in scores.items()}
     values["alignment"] |= {"low": 1.0, "high": 3.0}
-    arms = [{"name": name, "scores": {"train": values}} for name in ("base", "cca")]
+    scores = {"local-dir:/here": {"train": values}}
+    arms = [{"name": name, "scores": scores} for name in ("base", "cca")]
     return {"arms": arms, "protocol": copy.deepcopy(PROTOCOL)}
+
+
+def renamed(content: dict[str, Any], sha256: str, name: str) -> None:
+    """The same result by a judge of this name and these weights."""
+    (judge,) = content["protocol"]["judges"].values()
+    content["protocol"]["judges"] = {sha256: judge | {"name": name}}
+    for arm in content["arms"]:
+        (scores,) = arm["scores"].values()
+        arm["scores"] = {name: scores}
 
 
 @pytest.fixture
@@ -47,7 +57,9 @@ def test_a_table_of_the_scores_that_both_have(
 ):
     monkeypatch.setenv("COLUMNS", "200")
     ours, theirs = result(alignment=2.0, recall=0.5), result(alignment=2.5, fid=3.0)
-    theirs["protocol"] |= {"scorer": "local-dir:/there", "inception_sha256": "ff"}
+    renamed(theirs, "aa", "local-dir:/there")
+    theirs["protocol"] |= {"inception_sha256": "ff"}
+    theirs["protocol"]["reconstruction"]["train"] = {"images": "x", "sha256": "y"}
     theirs["protocol"]["metrics"]["fid"] = "Frechet"
     theirs["protocol"]["sampling"]["guidance_scales"] = [3.0]
     theirs["protocol"]["reference"]["train"]["images"] = "/there"
@@ -61,7 +73,7 @@ def test_a_table_of_the_scores_that_both_have(
 
 def test_every_differing_field_is_named(files: list[Path], capsys: pytest.CaptureFixture[str]):
     ours, theirs = result(alignment=2.0), result(alignment=2.5)
-    theirs["protocol"]["scorer_sha256"] = "bb"
+    renamed(theirs, "bb", "local-dir:/here")
     theirs["protocol"]["sampling"]["top_k"] = None
     theirs["protocol"]["reference"]["train"]["sha256"] = "dd"
     theirs["protocol"]["versions"]["torch"] = "3"
@@ -69,12 +81,12 @@ def test_every_differing_field_is_named(files: list[Path], capsys: pytest.Captur
     assert compared(files, [ours, theirs]) == 2
     error = capsys.readouterr().err
     for part in (
-        "scorer_sha256: 'aa' against 'bb'",
+        "judges: 'local-dir:/here (sha256 aa)' against 'local-dir:/here (sha256 bb)'",
         "sampling.top_k: 5 against None",
         "reference.train.sha256: 'cc' against 'dd'",
         "versions.torch: '2' against '3'",
         "device: 'cpu' against 'not recorded'",
-        "--allow scorer_sha256",
+        "--allow judges",
     ):
         assert part in error
     assert error.count("  - ") == 5
@@ -104,6 +116,35 @@ def test_what_is_no_result(files: list[Path], capsys: pytest.CaptureFixture[str]
     assert "no recipe" in capsys.readouterr().err
 
 
+def test_judges_that_both_have_are_compared(
+    files: list[Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """By their weights; a judge that only one has is left out, an allowed pair is shown."""
+    monkeypatch.setenv("COLUMNS", "200")
+    ours, theirs = result(alignment=2.0), result(alignment=2.5)
+    theirs["protocol"]["judges"]["bb"] = {"name": "another", "resize": "none"}
+    for arm in theirs["arms"]:
+        arm["scores"]["another"] = {"train": {"alignment": {"value": 77.0}}}
+    assert compared(files, [ours, theirs]) == 0
+    told = capsys.readouterr().out
+    assert "scored by local-dir:/here" in told
+    assert "77" not in told
+    theirs["protocol"]["judges"]["aa"]["resize"] = "bilinear"
+    assert compared(files, [ours, theirs]) == 2
+    assert "judges.aa.resize: 'bicubic' against 'bilinear'" in capsys.readouterr().err
+    theirs = result(alignment=2.5)
+    renamed(theirs, "bb", "another")
+    assert compared(files, [ours, theirs], "--allow", "judges") == 0
+    assert "scored by local-dir:/here and another" in capsys.readouterr().out
+
+
+def test_scores_of_an_older_version(files: list[Path], capsys: pytest.CaptureFixture[str]):
+    ours = result(alignment=2.0)
+    del ours["protocol"]["judges"]
+    assert compared(files, [ours, result(alignment=2.0)]) == 2
+    assert "was scored by an older mm_cca" in capsys.readouterr().err
+
+
 def test_differences_of_nothing():
     assert differences(PROTOCOL, copy.deepcopy(PROTOCOL)) == {}
 
@@ -114,7 +155,8 @@ def test_a_split_that_only_one_has_is_left_out(
     ours, theirs = result(alignment=2.0), result(alignment=2.5)
     ours["protocol"]["num_prompts"]["heldout"] = 4
     for arm in ours["arms"]:
-        arm["scores"]["heldout"] = arm["scores"]["train"]
+        (scores,) = arm["scores"].values()
+        scores["heldout"] = scores["train"]
     assert compared(files, [ours, theirs], "--allow", "num_prompts") == 0
     told = capsys.readouterr().out
     assert "train: A is" in told

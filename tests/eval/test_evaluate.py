@@ -80,7 +80,15 @@ def report(finished: Path) -> dict[str, Any]:
 
 
 def test_report_json_has_every_arm(report: dict[str, Any]):
-    assert set(report) == {"arms", "floors", "verdicts", "warnings", "protocol"}
+    assert set(report) == {
+        "judges",
+        "headline",
+        "arms",
+        "floors",
+        "verdicts",
+        "warnings",
+        "protocol",
+    }
     assert [arm["name"] for arm in report["arms"]] == ARMS
     for arm in report["arms"]:
         guided = "cfg" in arm["name"]
@@ -106,9 +114,20 @@ def test_report_json_dials(report: dict[str, Any]):
     assert {dials[name] for name in dials.keys() - trained.keys()} == {None}
 
 
+def judge_of(report: dict[str, Any]) -> str:
+    (judge,) = report["judges"]
+    return judge["name"]
+
+
+def scores_of(report: dict[str, Any], arm: dict[str, Any]) -> dict[str, Any]:
+    """By split."""
+    return arm["scores"][judge_of(report)]
+
+
 def every_score(report: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
-    for scored in [*(arm["scores"] for arm in report["arms"]), *report["floors"].values()]:
+    floors = [floor[judge_of(report)] for floor in report["floors"].values()]
+    for scored in [*(scores_of(report, arm) for arm in report["arms"]), *floors]:
         assert set(scored) == {"train", "heldout"}
         found += scored.values()
     return found
@@ -132,7 +151,7 @@ def test_report_json_verdicts(report: dict[str, Any]):
     for split in ("train", "heldout"):
         for start in ("base+", "control+", "cca+dial"):
             guided = [a for a in report["arms"] if a["name"].startswith(start)]
-            top = max(guided, key=lambda a: a["scores"][split]["alignment"]["value"])
+            top = max(guided, key=lambda a: scores_of(report, a)[split]["alignment"]["value"])
             best[split, start] = top["name"]
     expected = [
         (split, ours, rival)
@@ -140,9 +159,10 @@ def test_report_json_verdicts(report: dict[str, Any]):
         for ours in ("cca", best[split, "cca+dial"])
         for rival in ("base", best[split, "base+"], best[split, "control+"], "control")
     ]
-    assert [(v["split"], v["arm"], v["against"]) for v in report["verdicts"]] == expected
-    scores = {arm["name"]: arm["scores"] for arm in report["arms"]}
-    for verdict in report["verdicts"]:
+    verdicts = report["verdicts"][judge_of(report)]
+    assert [(v["split"], v["arm"], v["against"]) for v in verdicts] == expected
+    scores = {arm["name"]: scores_of(report, arm) for arm in report["arms"]}
+    for verdict in verdicts:
         for name in ("alignment", "r_at_5", "frechet_distance"):
             ours = scores[verdict["arm"]][verdict["split"]][name]["value"]
             theirs = scores[verdict["against"]][verdict["split"]][name]["value"]
@@ -154,8 +174,10 @@ def test_report_json_protocol(report: dict[str, Any], finished: Path):
     protocol = report["protocol"]
     assert protocol["images_per_prompt"] == 1
     assert protocol["sampling"]["temperature"] == 1.0, "what the family's default is, not null"
-    assert protocol["scorer"] == f"local-dir:{finished.parent / 'scorer'}"
-    assert re.fullmatch("[0-9a-f]{64}", protocol["scorer_sha256"])
+    ((sha256, judge),) = protocol["judges"].items()
+    assert judge["name"] == judge_of(report) == f"local-dir:{finished.parent / 'scorer'}"
+    assert re.fullmatch("[0-9a-f]{64}", sha256)
+    assert report["judges"][0]["sha256"] == sha256
     assert protocol["num_prompts"] == {"train": 8, "heldout": 8}
     assert protocol["num_reference_images"] == {"train": 12, "heldout": 8}
     assert protocol["num_captions_ranked"] == 36
@@ -185,7 +207,8 @@ def test_the_score_of_an_arm_by_hand(report: dict[str, Any], finished: Path):
     images = scorer.image_features(pictures)
     texts = scorer.text_features([line["prompt"] for line in mine])
     expected = 100 * np.mean([naive.cosine(a, b) for a, b in zip(images, texts, strict=True)])
-    found = next(arm for arm in report["arms"] if arm["name"] == "cca")["scores"]["heldout"]
+    cca = next(arm for arm in report["arms"] if arm["name"] == "cca")
+    found = scores_of(report, cca)["heldout"]
     assert found["alignment"]["value"] == pytest.approx(expected, abs=1e-3)
 
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from mm_cca.config.metrics import (
+    AGAINST_RECONSTRUCTIONS,
     DEFAULT,
     LEAD,
     METRICS,
@@ -19,9 +21,12 @@ from mm_cca.config.metrics import (
     Metric,
     ReferenceNeed,
     Verdict,
+    reconstruction_name,
+    with_reconstructions,
 )
 from mm_cca.config.validate_eval import eval_checks
 from mm_cca.eval.features.extract import Features
+from mm_cca.eval.features.references import ReferenceSet
 from mm_cca.eval.ground_truth import SplitTruth
 from mm_cca.eval.metrics.prdc import NEIGHBOURS
 from mm_cca.eval.report.tables import score_columns
@@ -58,7 +63,15 @@ def test_every_metric_is_described_and_nothing_else_is():
 def test_directions():
     """Distances are small for good images, everything else is large."""
     falling = [name for name, metric in METRICS.items() if not metric.higher_is_better]
-    assert sorted(falling) == ["cmmd", "fid", "frechet_distance", "kernel_distance", "kid"]
+    assert sorted(falling) == [
+        "cmmd",
+        "fid",
+        "frechet_distance",
+        "frechet_distance_reconstruction",
+        "kernel_distance",
+        "kernel_distance_reconstruction",
+        "kid",
+    ]
 
 
 def test_lists_of_the_registry():
@@ -69,10 +82,38 @@ def test_lists_of_the_registry():
     assert {METRICS[name].axis for name in NEEDED_BY_SWEEP} >= {"fidelity", "diversity"}
     assert METRICS.keys() >= SMALL_SUBSETS.keys()
     least = {name: m.min_reference_images for name, m in METRICS.items() if m.min_reference_images}
-    assert least == {"density": NEIGHBOURS + 1, "coverage": NEIGHBOURS + 1}
+    both = ("density", "density_reconstruction", "coverage", "coverage_reconstruction")
+    assert least == dict.fromkeys(both, NEIGHBOURS + 1)
     for name, metric in METRICS.items():
         if metric.verdict is not Verdict.NONE:
             assert name in PER_IMAGE or metric.needs is ReferenceNeed.STATISTICS
+
+
+def test_metrics_against_reconstructions_follow_their_originals():
+    names = list(METRICS)
+    for name in AGAINST_RECONSTRUCTIONS:
+        twin = reconstruction_name(name)
+        assert names[names.index(name) + 1] == twin
+        assert METRICS[name].reference == "real"
+        assert METRICS[twin].reference == "reconstruction"
+        assert METRICS[twin].needs is METRICS[name].needs is not ReferenceNeed.NONE
+    assert sum(m.reference == "reconstruction" for m in METRICS.values()) == 6
+    found = with_reconstructions(["recall", "alignment", "frechet_distance"])
+    assert found == [
+        "recall",
+        "recall_reconstruction",
+        "alignment",
+        "frechet_distance",
+        "frechet_distance_reconstruction",
+    ]
+    assert with_reconstructions(found) == found
+
+
+def test_each_metric_is_compared_with_its_own_reference():
+    real, decoded = (ReferenceSet(name, 4, "", None, None) for name in ("real", "decoded"))
+    truth = replace(four_images()[1], reference=real, reconstruction=decoded)
+    assert truth.compared_with(METRICS["frechet_distance"]) is real
+    assert truth.compared_with(METRICS["frechet_distance_reconstruction"]) is decoded
 
 
 def test_the_registry_does_not_load_torch():

@@ -49,7 +49,8 @@ def scored(path: Path, *overrides: str) -> dict[str, Any]:
 
 
 def value(summary: dict[str, Any], name: str, arm: int = 0, split: str = "train") -> float:
-    return summary["arms"][arm]["scores"][split][name]["value"]
+    judge = "inception" if name in ("fid", "kid", "inception_score") else "emoji-clip"
+    return summary["arms"][arm]["scores"][judge][split][name]["value"]
 
 
 def test_every_score_in_one_run(recipe: Path, copy: str, tmp_path: Path):
@@ -57,7 +58,10 @@ def test_every_score_in_one_run(recipe: Path, copy: str, tmp_path: Path):
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     keys = [f"eval.inception_weights={weights}", f"eval.inception_sha256={sha256[:16]}"]
     summary = scored(recipe, copy, ALL, *keys, "sample.guidance_scales=[]")
-    scores = summary["arms"][0]["scores"]["train"]
+    nested = summary["arms"][0]["scores"]
+    assert list(nested) == ["emoji-clip", "inception"]
+    scores = nested["emoji-clip"]["train"] | nested["inception"]["train"]
+    assert list(nested["inception"]["train"]) == ["fid", "kid", "inception_score"]
     assert list(scores) == ALL.split("[")[1].rstrip("]").split(",")
     assert all(np.isfinite(score["value"]) for score in scores.values())
     assert value(summary, "fid") > 0
@@ -73,7 +77,8 @@ def test_every_score_in_one_run(recipe: Path, copy: str, tmp_path: Path):
     protocol = summary["protocol"]
     assert protocol["inception_sha256"] == sha256
     assert "not antialiased" in protocol["resize"]["inception"]
-    assert "bicubic" in protocol["resize"]["scorer"]
+    (judge,) = protocol["judges"].values()
+    assert "bicubic" in judge["resize"]
     assert protocol["metrics"]["fid"].endswith("on Inception features")
     assert protocol["dtype"] == {"model": "float32", "extractors": "float32"}
     assert protocol["device"] == "cpu"
@@ -82,7 +87,8 @@ def test_every_score_in_one_run(recipe: Path, copy: str, tmp_path: Path):
     assert len(protocol["reference"]["train"]["sha256"]) == 64
     folder = tmp_path / "run" / "eval"
     assert read_statistics(folder / "reference" / "train.inception.npz").gaussian.n == 12
-    numbers = json.loads((folder / "per_prompt.json").read_text())["train"]["arms"]["base"]
+    numbers = json.loads((folder / "per_prompt.json").read_text())["train"]
+    numbers = numbers["judges"]["emoji-clip"]["base"]
     assert value(summary, "alignment") == pytest.approx(np.mean(numbers["alignment"]), abs=1e-3)
     assert value(summary, "r_at_5") == np.mean(np.array(numbers["rank"]) < 5)
     # The same reference once more from its file.
@@ -99,7 +105,7 @@ def test_every_score_in_one_run(recipe: Path, copy: str, tmp_path: Path):
     difference = abs(value(found, "fid") - value(summary, "fid"))
     print(f"FID from images and from the file: difference {difference:.3g}")
     assert difference < 1e-4 * value(summary, "fid")
-    assert found["verdicts"] == []
+    assert found["verdicts"] == {"emoji-clip": []}
 
 
 def test_a_reference_in_a_file(recipe: Path, copy: str, tmp_path: Path):
@@ -197,7 +203,8 @@ def test_captions_that_are_cut_are_counted(recipe: Path, tmp_path: Path):
     file = tmp_path / "prompts.txt"
     file.write_text("red owl\n\n" + "green tree " * 30 + "\nblue hand\npink car\n")
     summary = _drawn_from(recipe, tmp_path, file)
-    assert summary["protocol"]["captions_cut"] == {"prompts": 1}
+    (judge,) = summary["protocol"]["judges"].values()
+    assert judge["captions_cut"] == {"prompts": 1}
     assert any("1 of 4 prompts are longer than the 24 tokens" in s for s in summary["warnings"])
 
 
@@ -223,9 +230,9 @@ def test_prompts_from_a_file_several_images_each(recipe: Path, tmp_path: Path):
     assert [line["prompt"] for line in lines] == [text for text in texts for _ in range(2)]
     assert len({line["sha256"] for line in lines}) == 8
     numbers = json.loads((tmp_path / "prompted" / "eval" / "per_prompt.json").read_text())
-    by_image = numbers["prompts"]["arms"]["base"]["alignment"]
+    by_image = numbers["prompts"]["judges"]["emoji-clip"]["base"]["alignment"]
     means = np.array(by_image).reshape(4, 2).mean(axis=1)
-    score = summary["arms"][0]["scores"]["prompts"]["alignment"]
+    score = summary["arms"][0]["scores"]["emoji-clip"]["prompts"]["alignment"]
     assert score["value"] == pytest.approx(means.mean(), abs=1e-4)
     assert means.min() - 1e-4 <= score["low"] <= score["high"] <= means.max() + 1e-4
     file.write_text(file.read_text().replace("tag", "label").replace(texts[0], "another owl"))

@@ -26,9 +26,10 @@ def test_numbers_per_prompt_make_up_the_means(reported: Path):
         own = [line for line in lines if line["split"] == split]
         assert mine["indices"] == [line["index"] for line in own]
         assert mine["captions"] == [line["prompt"] for line in own]
-        assert list(mine["arms"]) == [arm["name"] for arm in summary["arms"]]
+        judged = mine["judges"]["emoji-clip"]
+        assert list(judged) == [arm["name"] for arm in summary["arms"]]
         for arm in summary["arms"]:
-            found, scores = mine["arms"][arm["name"]], arm["scores"][split]
+            found, scores = judged[arm["name"]], arm["scores"]["emoji-clip"][split]
             mean = scores["alignment"]["value"]
             assert np.mean(found["alignment"]) == pytest.approx(mean, abs=1e-3)
             share = np.mean(np.array(found["rank"]) < 5)

@@ -144,7 +144,7 @@ def test_what_a_gain_is_measured_against():
     assert baseline_of(arms("base", "cca"), "train") == "base"
     assert baseline_of(arms("base", "base+cfg2"), "train") is None
     assert baseline_of(arms("cca"), "train") is None
-    numbers = {"arms": {"cca": {"alignment": [3.0, 1.0]}, "base": {"alignment": [1.0, 2.0]}}}
+    numbers = {"cca": {"alignment": [3.0, 1.0]}, "base": {"alignment": [1.0, 2.0]}}
     assert gains_of(numbers, "base").tolist() == [2.0, -1.0]
 
 

@@ -16,8 +16,9 @@ from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import WITH_BASE, Recipe
 from mm_cca.config.shipped import shipped
 from mm_cca.errors import UserError
+from mm_cca.eval.report.panel_text import standing_in_words
 from mm_cca.eval.report.tables import score_columns
-from mm_cca.eval.summary_types import Summary
+from mm_cca.eval.summary_types import JudgeEntry, Summary, judged
 from mm_cca.modeling.lora import bake_lora
 from mm_cca.runs.files import atomic_path
 from mm_cca.runs.folder import open_run, recipe_of_training
@@ -165,21 +166,31 @@ def _scores(run_folder: Path) -> str:
     if not path.exists():
         return "This run was not evaluated."
     report: Summary = json.loads(path.read_text())
+    if "judges" not in report:
+        return "This run was evaluated by an older mm_cca; its scores are in report.json there."
+    lines = ["Same prompts and random numbers in every arm."]
+    for judge in report["judges"]:
+        lines += ["", *_scores_of_judge(report, judge)]
+    return "\n".join(lines)
+
+
+def _scores_of_judge(report: Summary, judge: JudgeEntry) -> list[str]:
+    arms = judged(report["arms"], judge["name"])
     columns = {
         name: column
-        for name, column in score_columns(report["arms"]).items()
+        for name, column in score_columns(arms).items()
         if name in METRICS and METRICS[name].on_model_card
     }
     headings = ["prompts", "arm", *(column.heading for column in columns.values())]
     lines = [
-        f"Scorer: {report['protocol']['scorer']}. Same prompts and random numbers in every arm.",
+        f"Judge: {judge['name']}, {standing_in_words(judge)}.",
         "",
         f"| {' | '.join(headings)} | forward passes per image |",
         "|---" * (len(headings) + 1) + "|",
     ]
-    for arm in report["arms"]:
+    for arm in arms:
         for split, scores in arm["scores"].items():
             cells = [column.text(scores[name]["value"]) for name, column in columns.items()]
             row = [split, arm["name"], *cells, str(arm["forwards_per_image"])]
             lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
+    return lines

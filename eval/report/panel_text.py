@@ -1,0 +1,160 @@
+"""The judges and their common verdict in words, for the terminal, the report and the sweep."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from mm_cca.config.metrics import METRICS
+from mm_cca.eval.report.wording import cost, in_words, prompts_in_words
+from mm_cca.eval.summary_types import (
+    Examination,
+    FigureName,
+    HeadlineEntry,
+    JudgeEntry,
+    Standing,
+    Summary,
+)
+
+
+class Figure(NamedTuple):
+    """One mean of an examination, and the margin by which the one before it is above."""
+
+    label: str
+    text: str
+    margin: str
+
+
+ORDER: dict[FigureName, str] = {
+    "real": "real image, own caption",
+    "reconstruction": "reconstruction, own caption",
+    "other_style": "reconstruction, one attribute another",
+    "other_caption": "reconstruction, another caption",
+}
+"""Figures of an examination, in the order in which they should fall."""
+PREPOSITIONS: dict[Standing, str] = {"ahead": "ahead of", "behind": "behind"}
+BADGES: dict[Standing, str] = {"ahead": "ahead", "level": "no difference", "behind": "behind"}
+
+
+class HeadlineText(NamedTuple):
+    """One comparison: its standing, the same in a word or two, and a sentence."""
+
+    standing: Standing
+    badge: str
+    sentence: str
+
+
+def headline_texts(summary: Summary, split: str) -> list[HeadlineText]:
+    """The comparisons of a split, those with the guided base first."""
+    of_split = [entry for entry in summary["headline"] if entry["split"] == split]
+    of_split.sort(key=lambda entry: (entry["ours"] != "cca", entry["rival"] != "guided base"))
+    passes = {arm["name"]: arm["forwards_per_image"] for arm in summary["arms"]}
+    return [
+        HeadlineText(entry["standing"], BADGES[entry["standing"]], headline_sentence(entry, passes))
+        for entry in of_split
+    ]
+
+
+def headline_sentence(entry: HeadlineEntry, passes: Mapping[str, int]) -> str:
+    """One comparison by the least favourable judge.
+
+    Args:
+        entry: of the summary.
+        passes: forward passes per image of every arm.
+    """
+    metric, difference = METRICS[entry["metric"]], entry["difference"]
+    value, low, high = (
+        f"{number:+.{metric.digits}f}"
+        for number in (difference["value"], difference["low"], difference["high"])
+    )
+    hint = "" if metric.higher_is_better else "; lower is better"
+    ours, theirs = in_words(entry["arm"]), in_words(entry["against"])
+    if entry["standing"] == "level":
+        most = max(abs(difference["low"]), abs(difference["high"]))
+        found = f"No difference found between {ours} and {theirs} in {metric.label}"
+        bound = f"could be up to {most:.{metric.digits}f}; "
+    else:
+        found = f"{ours} is {PREPOSITIONS[entry['standing']]} {theirs} in {metric.label}"
+        bound = ""
+    return (
+        f"{found[0].upper()}{found[1:]} ({bound}difference {value}, 95 % interval {low} to {high}"
+        f"{hint}), {_shared(entry)}, {cost(passes[entry['arm']], passes[entry['against']])}."
+    )
+
+
+def _shared(entry: HeadlineEntry) -> str:
+    if entry["num_judges"] == 1:
+        return f"by the only judge, {entry['judge']}"
+    shared = f"{entry['shared_by']} of {entry['num_judges']} judges"
+    return f"which {shared} say (least favourable: {entry['judge']})"
+
+
+def no_headline(summary: Summary) -> str | None:
+    """Why there is no verdict, if there is none."""
+    if summary["headline"]:
+        return None
+    if not any(summary["verdicts"].values()):
+        return "No verdict: the arms of CCA and of the base are not both in this run."
+    count = sum(judge["may_judge"] for judge in summary["judges"])
+    if count:
+        return "No verdict: the judges compared nothing in common."
+    names = ", ".join(judge["name"] for judge in summary["judges"])
+    return f"No verdict: none of the judges may judge ({names}). Their scores are only shown."
+
+
+def headline_lines(summary: Summary) -> list[str]:
+    """The verdict in the terminal."""
+    if (reason := no_headline(summary)) is not None:
+        return [reason]
+    lines = []
+    for split in summary["protocol"]["num_prompts"]:
+        lines += [
+            f"{prompts_in_words(split)}: {text.sentence}" for text in headline_texts(summary, split)
+        ]
+    return lines
+
+
+def figures_of(examination: Examination) -> list[Figure]:
+    """All figures in their order; a dash where no caption has an attribute."""
+    # Margins are between neighbours, in the same order.
+    margins = iter(examination["margins"].values())
+    figures = []
+    for name, label in ORDER.items():
+        value = examination[name]
+        margin = None if name == "real" or value is None else next(margins)
+        figures.append(
+            Figure(
+                label,
+                "–" if value is None else f"{value:.1f}",
+                "" if margin is None else f"{margin['value']:.1f} ± {margin['standard_error']:.1f}",
+            )
+        )
+    return figures
+
+
+def judge_lines(judges: Sequence[JudgeEntry]) -> list[str]:
+    """One line for every judge and split: its examination, and whether it may judge."""
+    lines = []
+    for judge in judges:
+        lines.append(f"judge {judge['name']}: {standing_in_words(judge)}")
+        for split, examination in (judge["examination"] or {}).items():
+            parts = [
+                f"{figure.label} {figure.text}"
+                + (f" (margin {figure.margin})" if figure.margin else "")
+                for figure in figures_of(examination)
+            ]
+            lines.append(f"  {split}: {'; '.join(parts)}; R@5 {examination['r_at_5']:.2f}")
+    return lines
+
+
+def standing_in_words(judge: JudgeEntry) -> str:
+    """Whether it may judge, and if not, why."""
+    if not judge["may_judge"]:
+        return f"may not judge: {'; '.join(judge['reasons'])}"
+    if judge["examination"] is None:
+        return "judges without an examination (eval.judge_r_at_5 is null)"
+    source = f" in {judge['examined_in']}" if judge["examined_in"] is not None else ""
+    return f"may judge (examined{source})"
+
+
+def warning_lines(warnings: Iterable[str]) -> list[str]:
+    """Sentences beside the verdict."""
+    return [f"read with care: {sentence}" for sentence in warnings]
