@@ -36,7 +36,7 @@ def load_adapter(
 
     from mm_cca.adapters.base import missing_parts
     from mm_cca.adapters.loading import FILE_ERRORS, CheckpointError
-    from mm_cca.config.shipped import shipped
+    from mm_cca.config.shipped import how_to_make, shipped
 
     adapter = _adapter_class(name)
     resolved = shipped(path)
@@ -46,7 +46,7 @@ def load_adapter(
         raise UserError(
             f"model.path {path!r} can't be read by the adapter {name!r}: {error}\nIt must be a "
             "folder written by save_pretrained (config.json, *.safetensors, tokenizer and "
-            "processor files) or a hub name."
+            f"processor files) or a hub name.{how_to_make(path)}"
         ) from error
     missing = missing_parts(model)
     if missing:

@@ -56,3 +56,31 @@ SHIPPED = {
 def shipped(name: str) -> str:
     """The path of a built-in data set or checkpoint; any other name is returned unchanged."""
     return str(SHIPPED.get(name, name))
+
+
+RUNS = "runs"
+"""The folder in which the built-in recipes write and look for what they made."""
+_BUILT = {"runs/emoji64-data/emoji.parquet": "python -m mm_cca.demo.build_emoji --size 64"}
+
+
+def command_for(path: str) -> str | None:
+    """The command that makes a file or folder which built-in recipes read but nobody ships.
+
+    ``None`` for any other path: only ``runs/RECIPE/...`` of a built-in recipe and the data of the
+    emoji64 recipes are known.
+    """
+    relative = Path(path)
+    if path in _BUILT:
+        return _BUILT[path]
+    if len(relative.parts) > 2 and relative.parts[0] == RUNS:
+        recipe = relative.parts[1]
+        return f"mm-cca run {recipe}" if recipe in shipped_recipes() else None
+    return None
+
+
+def how_to_make(path: str) -> str:
+    """A sentence, after a space, that says how to make a path that is missing; else empty."""
+    command = command_for(path)
+    if command is None or Path(path).exists():
+        return ""
+    return f" Make it with: {command}"

@@ -14,7 +14,7 @@ from PIL import Image as pil
 from PIL import ImageOps, UnidentifiedImageError
 
 from mm_cca.config.schema import DataConfig
-from mm_cca.config.shipped import shipped
+from mm_cca.config.shipped import how_to_make, shipped
 from mm_cca.errors import UserError
 
 
@@ -109,6 +109,7 @@ def _load_source(path_or_name: str, key: str) -> DatasetDict:
         raise UserError(
             f"{key} {path_or_name!r} can't be read: {error}\nAllowed: 'emoji', a Parquet file "
             "with an image column, a folder of images with a metadata.jsonl, or a name on the hub."
+            f"{how_to_make(path_or_name)}"
         ) from error
 
 

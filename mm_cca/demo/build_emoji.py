@@ -3,23 +3,22 @@
 Three sets of drawings (Noto, Twemoji, Fluent 3D) are joined by code point to the English CLDR
 labels of emojibase. Every drawing is flattened on white, resized to 32x32 by Pillow's LANCZOS
 filter, quantised to its own palette of 64 colours (white is kept) and stored as lossless WebP;
-with all colours the file would have 12 MB instead of 6. Sources and licences: NOTICE.md.
+with all colours the file would have 12 MB instead of 6. At another size, which is not shipped, all
+colours are kept; captions, splits and the order of rows are the same. Sources and licences:
+NOTICE.md.
 
 Archives that are not in the folder are fetched by ``npm pack``; each must have the sha256 below.
 Building again with the same versions of Pillow and pyarrow gives the same bytes.
 """
 
 import argparse
-import hashlib
 import io
 import json
-import subprocess
 import sys
 import tarfile
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,14 @@ from PIL import Image as pil
 from tqdm import tqdm
 
 from mm_cca.demo.emoji_names import Emoji, emojis, held_out, image_key
+from mm_cca.demo.emoji_sources import LABELS, SOURCES, Sources, Style, obtain
 from mm_cca.errors import UserError
 from mm_cca.runs.files import atomic_path
 
 SIZE = 32
 COLOURS = 64
 DEFAULT_OUT = Path(__file__).with_name("emoji.parquet")
+SIZES = range(16, 257)  # the largest source has 256 pixels
 FEATURES = Features(
     {
         "image": Image(),
@@ -47,77 +48,8 @@ FEATURES = Features(
 )
 
 
-@dataclass(frozen=True)
-class Archive:
-    """An npm package at one version, as the tarball that ``npm pack`` writes."""
-
-    package: str
-    version: str
-    sha256: str
-
-    @property
-    def filename(self) -> str:
-        return f"{self.package.lstrip('@').replace('/', '-')}-{self.version}.tgz"
-
-
-@dataclass(frozen=True)
-class Style:
-    """A set of drawings: the files ``folder/CODEPOINT.EXTENSION`` of an archive."""
-
-    name: str
-    archive: Archive
-    folder: str
-
-
-@dataclass(frozen=True)
-class Sources:
-    """The archives that the data set is built from."""
-
-    labels: Archive
-    styles: tuple[Style, ...]
-
-
-LABELS = "package/en/data.json"
-SOURCES = Sources(
-    labels=Archive(
-        "emojibase-data",
-        "17.0.0",
-        "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a",
-    ),
-    styles=(
-        Style(
-            "noto",
-            Archive(
-                "emoji-datasource-google",
-                "16.0.0",
-                "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
-            ),
-            "package/img/google/64",
-        ),
-        Style(
-            "twemoji",
-            Archive(
-                "emoji-datasource-twitter",
-                "16.0.0",
-                "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
-            ),
-            "package/img/twitter/64",
-        ),
-        Style(
-            "fluent 3d",
-            Archive(
-                "@lobehub/fluent-emoji-3d",
-                "1.1.0",
-                "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
-            ),
-            "package/assets",
-        ),
-    ),
-)
-
-
-def build(sources: Sources, archives: Path, out: Path) -> int:
-    """Write the Parquet file ``out`` and return its number of rows.
+def build(sources: Sources, archives: Path, out: Path, size: int = SIZE) -> int:
+    """Write the Parquet file ``out``, drawings of size x size pixels; returns its number of rows.
 
     Raises:
         UserError: an archive can't be fetched, or is not the one named in ``sources``.
@@ -125,38 +57,10 @@ def build(sources: Sources, archives: Path, out: Path) -> int:
     paths = {a: obtain(a, archives) for a in [sources.labels, *(s.archive for s in sources.styles)]}
     with tarfile.open(paths[sources.labels]) as tar:
         every = emojis(json.load(_open_member(tar, LABELS)))
-    drawings = {s.name: read_drawings(s, paths[s.archive], every) for s in sources.styles}
+    drawings = {s.name: read_drawings(s, paths[s.archive], every, size) for s in sources.styles}
     rows = list(make_rows(every, drawings))
     write(rows, out)
     return len(rows)
-
-
-def obtain(archive: Archive, folder: Path) -> Path:
-    """The path of a checked archive, fetched by ``npm pack`` if it is not in ``folder``.
-
-    Raises:
-        UserError: npm is missing or fails, or the sha256 differs.
-    """
-    path = folder / archive.filename
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        spec = f"{archive.package}@{archive.version}"
-        command = ["npm", "pack", spec, "--silent", "--pack-destination", str(folder)]
-        try:
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        except (FileNotFoundError, subprocess.CalledProcessError) as error:
-            raise UserError(
-                f"could not fetch {spec}: {error}. Install npm and check the network, or put "
-                f"{archive.filename} into {folder} yourself."
-            ) from error
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != archive.sha256:
-        raise UserError(
-            f"{path} has sha256 {digest}, but {archive.package} {archive.version} must have "
-            f"{archive.sha256}. Delete the file and run the same command to fetch it again."
-        )
-    return path
 
 
 def _open_member(tar: tarfile.TarFile, member: str | tarfile.TarInfo) -> io.BufferedReader:
@@ -165,7 +69,9 @@ def _open_member(tar: tarfile.TarFile, member: str | tarfile.TarInfo) -> io.Buff
     return file  # type: ignore[return-value]  # typeshed: IO[bytes]
 
 
-def read_drawings(style: Style, path: Path, every: list[Emoji]) -> dict[tuple[int, ...], bytes]:
+def read_drawings(
+    style: Style, path: Path, every: list[Emoji], size: int = SIZE
+) -> dict[tuple[int, ...], bytes]:
     """Code points -> lossless WebP bytes, for the emoji that one style has a drawing of."""
     keys = {emoji.key for emoji in every}
     drawings: dict[tuple[int, ...], bytes] = {}
@@ -174,25 +80,36 @@ def read_drawings(style: Style, path: Path, every: list[Emoji]) -> dict[tuple[in
             file = Path(member.name)
             if file.parent.as_posix() != style.folder or image_key(file.stem) not in keys:
                 continue
-            drawings[image_key(file.stem)] = shrink(_open_member(tar, member).read())
+            drawings[image_key(file.stem)] = resized(_open_member(tar, member).read(), size)
             bar.update()
     return drawings
 
 
-def shrink(data: bytes) -> bytes:
-    """Any image file -> 32x32 RGB on white, at most 65 colours, as lossless WebP."""
+def resized(data: bytes, size: int = SIZE) -> bytes:
+    """Any image file -> size x size RGB on white, as lossless WebP; at 32 with at most 65 colours.
+
+    The palette keeps the file inside the package small. A file that is not shipped needs none, and
+    smooth shades would show its steps.
+    """
     with pil.open(io.BytesIO(data)) as image:
         drawing = image.convert("RGBA")
     flat = pil.new("RGBA", drawing.size, "white")
     flat.alpha_composite(drawing)
-    small = flat.convert("RGB").resize((SIZE, SIZE), pil.Resampling.LANCZOS)
-    white = small.convert("L").point(lambda level: 255 if level == 255 else 0)
-    reduced = small.quantize(COLOURS, pil.Quantize.MEDIANCUT, dither=pil.Dither.NONE).convert("RGB")
+    small = flat.convert("RGB").resize((size, size), pil.Resampling.LANCZOS)
+    if size == SIZE:
+        small = _quantised(small)
+    out = io.BytesIO()
+    small.save(out, "WEBP", lossless=True, quality=100, method=6, exact=True)
+    return out.getvalue()
+
+
+def _quantised(drawing: pil.Image) -> pil.Image:
+    white = drawing.convert("L").point(lambda level: 255 if level == 255 else 0)
+    reduced = drawing.quantize(COLOURS, pil.Quantize.MEDIANCUT, dither=pil.Dither.NONE)
+    reduced = reduced.convert("RGB")
     # A palette entry is the mean of its pixels: without this the background would turn off-white.
     reduced.paste((255, 255, 255), mask=white)
-    out = io.BytesIO()
-    reduced.save(out, "WEBP", lossless=True, quality=100, method=6, exact=True)
-    return out.getvalue()
+    return reduced
 
 
 def make_rows(
@@ -234,6 +151,22 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
         )
 
 
+def _default_out(size: int) -> Path:
+    return DEFAULT_OUT if size == SIZE else Path(f"runs/emoji{size}-data/emoji.parquet")
+
+
+def _refuse_size(size: int, out: Path) -> None:
+    if size not in SIZES:
+        raise UserError(
+            f"--size is {size}; allowed: {SIZES[0]} to {SIZES[-1]}, the size of the largest source."
+        )
+    if size != SIZE and out.resolve() == DEFAULT_OUT.resolve():
+        raise UserError(
+            f"--size {size} would replace {out}, which the package ships at {SIZE}x{SIZE} pixels. "
+            "Choose another --out, or leave it out."
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of ``python -m mm_cca.demo.build_emoji``; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -247,6 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                   fetch 160 MB of archives once and rewrite the file in the package (5 minutes)
               python -m mm_cca.demo.build_emoji --archives ~/npm --out my.parquet
                   use archives that you have already, and write another file
+              python -m mm_cca.demo.build_emoji --size 64
+                  the same drawings at 64x64 pixels, for the recipes emoji64-*
             """
         ),
     )
@@ -260,17 +195,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out",
         type=Path,
-        default=DEFAULT_OUT,
         metavar="FILE",
-        help="the Parquet file to write (default: emoji.parquet inside the package)",
+        help="the Parquet file to write (default: emoji.parquet inside the package; at another "
+        "--size runs/emojiSIZE-data/emoji.parquet)",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        default=SIZE,
+        metavar="PIXELS",
+        help="height and width of the drawings (default: %(default)s)",
     )
     args = parser.parse_args(argv)
+    out = args.out or _default_out(args.size)
     try:
-        count = build(SOURCES, args.archives, args.out)
+        _refuse_size(args.size, out)
+        count = build(SOURCES, args.archives, out, args.size)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{args.out}: {count} drawings, {args.out.stat().st_size / 1e6:.2f} MB")
+    print(f"{out}: {count} drawings, {out.stat().st_size / 1e6:.2f} MB")
     return 0
 
 

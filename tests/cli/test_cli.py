@@ -143,6 +143,35 @@ def test_cp_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert target.read_text() == "mine"
 
 
+def test_validate_says_how_to_make_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["validate", "emoji64-anneal"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "emoji64-anneal is valid.",
+        "Note: data.path runs/emoji64-data/emoji.parquet is not there yet. "
+        "Make it with: python -m mm_cca.demo.build_emoji --size 64",
+        "Note: model.path runs/emoji64-pretrain/train/model is not there yet. "
+        "Make it with: mm-cca run emoji64-pretrain",
+    ]
+    (tmp_path / "runs" / "emoji64-data").mkdir(parents=True)
+    (tmp_path / "runs" / "emoji64-data" / "emoji.parquet").touch()
+    assert cli.main(["validate", "emoji64-tokenizer"]) == 0
+    assert capsys.readouterr().out == "emoji64-tokenizer is valid.\n"
+
+
+def test_a_run_says_how_to_make_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", "emoji64-tokenizer"]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("Make it with: python -m mm_cca.demo.build_emoji --size 64\n")
+    assert cli.main(["run", "emoji-anneal"]) == 2
+    assert capsys.readouterr().err.endswith("Make it with: mm-cca run emoji-pretrain\n")
+
+
 def test_validate_reads_neither_data_nor_weights(recipe: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["validate", str(recipe), "train.seed=3"]) == 0
     assert "is valid" in capsys.readouterr().out

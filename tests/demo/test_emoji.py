@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mm_cca.config.load import load_config
 from mm_cca.config.shipped import SHIPPED
 from mm_cca.demo import build_emoji as builder
+from mm_cca.demo import emoji_sources
 from mm_cca.demo.emoji_names import HELDOUT_FRACTION, emojis, family_of, held_out, tidy, tone_of
 from mm_cca.errors import UserError
 from tests.support import runs
@@ -86,9 +88,9 @@ def test_drawings_are_32_pixels_and_opaque():
             assert (image.format, image.mode, image.size) == ("WEBP", "RGB", (32, 32))
 
 
-def archive(folder: Path, package: str, members: dict[str, bytes]) -> builder.Archive:
+def archive(folder: Path, package: str, members: dict[str, bytes]) -> emoji_sources.Archive:
     """Write a .tgz as ``npm pack`` does, and return its ``Archive``."""
-    named = builder.Archive(package, "1.0.0", "")
+    named = emoji_sources.Archive(package, "1.0.0", "")
     folder.mkdir(exist_ok=True)
     with tarfile.open(folder / named.filename, "w:gz") as tar:
         for name, data in members.items():
@@ -120,7 +122,7 @@ LABELS = [
 
 
 @pytest.fixture
-def sources(tmp_path: Path) -> builder.Sources:
+def sources(tmp_path: Path) -> emoji_sources.Sources:
     folder = tmp_path / "archives"
 
     def drawings(first: int, prefix: str, names: list[str]) -> dict[str, bytes]:
@@ -134,14 +136,17 @@ def sources(tmp_path: Path) -> builder.Sources:
     every = ["1f431", "1f436", "00a9-fe0f", "1f44b", "1f44b-1f3fb", "1f44b-1f3ff", "1f1e6"]
     first = archive(folder, "@some/first", drawings(0, "package/a", every))
     second = archive(folder, "second", drawings(50, "package/b", ["1f431", "1f436", "a9"]))
-    labels = archive(folder, "labels", {builder.LABELS: json.dumps(LABELS).encode()})
-    return builder.Sources(
+    labels = archive(folder, "labels", {emoji_sources.LABELS: json.dumps(LABELS).encode()})
+    return emoji_sources.Sources(
         labels,
-        (builder.Style("one", first, "package/a"), builder.Style("two", second, "package/b")),
+        (
+            emoji_sources.Style("one", first, "package/a"),
+            emoji_sources.Style("two", second, "package/b"),
+        ),
     )
 
 
-def test_building_twice_gives_the_same_bytes(sources: builder.Sources, tmp_path: Path):
+def test_building_twice_gives_the_same_bytes(sources: emoji_sources.Sources, tmp_path: Path):
     outs = [tmp_path / "first.parquet", tmp_path / "second.parquet"]
     counts = [builder.build(sources, tmp_path / "archives", out) for out in outs]
     assert outs[0].read_bytes() == outs[1].read_bytes()
@@ -162,10 +167,54 @@ def test_building_twice_gives_the_same_bytes(sources: builder.Sources, tmp_path:
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_transparent_drawing_becomes_white(sources: builder.Sources, tmp_path: Path):
+def pictures(path: Path) -> list[Image.Image]:
+    cells = pq.read_table(path)["image"].to_pylist()
+    return [Image.open(io.BytesIO(cell["bytes"])).convert("RGB") for cell in cells]
+
+
+def test_another_size_differs_in_the_pixels_only(sources: emoji_sources.Sources, tmp_path: Path):
+    small, large = tmp_path / "small.parquet", tmp_path / "large.parquet"
+    builder.build(sources, tmp_path / "archives", small)
+    builder.build(sources, tmp_path / "archives", large, size=64)
+    assert pq.read_table(large, columns=COLUMNS[1:]) == pq.read_table(small, columns=COLUMNS[1:])
+    assert {picture.size for picture in pictures(small)} == {(32, 32)}
+    assert {picture.size for picture in pictures(large)} == {(64, 64)}
+
+
+def test_only_the_shipped_size_has_a_palette():
+    down = Image.linear_gradient("L").resize((64, 64))
+    shades = Image.merge("RGB", [down, down.rotate(90), down])
+    assert len(shades.getcolors(64 * 64) or []) > 1000
+
+    def stored(size: int) -> Image.Image:
+        return Image.open(io.BytesIO(builder.resized(runs.png(shades), size)))
+
+    assert stored(64).tobytes() == shades.tobytes(), "at its own size nothing may change"
+    assert 1 < len(stored(32).getcolors(32 * 32) or []) <= builder.COLOURS + 1
+
+
+def test_size_of_the_command_line(capsys: pytest.CaptureFixture[str]):
+    shipped = SHIPPED["emoji"].read_bytes()
+    assert builder.main(["--size", "8"]) == 2
+    assert "--size is 8; allowed: 16 to 256" in capsys.readouterr().err
+    assert builder.main(["--size", "64", "--out", str(SHIPPED["emoji"])]) == 2
+    assert "Choose another --out" in capsys.readouterr().err
+    assert SHIPPED["emoji"].read_bytes() == shipped
+
+
+def test_the_command_writes_where_the_recipes_look(
+    sources: emoji_sources.Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(builder, "SOURCES", sources)
+    assert builder.main(["--size", "64", "--archives", "archives"]) == 0
+    assert Path(load_config("emoji64").data.path).is_file()
+
+
+def test_a_transparent_drawing_becomes_white(sources: emoji_sources.Sources, tmp_path: Path):
     clear = runs.png(Image.new("RGBA", (48, 48), (9, 9, 9, 0)))
     one = archive(tmp_path / "archives", "clear", {"package/a/1f436.png": clear})
-    changed = dataclasses.replace(sources, styles=(builder.Style("one", one, "package/a"),))
+    changed = dataclasses.replace(sources, styles=(emoji_sources.Style("one", one, "package/a"),))
     out = tmp_path / "out.parquet"
     assert builder.build(changed, tmp_path / "archives", out) == 1
     cell = pq.read_table(out)["image"].to_pylist()[0]
@@ -173,10 +222,10 @@ def test_a_transparent_drawing_becomes_white(sources: builder.Sources, tmp_path:
         assert image.getcolors() == [(32 * 32, (255, 255, 255))]
 
 
-def test_wrong_archive_is_refused(sources: builder.Sources, tmp_path: Path):
+def test_wrong_archive_is_refused(sources: emoji_sources.Sources, tmp_path: Path):
     wrong = dataclasses.replace(sources.labels, sha256="0" * 64)
     with pytest.raises(UserError) as caught:
-        builder.obtain(wrong, tmp_path / "archives")
+        emoji_sources.obtain(wrong, tmp_path / "archives")
     assert "0" * 64 in str(caught.value)
     assert sources.labels.sha256 in str(caught.value)
     changed = dataclasses.replace(sources, labels=wrong)
@@ -185,8 +234,8 @@ def test_wrong_archive_is_refused(sources: builder.Sources, tmp_path: Path):
     assert not (tmp_path / "out.parquet").exists()
 
 
-def test_right_archive_is_accepted(sources: builder.Sources, tmp_path: Path):
-    path = builder.obtain(sources.labels, tmp_path / "archives")
+def test_right_archive_is_accepted(sources: emoji_sources.Sources, tmp_path: Path):
+    path = emoji_sources.obtain(sources.labels, tmp_path / "archives")
     assert path == tmp_path / "archives" / "labels-1.0.0.tgz"
 
 
@@ -199,10 +248,10 @@ def test_archive_that_cannot_be_fetched(
     def fails(*_: object, **__: object) -> None:
         raise failure
 
-    monkeypatch.setattr(builder.subprocess, "run", fails)
-    missing = builder.Archive("@some/package", "1.2.3", "0" * 64)
+    monkeypatch.setattr(emoji_sources.subprocess, "run", fails)
+    missing = emoji_sources.Archive("@some/package", "1.2.3", "0" * 64)
     with pytest.raises(UserError, match=r"@some/package@1\.2\.3(.|\n)*some-package-1\.2\.3\.tgz"):
-        builder.obtain(missing, tmp_path / "archives")
+        emoji_sources.obtain(missing, tmp_path / "archives")
 
 
 def test_emojis_are_in_their_own_order_without_flags_and_components():
