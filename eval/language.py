@@ -12,8 +12,8 @@ from mm_cca.config.schema import Recipe
 from mm_cca.data.images import load_split
 from mm_cca.data.texts import read_texts
 from mm_cca.errors import UserError
-from mm_cca.eval.metrics.bootstrap import mean_interval
-from mm_cca.eval.summary_types import Interval, TextNll
+from mm_cca.eval.metrics.intervals import mean_interval
+from mm_cca.eval.summary_types import TextNll
 from mm_cca.modeling.text_nll import text_batch, text_nll
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.weights import load_source
@@ -49,17 +49,12 @@ def measure_text(
         release_memory()
     base = nll.get("base")
 
-    def interval(values: np.ndarray) -> Interval:
-        return mean_interval(
-            values, resamples=recipe.eval.bootstrap_samples, seed=recipe.sample.seed
-        )
-
     return {
         "texts": recipe.eval.text_nll,
         "num_texts": len(texts),
-        "sources": {name: interval(values) for name, values in nll.items()},
+        "sources": {name: mean_interval(values) for name, values in nll.items()},
         "minus_base": {
-            name: interval(values - base)
+            name: mean_interval(values - base)
             for name, values in nll.items()
             if base is not None and name != "base"
         },

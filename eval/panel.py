@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mm_cca.config.metrics import METRICS, Verdict, reconstruction_name
+from mm_cca.config.metrics import METRICS, in_sentence
 from mm_cca.eval.summary_types import (
+    Compared,
     HeadlineEntry,
     Interval,
     Standing,
@@ -23,8 +24,8 @@ class Opinion:
     """What one judge says of one comparison."""
 
     judge: str
-    arm: str
-    against: str
+    entry: VerdictEntry
+    compared: Compared
     difference: Interval
 
 
@@ -58,33 +59,14 @@ def standing_of(difference: Interval, *, higher_is_better: bool) -> Standing:
     return "ahead" if (difference["low"] > 0) == higher_is_better else "behind"
 
 
-def rival_of(against: str) -> str:
-    """The kind of an arm that is compared with: ``base``, ``guided base`` ..."""
-    source, *parts = against.split("+")
-    return f"guided {source}" if any(part.startswith("cfg") for part in parts) else source
-
-
-def _ours_of(arm: str) -> str:
-    return "cca" if arm == "cca" else "cca at another dial"
-
-
 def _opinions(judge: str, entries: Sequence[VerdictEntry]) -> Iterator[tuple[Comparison, Opinion]]:
     for entry in entries:
         differences = differences_of(entry)
-        for name in headline_metrics(differences):
-            comparison = (entry["split"], _ours_of(entry["arm"]), rival_of(entry["against"]), name)
-            yield comparison, Opinion(judge, entry["arm"], entry["against"], differences[name])
-
-
-def headline_metrics(present: Mapping[str, object]) -> list[str]:
-    """The metrics of the headline among those that have a difference."""
-    return [
-        name
-        for name, metric in METRICS.items()
-        if name in present
-        and metric.verdict is Verdict.SENTENCE
-        and reconstruction_name(name) not in present
-    ]
+        for name in in_sentence(differences):
+            yield (
+                (entry["split"], entry["ours"], entry["rival"], name),
+                Opinion(judge, entry, entry["compared"][name], differences[name]),
+            )
 
 
 def _headline(comparison: Comparison, opinions: Sequence[Opinion]) -> HeadlineEntry:
@@ -109,9 +91,10 @@ def _headline(comparison: Comparison, opinions: Sequence[Opinion]) -> HeadlineEn
         "metric": metric,
         "standing": standing,
         "judge": worst.judge,
-        "arm": worst.arm,
-        "against": worst.against,
+        "compared": worst.compared,
         "difference": worst.difference,
+        "confidence": worst.entry["confidence"],
+        "cautions": worst.entry["cautions"],
         "shared_by": sum(each == standing for each in standings.values()),
         "num_judges": len(standings),
         "standings": standings,
@@ -119,8 +102,12 @@ def _headline(comparison: Comparison, opinions: Sequence[Opinion]) -> HeadlineEn
 
 
 def _relative(difference: Interval, higher_is_better: bool) -> float:
-    """The difference in half widths of its interval, as judges differ in their scales."""
-    value = difference["value"] if higher_is_better else -difference["value"]
+    """The middle of the interval in half widths, as judges differ in their scales.
+
+    The difference itself is biased where it is one of Frechet distances; the middle is not.
+    """
+    middle = (difference["low"] + difference["high"]) / 2
+    value = middle if higher_is_better else -middle
     half = (difference["high"] - difference["low"]) / 2
     if half > 0:
         return value / half

@@ -11,12 +11,14 @@ from accelerate import PartialState
 from mm_cca.config.metrics import METRICS
 from mm_cca.config.schema import Recipe
 from mm_cca.config.stage_keys import texts_digest
+from mm_cca.eval.contestants import CHOICE_RULE
 from mm_cca.eval.features.image_sets import RESIZE, size_of
 from mm_cca.eval.features.inception import RESIZE as INCEPTION_RESIZE
 from mm_cca.eval.features.inception import Inception
 from mm_cca.eval.features.references import ReferenceSet
 from mm_cca.eval.features.scorer import Scorer
 from mm_cca.eval.ground_truth import SplitTruth
+from mm_cca.eval.metrics.bootstrap import intervals_text
 from mm_cca.eval.summary_types import JudgeProtocol, ReferenceEntry, ScoringProtocol
 
 PACKAGES = (
@@ -88,7 +90,7 @@ def protocol_of(
             "inception": None if inception is None else INCEPTION_RESIZE,
         },
         "features": "image features as the model gives them, not normalised; cmmd normalises",
-        "intervals": f"95 %, percentile bootstrap, {recipe.eval.bootstrap_samples} resamples",
+        "intervals": f"{intervals_text(recipe.eval.bootstrap_samples)} {CHOICE_RULE}",
         "seeds": {"sampling": seed, "bootstrap": seed, "kernel_subsets": seed, "splits": seed},
         "sampling": asdict(recipe.sample) | dict(sampled_with),
         "dtype": {"model": recipe.model.dtype, "extractors": "float32"},

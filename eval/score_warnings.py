@@ -1,13 +1,17 @@
-"""Sentences about scores that are not reliable as they are, for ``summary["warnings"]``."""
+"""Sentences about scores that are not reliable as they are, for ``summary["warnings"]`` and for the
+``cautions`` of a verdict."""
 
 from collections.abc import Mapping
 
-from mm_cca.config.metrics import METRICS, FeatureSource, ReferenceNeed
+from mm_cca.config.metrics import LEAD, METRICS, FeatureSource, ReferenceNeed
 from mm_cca.config.schema import Recipe
 from mm_cca.eval.features.extract import Extractors, Features
 from mm_cca.eval.features.references import NOT_RECORDED
 from mm_cca.eval.ground_truth import SplitTruth
 from mm_cca.eval.metrics.distances import KERNEL_SUBSET_SIZE, kernel_subset_size
+from mm_cca.eval.metrics.frechet import PER_DIMENSION
+from mm_cca.eval.metrics.intervals import FEW_PROMPTS
+from mm_cca.eval.summary_types import Scores
 
 SMALL_SUBSETS = {"kernel_distance": 100, "kid": KERNEL_SUBSET_SIZE}
 """Subsets of fewer images than this get a warning."""
@@ -62,6 +66,8 @@ def _about_numbers(recipe: Recipe, split: str, truth: SplitTruth, ours: Features
                 "singular covariances and is dominated by bias; compare only at the same number "
                 "of images, and with the floor of real images."
             )
+        else:
+            warnings += [f"{split}: {caution}" for caution in per_dimension(name, n, size)]
     if reference is not None and reference.statistics is not None:
         if reference.statistics.protocol["extractor"] == NOT_RECORDED:
             warnings.append(
@@ -75,6 +81,71 @@ def _about_numbers(recipe: Recipe, split: str, truth: SplitTruth, ours: Features
             f"{split}: inception_score of {n} images is too low; published ones take 50,000."
         )
     return warnings
+
+
+def per_dimension(label: str, num_images: int, size: int) -> list[str]:
+    """A caution where a Frechet distance has fewer than ten images per dimension.
+
+    Args:
+        label: of the metric.
+        num_images: n of one arm.
+        size: F, dimensions of the features.
+    """
+    if num_images >= PER_DIMENSION * size:
+        return []
+    return [
+        f"{label} of {num_images} images in {size} dimensions ({num_images / size:.1f} per "
+        f"dimension, {PER_DIMENSION} or more are advised) is mostly bias, which intervals and the "
+        "extrapolation to infinitely many images remove only in part."
+    ]
+
+
+def about_few_prompts(num_prompts: int) -> list[str]:
+    """A caution where intervals lean on few prompts."""
+    if num_prompts >= FEW_PROMPTS:
+        return []
+    return [
+        f"only {num_prompts} prompts: with fewer than {FEW_PROMPTS}, intervals lean on the "
+        "assumption that differences are spread evenly about their mean."
+    ]
+
+
+def about_resamples(label: str, resamples: int, wanted: int) -> list[str]:
+    """A caution where fewer resamples were affordable than ``eval.bootstrap_samples`` asks for."""
+    if resamples >= wanted:
+        return []
+    return [
+        f"the interval of {label} is from {resamples} resamples instead of {wanted}, as more would "
+        "take too long in so many dimensions; its ends are less exact."
+    ]
+
+
+def about_choice(num_prompts: int) -> list[str]:
+    """A caution where the best arms could not be chosen on other prompts."""
+    return [
+        f"{num_prompts} prompts are too few to halve: the best arms were chosen on the prompts "
+        "that they are judged on, which favours whoever had more to choose from."
+    ]
+
+
+def over_satisfied(scores: Mapping[str, Scores], floors: Mapping[str, Scores]) -> list[str]:
+    """A caution for every arm whose alignment is above that of the real images' reconstructions.
+
+    Args:
+        scores: of one split by one judge, by arm.
+        floors: likewise; nothing is said without ``reconstruction``.
+    """
+    if LEAD not in floors.get("reconstruction", {}):
+        return []
+    ceiling = floors["reconstruction"][LEAD]["value"]
+    digits = METRICS[LEAD].digits
+    return [
+        f"the judge is over-satisfied: {name} has an alignment of "
+        f"{of_arm[LEAD]['value']:.{digits}f}, above the {ceiling:.{digits}f} of reconstructed real "
+        "images; it can't tell better from over-fitted there."
+        for name, of_arm in scores.items()
+        if LEAD in of_arm and of_arm[LEAD]["value"] > ceiling
+    ]
 
 
 def _about_kernels(chosen: list[str], split: str, n: int, m: int) -> list[str]:

@@ -23,11 +23,12 @@ from mm_cca.eval.features.extract import Features
 from mm_cca.eval.features.references import ReferenceSet
 from mm_cca.eval.ground_truth import SplitTruth
 from mm_cca.eval.metrics.attributes import answers
-from mm_cca.eval.metrics.bootstrap import mean_interval
 from mm_cca.eval.metrics.distances import cmmd, inception_score, kernel_distance
+from mm_cca.eval.metrics.frechet import frechet_at_infinity
+from mm_cca.eval.metrics.intervals import mean_interval, share_interval
 from mm_cca.eval.metrics.prdc import density_coverage, precision_recall
-from mm_cca.eval.metrics.retrieval import cosines, retrieval_ranks
-from mm_cca.eval.summary_types import Score, Scores
+from mm_cca.eval.metrics.retrieval import among_best, cosines, retrieval_ranks
+from mm_cca.eval.summary_types import Interval, Score, Scores
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,15 @@ class ArmScores:
 
 
 class PerImage(NamedTuple):
-    """A mean over images: ``factor`` times the [n] ``values``."""
+    """A mean over images: ``factor`` times the [n] ``values``; shares lie between 0 and 1."""
 
     factor: float
     values: Callable[[ArmScores], np.ndarray]
+    is_share: bool = False
+
+    def interval(self, means: np.ndarray) -> Interval:
+        """Of the [P] means of the prompts."""
+        return share_interval(means) if self.is_share else mean_interval(means)
 
 
 @dataclass(frozen=True)
@@ -100,8 +106,8 @@ def _cmmd(sets: SetComparison) -> Score:
 PER_IMAGE: dict[str, PerImage] = {
     "alignment": PerImage(100, lambda arm: arm.cosine),
     "clip_score": PerImage(100, lambda arm: arm.cosine.clip(min=0)),
-    "r_at_1": PerImage(1, lambda arm: (arm.rank < 1).astype(np.float64)),
-    "r_at_5": PerImage(1, lambda arm: (arm.rank < 5).astype(np.float64)),
+    "r_at_1": PerImage(1, lambda arm: among_best(arm.rank, 1), is_share=True),
+    "r_at_5": PerImage(1, lambda arm: among_best(arm.rank, 5), is_share=True),
 }
 """Means over images, which have an interval over prompts."""
 OF_SETS: dict[str, Callable[[SetComparison], Score]] = {
@@ -118,6 +124,10 @@ OF_SETS: dict[str, Callable[[SetComparison], Score]] = {
 }
 """Numbers of a whole set of images."""
 OF_SETS |= {reconstruction_name(name): OF_SETS[name] for name in AGAINST_RECONSTRUCTIONS}
+
+
+EXTRAPOLATED = ("frechet_distance", reconstruction_name("frechet_distance"))
+"""Shown at infinitely many images, too. Not FID: its 2,048 dimensions would take minutes."""
 
 
 def measure(features: Features, truth: SplitTruth) -> ArmScores:
@@ -152,21 +162,25 @@ def scores_of(recipe: Recipe, measured: ArmScores, truth: SplitTruth) -> Scores:
     for name in recipe.eval.metrics:
         if name in OF_SETS:
             scores[name] = OF_SETS[name](sets[METRICS[name].reference])
+            if name in EXTRAPOLATED:
+                scores[name]["extrapolated"] = _extrapolated(name, measured, truth, seed)
         else:
-            factor, values = PER_IMAGE[name]
-            means = per_prompt(factor * values(measured), truth.groups)
-            scores[name] = _score(recipe, means)
+            metric = PER_IMAGE[name]
+            means = per_prompt(metric.factor * metric.values(measured), truth.groups)
+            scores[name] = cast(Score, metric.interval(means))
     for kind, right in measured.attributes.items():
         question = truth.questions[kind]
         means = per_prompt(right, np.unique(truth.groups[question.prompts], return_inverse=True)[1])
-        score = _score(recipe, means)
+        score = cast(Score, share_interval(means))
         score["count"], score["chance"] = len(right), question.chance
         scores[f"attribute_{kind}"] = score
     return scores
 
 
-def _score(recipe: Recipe, means: np.ndarray) -> Score:
-    interval = mean_interval(
-        means, resamples=recipe.eval.bootstrap_samples, seed=recipe.sample.seed
+def _extrapolated(name: str, measured: ArmScores, truth: SplitTruth, seed: int) -> float:
+    """Of a Frechet distance on the scorer's features, to infinitely many images."""
+    reference = truth.compared_with(METRICS[name])
+    assert reference is not None
+    return frechet_at_infinity(
+        measured.features.scorer, truth.groups, reference.target(FeatureSource.SCORER), seed=seed
     )
-    return cast(Score, interval)

@@ -16,7 +16,8 @@ class Score(TypedDict):
     """One metric of one arm on one split.
 
     ``low`` and ``high`` belong to means over prompts, ``deviation`` to the Inception score;
-    ``count`` (of prompts) and ``chance`` (share right by guessing) to attributes.
+    ``count`` (of prompts) and ``chance`` (share right by guessing) to attributes; ``extrapolated``
+    (to infinitely many images) to Frechet distances of the scorer.
     """
 
     value: float
@@ -25,6 +26,7 @@ class Score(TypedDict):
     deviation: NotRequired[float]
     count: NotRequired[int]
     chance: NotRequired[float]
+    extrapolated: NotRequired[float]
 
 
 Scores = dict[str, Score]
@@ -125,12 +127,31 @@ def leading_judge(judges: Iterable[JudgeEntry]) -> str:
     return in_order[0]["name"]
 
 
+class Compared(TypedDict):
+    """The arms that stood for either side in one metric: one each, or two where the halves of the
+    prompts disagree on which is the best."""
+
+    arm: list[str]
+    against: list[str]
+
+
 class VerdictEntry(TypedDict):
-    """CCA's ``arm`` minus the arm ``against``; next to these keys, one interval per metric."""
+    """CCA minus a baseline; next to these keys, one interval per metric.
+
+    ``ours`` and ``rival`` are kinds of arms, such as ``cca`` and ``guided base``. ``arm`` and
+    ``against`` are their members with the highest alignment; ``compared`` has those that each
+    metric compares. ``confidence`` is that of every interval: those of the sentence then hold
+    together at 95 %. ``cautions`` are sentences about this comparison.
+    """
 
     split: str
+    ours: str
+    rival: str
     arm: str
     against: str
+    confidence: float
+    compared: dict[str, Compared]
+    cautions: list[str]
 
 
 def with_differences(entry: VerdictEntry, differences: Mapping[str, Interval]) -> VerdictEntry:
@@ -152,9 +173,9 @@ Standing = Literal["ahead", "level", "behind"]
 class HeadlineEntry(TypedDict):
     """One comparison by the least favourable judge, which is ``judge``.
 
-    ``arm``, ``against`` and ``difference`` are that judge's: judges may differ in which guided arm
-    is the best. ``rival`` is the kind of arm that all compared with. ``shared_by`` of
-    ``num_judges`` judges come to the same ``standing``.
+    ``compared``, ``difference``, ``confidence`` and ``cautions`` are that judge's: judges may
+    differ in which guided arm is the best. ``ours`` and ``rival`` are the kinds of arms that all
+    compared. ``shared_by`` of ``num_judges`` judges come to the same ``standing``.
     """
 
     split: str
@@ -163,9 +184,10 @@ class HeadlineEntry(TypedDict):
     metric: str
     standing: Standing
     judge: str
-    arm: str
-    against: str
+    compared: Compared
     difference: Interval
+    confidence: float
+    cautions: list[str]
     shared_by: int
     num_judges: int
     standings: dict[str, Standing]
@@ -274,7 +296,7 @@ class ImageNumbers(TypedDict):
     """One arm on one split, in the order of its images."""
 
     alignment: list[float]
-    rank: list[int]
+    rank: list[float]
 
 
 class SplitNumbers(TypedDict):

@@ -14,6 +14,7 @@ from mm_cca.eval.features.distributed import map_over_ranks
 from mm_cca.eval.features.image_sets import ImageSet
 from mm_cca.eval.features.inception import Inception
 from mm_cca.eval.features.scorer import Scorer
+from mm_cca.eval.metrics.finite import refuse_not_finite
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def extract(images: ImageSet, extractors: Extractors) -> Features:
     """All features of a set, the same on every rank and for any number of ranks.
 
     Raises:
-        UserError: an image that can't be read, by name.
+        UserError: an image that can't be read, by name; or features that are NaN or infinite.
     """
     size = extractors.scorer.batch_size
     starts = range(0, images.count, size)
@@ -77,12 +78,16 @@ def extract(images: ImageSet, extractors: Extractors) -> Features:
 
     batches = map_over_ranks(starts, work, desc=f"features of {images.name}")
     digest = hashlib.sha256(b"".join(d for batch in batches for d in batch.digests))
-    return Features(
+    features = Features(
         torch.cat([batch.scorer for batch in batches]),
         _joined([batch.inception for batch in batches]),
         _joined([batch.logits for batch in batches]),
         digest.hexdigest(),
     )
+    refuse_not_finite(features.scorer, f"{images.name}, judged by {extractors.scorer.name}")
+    if features.inception is not None:
+        refuse_not_finite(features.inception, f"{images.name}, seen by Inception")
+    return features
 
 
 def _joined(parts: list[torch.Tensor | None]) -> torch.Tensor | None:

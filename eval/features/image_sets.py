@@ -47,7 +47,7 @@ def size_of(recipe: Recipe) -> list[int]:
 def sampled_images(recipe: Recipe, run: RunFolder, arm: str, prompts: list[Prompt]) -> ImageSet:
     """An arm's images for these prompts."""
     files = [picture_file(run.samples / arm, prompt.index) for prompt in prompts]
-    return _files(arm, files, recipe.eval.image_size)
+    return _files(f"{arm} {prompts[0].split}", files, recipe.eval.image_size)
 
 
 def folder_images(folder: Path, size: list[int]) -> ImageSet:

@@ -4,7 +4,7 @@ Shapes: m images, F feature size.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from mm_cca.eval.features.extract import Extractors, Features, extract
 from mm_cca.eval.features.image_sets import RESIZE, ImageSet, folder_images, size_of, table_images
 from mm_cca.eval.features.inception import RESIZE as INCEPTION_RESIZE
 from mm_cca.eval.metrics.distances import Gaussian, frechet_distance, frechet_to, gaussian_of
+from mm_cca.eval.metrics.frechet import FrechetTarget
 from mm_cca.runs.files import atomic_path
 
 FIELDS = ("extractor", "extractor_sha256", "resize", "image_size", "images", "images_sha256")
@@ -58,6 +59,9 @@ class ReferenceSet:
     sha256: str
     features: Features | None
     statistics: Statistics | None
+    _targets: dict[FeatureSource, FrechetTarget] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def frechet(self, generated: torch.Tensor, source: FeatureSource) -> float:
         """Frechet distance of [n, F] generated features of the same source."""
@@ -65,6 +69,17 @@ class ReferenceSet:
             return frechet_to(generated, self.statistics.gaussian)
         assert self.features is not None
         return frechet_distance(generated, self.features.of(source))
+
+    def target(self, source: FeatureSource) -> FrechetTarget:
+        """This set, prepared once for many Frechet distances."""
+        if source not in self._targets:
+            if self.statistics is not None:
+                gaussian = self.statistics.gaussian
+            else:
+                assert self.features is not None
+                gaussian = gaussian_of(self.features.of(source))
+            self._targets[source] = FrechetTarget.of(gaussian)
+        return self._targets[source]
 
 
 def external_reference(recipe: Recipe, extractors: Extractors) -> ReferenceSet:

@@ -1,7 +1,8 @@
 """Is the style word right, the colour, the number? The own caption against its edited variants.
 
 An attribute is right if the scorer prefers the own caption to the same caption with any other
-value of that attribute. Shapes: n prompts, T edited captions in all, F feature size.
+value of that attribute, and half right if it likes another one as well.
+Shapes: n prompts, T edited captions in all, F feature size.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,7 +60,8 @@ def questions_of(
 
 
 def answers(images: torch.Tensor, own: torch.Tensor, question: Question) -> np.ndarray:
-    """Whether each asked prompt's image fits its own caption better than every variant.
+    """How right each asked prompt is: 1.0 if its image fits its own caption better than every
+    variant, 0.5 if the best variant fits as well.
 
     Args:
         images: [n, F] features of one image per prompt.
@@ -67,7 +69,7 @@ def answers(images: torch.Tensor, own: torch.Tensor, question: Question) -> np.n
         question: k prompts with their variants.
 
     Returns:
-        [k] bool.
+        [k] float64.
     """
     cosine = torch.nn.functional.cosine_similarity
     right = cosine(images, own)
@@ -75,4 +77,4 @@ def answers(images: torch.Tensor, own: torch.Tensor, question: Question) -> np.n
     best = torch.full_like(right, -torch.inf).scatter_reduce(
         0, question.owner, other, reduce="amax"
     )
-    return (right > best).numpy()[question.prompts]
+    return torch.heaviside(right - best, right.new_tensor(0.5)).double().numpy()[question.prompts]

@@ -4,7 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mm_cca.config.metrics import METRICS
-from mm_cca.eval.report.wording import cost, in_words, prompts_in_words
+from mm_cca.eval.report.wording import (
+    BADGES,
+    arms_in_words,
+    cost,
+    difference_in_words,
+    prompts_in_words,
+    shared_cautions,
+)
 from mm_cca.eval.summary_types import (
     Examination,
     FigureName,
@@ -31,26 +38,43 @@ ORDER: dict[FigureName, str] = {
 }
 """Figures of an examination, in the order in which they should fall."""
 PREPOSITIONS: dict[Standing, str] = {"ahead": "ahead of", "behind": "behind"}
-BADGES: dict[Standing, str] = {"ahead": "ahead", "level": "no difference", "behind": "behind"}
 
 
 class HeadlineText(NamedTuple):
-    """One comparison: its standing, the same in a word or two, and a sentence."""
+    """One comparison: its standing, the same in a word or two, a sentence, and cautions that not
+    all comparisons of the split share."""
 
     standing: Standing
     badge: str
     sentence: str
+    cautions: list[str]
 
 
-def headline_texts(summary: Summary, split: str) -> list[HeadlineText]:
+class HeadlineTexts(NamedTuple):
+    """The comparisons of a split, and the cautions that hold for all of them."""
+
+    verdicts: list[HeadlineText]
+    cautions: list[str]
+
+
+def headline_texts(summary: Summary, split: str) -> HeadlineTexts:
     """The comparisons of a split, those with the guided base first."""
     of_split = [entry for entry in summary["headline"] if entry["split"] == split]
     of_split.sort(key=lambda entry: (entry["ours"] != "cca", entry["rival"] != "guided base"))
     passes = {arm["name"]: arm["forwards_per_image"] for arm in summary["arms"]}
-    return [
-        HeadlineText(entry["standing"], BADGES[entry["standing"]], headline_sentence(entry, passes))
-        for entry in of_split
-    ]
+    shared = shared_cautions([entry["cautions"] for entry in of_split])
+    return HeadlineTexts(
+        [
+            HeadlineText(
+                entry["standing"],
+                BADGES[entry["standing"]],
+                headline_sentence(entry, passes),
+                [caution for caution in entry["cautions"] if caution not in shared],
+            )
+            for entry in of_split
+        ],
+        shared,
+    )
 
 
 def headline_sentence(entry: HeadlineEntry, passes: Mapping[str, int]) -> str:
@@ -61,22 +85,18 @@ def headline_sentence(entry: HeadlineEntry, passes: Mapping[str, int]) -> str:
         passes: forward passes per image of every arm.
     """
     metric, difference = METRICS[entry["metric"]], entry["difference"]
-    value, low, high = (
-        f"{number:+.{metric.digits}f}"
-        for number in (difference["value"], difference["low"], difference["high"])
-    )
-    hint = "" if metric.higher_is_better else "; lower is better"
-    ours, theirs = in_words(entry["arm"]), in_words(entry["against"])
+    compared = entry["compared"]
+    ours, theirs = (arms_in_words(arms) for arms in (compared["arm"], compared["against"]))
+    told = difference_in_words(difference, metric, entry["confidence"])
     if entry["standing"] == "level":
         most = max(abs(difference["low"]), abs(difference["high"]))
         found = f"No difference found between {ours} and {theirs} in {metric.label}"
-        bound = f"could be up to {most:.{metric.digits}f}; "
+        told = f"could be up to {most:.{metric.digits}f}; {told}"
     else:
         found = f"{ours} is {PREPOSITIONS[entry['standing']]} {theirs} in {metric.label}"
-        bound = ""
     return (
-        f"{found[0].upper()}{found[1:]} ({bound}difference {value}, 95 % interval {low} to {high}"
-        f"{hint}), {_shared(entry)}, {cost(passes[entry['arm']], passes[entry['against']])}."
+        f"{found[0].upper()}{found[1:]} ({told}), {_shared(entry)}, "
+        f"{cost(passes[compared['arm'][0]], passes[compared['against'][0]])}."
     )
 
 
@@ -106,9 +126,11 @@ def headline_lines(summary: Summary) -> list[str]:
         return [reason]
     lines = []
     for split in summary["protocol"]["num_prompts"]:
-        lines += [
-            f"{prompts_in_words(split)}: {text.sentence}" for text in headline_texts(summary, split)
-        ]
+        texts = headline_texts(summary, split)
+        for text in texts.verdicts:
+            lines.append(f"{prompts_in_words(split)}: {text.sentence}")
+            lines += [f"  caution: {caution}" for caution in text.cautions]
+        lines += [f"{prompts_in_words(split)}: caution: {caution}" for caution in texts.cautions]
     return lines
 
 

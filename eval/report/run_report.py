@@ -24,7 +24,7 @@ from mm_cca.eval.report.panel_text import (
 )
 from mm_cca.eval.report.tables import ScoreColumn, best_guided, print_table, score_columns
 from mm_cca.eval.report.thumbnails import Budget
-from mm_cca.eval.report.wording import fid_sentence, lead_outcome, verdict_sentence
+from mm_cca.eval.report.wording import VerdictTexts, verdict_texts
 from mm_cca.eval.summary_types import (
     JudgedArm,
     JudgeEntry,
@@ -52,13 +52,6 @@ class ComparedMetric(TypedDict):
     digits: int
 
 
-class VerdictText(TypedDict):
-    """``level``, ``ahead`` or ``behind``, and the sentence."""
-
-    outcome: str
-    sentence: str
-
-
 class JudgeView(TypedDict):
     """One judge in the page; dictionaries are by split, ``floors`` by floor and split."""
 
@@ -68,7 +61,7 @@ class JudgeView(TypedDict):
     best: dict[str, str | None]
     differences: dict[str, list[VerdictEntry]]
     compared: list[ComparedMetric]
-    sentences: dict[str, list[VerdictText]]
+    sentences: dict[str, VerdictTexts]
     standing: str
 
 
@@ -166,7 +159,7 @@ def _view(summary: Summary, judge: JudgeEntry, splits: list[str]) -> JudgeView:
         "differences": {split: [v for v in verdicts if v["split"] == split] for split in splits},
         "compared": _compared(verdicts),
         "sentences": {
-            split: _verdicts(arms, verdicts, split) if judge["may_judge"] else []
+            split: _verdicts(arms, verdicts if judge["may_judge"] else [], split)
             for split in splits
         },
         "standing": standing_in_words(judge),
@@ -205,21 +198,12 @@ def _compared(verdicts: list[VerdictEntry]) -> list[ComparedMetric]:
     ]
 
 
-def _verdicts(arms: list[JudgedArm], verdicts: list[VerdictEntry], split: str) -> list[VerdictText]:
-    """Outcomes and sentences; CCA against the best guided base comes first."""
+def _verdicts(arms: list[JudgedArm], verdicts: list[VerdictEntry], split: str) -> VerdictTexts:
+    """Outcomes, sentences and cautions; CCA against the guided base comes first."""
     passes = {arm["name"]: arm["forwards_per_image"] for arm in arms}
     scores = {arm["name"]: arm["scores"][split] for arm in arms}
     of_split = [verdict for verdict in verdicts if verdict["split"] == split]
-    first = ("cca", best_guided(arms, split))
-    of_split.sort(key=lambda verdict: (verdict["arm"], verdict["against"]) != first)
-    return [
-        {
-            "outcome": lead_outcome(verdict),
-            "sentence": verdict_sentence(verdict, passes)
-            + fid_sentence(scores[verdict["arm"]], scores[verdict["against"]]),
-        }
-        for verdict in of_split
-    ]
+    return verdict_texts(of_split, passes, scores)
 
 
 def _training(run: RunFolder, arms: list[JudgedArm]) -> TrainingCurves:

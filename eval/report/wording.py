@@ -1,13 +1,78 @@
-"""Verdicts in plain words."""
+"""Verdicts in plain words, with what is doubtful about them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
 
-from mm_cca.config.metrics import LEAD, METRICS, Metric, Verdict
+from mm_cca.config.metrics import LEAD, METRICS, Metric, in_sentence
 from mm_cca.eval.summary_types import Interval, Scores, VerdictEntry, differences_of
 from mm_cca.sampling.prompts import PROMPTS
 
 LEVEL, AHEAD, BEHIND = "level", "ahead", "behind"
-PREPOSITIONS = {LEVEL: "level with", AHEAD: "ahead of", BEHIND: "behind"}
+BADGES = {LEVEL: "no difference found", AHEAD: AHEAD, BEHIND: BEHIND}
+FIRST = ("cca", "guided base")
+"""The comparison that the project is about comes first."""
+
+
+class VerdictText(TypedDict):
+    """One comparison: ``level``, ``ahead`` or ``behind`` in the metric that comes first, the same
+    in words, the sentence, and cautions that not all comparisons of the split share."""
+
+    outcome: str
+    badge: str
+    sentence: str
+    cautions: list[str]
+
+
+class VerdictTexts(TypedDict):
+    """The comparisons of a split, and the cautions that hold for all of them."""
+
+    verdicts: list[VerdictText]
+    cautions: list[str]
+
+
+def verdict_texts(
+    verdicts: Sequence[VerdictEntry],
+    passes: Mapping[str, int],
+    scores: Mapping[str, Scores],
+    warnings: Sequence[str] = (),
+) -> VerdictTexts:
+    """The verdicts of one split by one judge, with everything that is doubtful about them.
+
+    Args:
+        verdicts: of one split.
+        passes: forward passes per image of every arm.
+        scores: of every arm on that split.
+        warnings: of the summary that concern this split, as ``warnings_about`` gives them.
+    """
+    ordered = sorted(verdicts, key=lambda verdict: (verdict["ours"], verdict["rival"]) != FIRST)
+    shared = shared_cautions([verdict["cautions"] for verdict in ordered])
+    texts: list[VerdictText] = []
+    for verdict in ordered:
+        result = lead_outcome(verdict)
+        ours, theirs = scores[verdict["arm"]], scores[verdict["against"]]
+        texts.append(
+            {
+                "outcome": result,
+                "badge": BADGES[result],
+                "sentence": verdict_sentence(verdict, passes)
+                + extrapolated_sentence(verdict, scores)
+                + fid_sentence(ours, theirs),
+                "cautions": [text for text in verdict["cautions"] if text not in shared],
+            }
+        )
+    return {"verdicts": texts, "cautions": [*shared, *warnings]}
+
+
+def shared_cautions(cautions: Sequence[Sequence[str]]) -> list[str]:
+    """Those that all of several comparisons have."""
+    first = cautions[0] if cautions else []
+    return [caution for caution in first if all(caution in each for each in cautions)]
+
+
+def warnings_about(split: str, warnings: Sequence[str], splits: Sequence[str]) -> list[str]:
+    """The summary's warnings that concern a split: its own and those of no split."""
+    others = tuple(f"{other}: " for other in splits if other != split)
+    return [warning for warning in warnings if not warning.startswith(others)]
 
 
 def outcome(interval: Interval, *, higher_is_better: bool = True) -> str:
@@ -23,24 +88,49 @@ def lead_outcome(verdict: VerdictEntry) -> str:
 
 
 def verdict_sentence(verdict: VerdictEntry, passes: Mapping[str, int]) -> str:
-    """One comparison as a sentence.
+    """One comparison as a sentence: in every metric against the rival's best in that metric.
 
     Args:
         verdict: with the difference in each metric.
         passes: forward passes per image of every arm.
     """
     ours, theirs = verdict["arm"], verdict["against"]
-    differences = differences_of(verdict)
-    parts: list[str] = []
-    for name, metric in METRICS.items():
-        if metric.verdict is not Verdict.SENTENCE or name not in differences:
-            continue
-        result = outcome(differences[name], higher_is_better=metric.higher_is_better)
-        who = result if parts else f"{PREPOSITIONS[result]} {in_words(theirs)}"
-        parts.append(f"{who} in {metric.label} ({_difference(differences[name], metric)})")
+    parts = [_part(verdict, name) for name in in_sentence(differences_of(verdict))]
+    return f"{_capital(in_words(ours))}: {'; '.join(parts)}; {cost(passes[ours], passes[theirs])}."
+
+
+def _part(verdict: VerdictEntry, name: str) -> str:
+    """Such as: behind base+cfg3 in FD (difference ...)."""
+    metric, difference = METRICS[name], differences_of(verdict)[name]
+    result = outcome(difference, higher_is_better=metric.higher_is_better)
+    compared = verdict["compared"][name]
+    rival = arms_in_words(compared["against"])
+    more = [difference_in_words(difference, metric, verdict["confidence"])]
+    if compared["arm"] != [verdict["arm"]]:
+        more.append(f"as {' or '.join(compared['arm'])}")
+    told = f"({'; '.join(more)})"
+    if result != LEVEL:
+        return f"{'ahead of' if result == AHEAD else result} {rival} in {metric.label} {told}"
+    most = max(abs(difference["low"]), abs(difference["high"]))
     return (
-        f"{_capital(in_words(ours))} is {' and '.join(parts)} {cost(passes[ours], passes[theirs])}."
+        f"no difference found from {rival} in {metric.label}, could be up to "
+        f"{most:.{metric.digits}f} {told}"
     )
+
+
+def extrapolated_sentence(verdict: VerdictEntry, scores: Mapping[str, Scores]) -> str:
+    """The distances of the sentence at infinitely many images, where they are known."""
+    texts = []
+    for name in in_sentence(differences_of(verdict)):
+        compared = verdict["compared"][name]
+        arms = [compared["arm"][0], compared["against"][0]]
+        values = [scores[arm][name].get("extrapolated") for arm in arms if name in scores[arm]]
+        known = [value for value in values if value is not None]
+        if len(known) == len(arms):
+            label, digits = METRICS[name].label, METRICS[name].digits
+            both = " against ".join(f"{value:.{digits}f}" for value in known)
+            texts.append(f" {label} at infinitely many images {both}.")
+    return "".join(texts)
 
 
 def fid_sentence(ours: Scores, theirs: Scores) -> str:
@@ -69,18 +159,25 @@ def in_words(arm: str) -> str:
     return arm if parts else f"the {source} without guidance"
 
 
+def arms_in_words(arms: Sequence[str]) -> str:
+    """One arm, or two where the halves of the prompts disagree on which is the best."""
+    return " or ".join(in_words(arm) for arm in arms)
+
+
 def prompts_in_words(split: str) -> str:
     """Which prompts: of a split of the data, or of a file."""
     return "prompts of the file" if split == PROMPTS else f"{split} prompts"
 
 
-def _difference(interval: Interval, metric: Metric) -> str:
+def difference_in_words(interval: Interval, metric: Metric, confidence: float) -> str:
+    """A difference, its interval, and which way is better unless that is up."""
     value, low, high = (
         f"{number:+.{metric.digits}f}"
         for number in (interval["value"], interval["low"], interval["high"])
     )
     hint = "" if metric.higher_is_better else "; lower is better"
-    return f"difference {value}, 95 % interval {low} to {high}{hint}"
+    level = f"{100 * confidence:.3g}"
+    return f"difference {value}, {level} % interval {low} to {high}{hint}"
 
 
 def _capital(text: str) -> str:

@@ -145,6 +145,7 @@ TO_REAL = {
         needs=ReferenceNeed.IMAGES,
         higher_is_better=False,
         is_default=True,
+        verdict=Verdict.SENTENCE,
     ),
     "precision": Metric(
         label="precision",
@@ -281,8 +282,24 @@ def with_reconstructions(names: Iterable[str]) -> list[str]:
     return list(both)
 
 
+def in_sentence(present: Iterable[str]) -> list[str]:
+    """The metrics that a verdict's sentence names, of those that have a difference.
+
+    A distance to reconstructions takes the place of the same distance to real images, most of which
+    is the image tokenizer's.
+    """
+    names = set(present)
+    return [
+        name
+        for name, metric in METRICS.items()
+        if name in names
+        and metric.verdict is Verdict.SENTENCE
+        and reconstruction_name(name) not in names
+    ]
+
+
 LEAD = "alignment"
-"""The metric that chooses the best guidance scale and comes first in a verdict."""
+"""The metric that comes first in a verdict, and that names the best guided arm in tables."""
 DEFAULT = [name for name, metric in METRICS.items() if metric.is_default]
 NEEDED_BY_SWEEP = tuple(name for name, metric in METRICS.items() if metric.on_sweep_page)
 """Columns and plots of sweep.html."""

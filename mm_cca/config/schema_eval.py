@@ -144,7 +144,8 @@ class EvalConfig:
     """Texts whose negative log-likelihood (nats per token) measures language modelling: captions
     (held-out ones) or a file of texts; null: not measured."""
     bootstrap_samples: int = key(1000, at_least=100, decides=(EVAL,))
-    """Bootstrap resamples of the prompts for the 95 % confidence intervals."""
+    """Bootstrap resamples of the prompts for intervals of Frechet distances; fewer are used, and
+    a caution says so, where images and dimensions are very many."""
     grid_prompts: int = key(12, at_least=1, decides=(REPORT,))
     """Rows of images on one page of the report."""
     report_megabytes: float = key(8.0, at_least=0, decides=(REPORT,))

@@ -15,6 +15,7 @@ class Arm:
         negative_prompt: prompt of guidance's second forward pass; "" is the unconditional prompt.
         dial: 0.0 is the base, 1.0 the trained weights; always 1.0 for base and control.
         negative_number: number of ``negative_prompt`` among the recipe's non-empty ones, from 1.
+        temperature: None is the recipe's own.
     """
 
     source: str
@@ -22,6 +23,7 @@ class Arm:
     negative_prompt: str = ""
     dial: float = 1.0
     negative_number: int = 0
+    temperature: float | None = None
 
     @property
     def is_guided(self) -> bool:

@@ -38,6 +38,9 @@ def test_answers_by_hand():
     images = torch.tensor([[1.0, 0.1], [5.0, 5.0], [1.0, 0.8]])
     own = torch.tensor([[1.0, 0.0]] * 3)
     assert answers(images, own, question).tolist() == [True, False]
+    tied = torch.tensor([[1.0, 0.1], [5.0, 5.0], [1.0, 1.0]])
+    equal = Question(question.prompts, question.owner, question.texts[[0, 0, 0]], 0.4)
+    assert answers(tied, own, equal).tolist() == [True, 0.5], "ties count half"
 
 
 def test_answers_equal_a_loop():

@@ -162,12 +162,23 @@ def test_report_json_verdicts(report: dict[str, Any]):
     verdicts = report["verdicts"][judge_of(report)]
     assert [(v["split"], v["arm"], v["against"]) for v in verdicts] == expected
     scores = {arm["name"]: scores_of(report, arm) for arm in report["arms"]}
+    judged_at_once = 0
     for verdict in verdicts:
+        assert any("only 8 prompts" in caution for caution in verdict["cautions"])
+        assert verdict["confidence"] == pytest.approx(1 - 0.05 / 3)
         for name in ("alignment", "r_at_5", "frechet_distance"):
-            ours = scores[verdict["arm"]][verdict["split"]][name]["value"]
-            theirs = scores[verdict["against"]][verdict["split"]][name]["value"]
-            assert verdict[name]["value"] == pytest.approx(ours - theirs, abs=1e-4)
             assert verdict[name]["low"] <= verdict[name]["high"]
+            sides = verdict["compared"][name]
+            if len(sides["arm"]) > 1 or len(sides["against"]) > 1:
+                continue  # either half with its own arms
+            judged_at_once += 1
+            ours, theirs = (
+                scores[sides[side][0]][verdict["split"]][name]["value"]
+                for side in ("arm", "against")
+            )
+            assert verdict[name]["value"] == pytest.approx(ours - theirs, abs=1e-3)
+        assert verdict["kernel_distance"]["low"] <= verdict["kernel_distance"]["high"]
+    assert judged_at_once >= 12, "those against base and control without a choice"
 
 
 def test_report_json_protocol(report: dict[str, Any], finished: Path):

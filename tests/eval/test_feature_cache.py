@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +79,20 @@ def test_a_scorer_of_the_same_weights_that_sees_otherwise_is_another(tmp_path: P
     found = extract_once(images(), Extractors(quick, None), tmp_path, MADE_FROM)
     assert len(list(tmp_path.iterdir())) == 2
     assert torch.equal(found.scorer, extract(images(), Extractors(quick, None)).scorer)
+
+
+def test_features_that_are_no_numbers_are_refused_by_name(
+    extractors: Extractors, monkeypatch: pytest.MonkeyPatch
+):
+    original = OpenClipScorer.image_features
+
+    def broken(scorer: OpenClipScorer, opened: list[Any]) -> torch.Tensor:
+        return original(scorer, opened).index_fill(0, torch.tensor([0]), torch.nan)
+
+    monkeypatch.setattr(OpenClipScorer, "image_features", broken)
+    told = "some, judged by emoji-clip: 2 of 3 rows of features have NaN"  # batches of two
+    with pytest.raises(UserError, match=told):
+        extract(images(), extractors)
 
 
 def test_a_torn_file_is_told(tmp_path: Path, extractors: Extractors):

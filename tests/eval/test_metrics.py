@@ -32,6 +32,7 @@ from mm_cca.eval.metrics.prdc import NEIGHBOURS
 from mm_cca.eval.report.tables import score_columns
 from mm_cca.eval.score_warnings import SMALL_SUBSETS
 from mm_cca.eval.scores import OF_SETS, PER_IMAGE, ArmScores, PerImage, scores_of
+from mm_cca.eval.verdicts import KERNELS
 from mm_cca.sampling.prompts import Prompt
 from tests.support import runs
 
@@ -86,7 +87,8 @@ def test_lists_of_the_registry():
     assert least == dict.fromkeys(both, NEIGHBOURS + 1)
     for name, metric in METRICS.items():
         if metric.verdict is not Verdict.NONE:
-            assert name in PER_IMAGE or metric.needs is ReferenceNeed.STATISTICS
+            has_difference = name in PER_IMAGE or name in KERNELS
+            assert has_difference or metric.needs is ReferenceNeed.STATISTICS
 
 
 def test_metrics_against_reconstructions_follow_their_originals():
@@ -138,8 +140,12 @@ def test_means_over_prompts_by_hand(tmp_path: Path):
     scores = scores_of(recipe, *four_images())
     expected = {"alignment": 15.0, "r_at_1": 0.5, "r_at_5": 0.75, "clip_score": 20.0}
     assert {name: score["value"] for name, score in scores.items()} == pytest.approx(expected)
-    # The means of the two prompts are 20 and 10.
-    assert 10 <= scores["alignment"]["low"] <= 15 <= scores["alignment"]["high"] <= 20
+    # The means of the two prompts are 20 and 10; t with one degree of freedom is 12.7.
+    half = 12.7062 * 5
+    assert scores["alignment"]["low"] == pytest.approx(15 - half, rel=1e-4)
+    assert scores["alignment"]["high"] == pytest.approx(15 + half, rel=1e-4)
+    for name in ("r_at_1", "r_at_5"):
+        assert 0 <= scores[name]["low"] < scores[name]["value"] < scores[name]["high"] <= 1
 
 
 def test_a_new_metric_is_an_entry_and_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -4,16 +4,36 @@ from typing import Any
 
 import pytest
 
-from mm_cca.eval.panel import headline_of, rival_of, standing_of
-from mm_cca.eval.report.panel_text import figures_of, headline_sentence, judge_lines, no_headline
+from mm_cca.eval.panel import headline_of, standing_of
+from mm_cca.eval.report.panel_text import (
+    figures_of,
+    headline_lines,
+    headline_sentence,
+    headline_texts,
+    judge_lines,
+    no_headline,
+)
 
 
 def interval(value: float, low: float, high: float) -> dict[str, float]:
     return {"value": value, "low": low, "high": high}
 
 
-def entry(against: str = "base+cfg2", arm: str = "cca", **differences: Any) -> Any:
-    return {"split": "train", "arm": arm, "against": against, **differences}
+def entry(
+    against: str = "base+cfg2", ours: str = "cca", rival: str = "guided base", **differences: Any
+) -> Any:
+    sides = {"arm": ["cca"], "against": [against]}
+    return {
+        "split": "train",
+        "ours": ours,
+        "rival": rival,
+        "arm": "cca",
+        "against": against,
+        "confidence": 0.975,
+        "compared": dict.fromkeys(differences, sides),
+        "cautions": ["few prompts"],
+        **differences,
+    }
 
 
 LEVEL, AHEAD, BEHIND = interval(0.1, -0.5, 0.7), interval(1.0, 0.2, 1.8), interval(-1, -1.8, -0.2)
@@ -50,16 +70,17 @@ def test_the_least_favourable_judge_speaks_for_all():
         "metric": "alignment",
         "standing": "level",
         "judge": "B",
-        "arm": "cca",
-        "against": "base+cfg2",
+        "compared": {"arm": ["cca"], "against": ["base+cfg2"]},
         "difference": LEVEL,
+        "confidence": 0.975,
+        "cautions": ["few prompts"],
         "shared_by": 2,
         "num_judges": 3,
         "standings": {"A": "ahead", "B": "level", "C": "level"},
     }
     assert headline_sentence(found, PASSES) == (
         "No difference found between CCA without guidance and base+cfg2 in alignment (could be up "
-        "to 0.7; difference +0.1, 95 % interval -0.5 to +0.7), which 2 of 3 judges say (least "
+        "to 0.7; difference +0.1, 97.5 % interval -0.5 to +0.7), which 2 of 3 judges say (least "
         "favourable: B), at 0.5x the forward passes."
     )
 
@@ -72,8 +93,8 @@ def test_one_judge_of_three_is_enough_to_be_behind():
         "C": [entry(frechet_distance=LEVEL)],
     }
     (found,) = headline_of(verdicts)
-    told = (found["standing"], found["judge"], found["against"], found["shared_by"])
-    assert told == ("behind", "B", "base+cfg3", 1)
+    told = (found["standing"], found["judge"], found["compared"]["against"], found["shared_by"])
+    assert told == ("behind", "B", ["base+cfg3"], 1)
     sentence = headline_sentence(found, PASSES)
     assert sentence.startswith("CCA without guidance is behind base+cfg3 in FD (difference +0.30")
     assert "lower is better), which 1 of 3 judges say (least favourable: B)" in sentence
@@ -92,9 +113,10 @@ def test_reconstructions_take_the_place_of_real_images():
 
 
 def test_comparisons_are_by_the_kind_of_arm():
-    kinds = {name: rival_of(name) for name in ("base", "base+cfg2+neg1", "control", "control+cfg2")}
-    assert list(kinds.values()) == ["base", "guided base", "control", "guided control"]
-    entries = [entry("base", alignment=AHEAD), entry("base+cfg2", "cca+dial0.5", alignment=BEHIND)]
+    entries = [
+        entry("base", rival="base", alignment=AHEAD),
+        entry(ours="cca at another dial", alignment=BEHIND),
+    ]
     found = [(one["ours"], one["rival"], one["standing"]) for one in headline_of({"A": entries})]
     assert found == [("cca", "base", "ahead"), ("cca at another dial", "guided base", "behind")]
 
@@ -110,6 +132,22 @@ def test_a_difference_without_an_interval():
         {"A": [entry(alignment=interval(2, 2, 2))], "B": [entry(alignment=interval(1, 0.5, 1.5))]}
     )
     assert (found["judge"], found["shared_by"]) == ("B", 2)
+
+
+def test_cautions_stand_with_the_headline():
+    found = headline_of(
+        {"A": [entry(alignment=AHEAD), entry("base", rival="base", alignment=LEVEL)]}
+    )
+    found[1]["cautions"] = ["few prompts", "over-satisfied"]
+    arms = [{"name": name, "forwards_per_image": passes} for name, passes in PASSES.items()]
+    arms.append({"name": "base", "forwards_per_image": 64})
+    summary: Any = {"headline": found, "arms": arms, "protocol": {"num_prompts": {"train": 8}}}
+    texts = headline_texts(summary, "train")
+    assert texts.cautions == ["few prompts"]
+    assert [text.cautions for text in texts.verdicts] == [[], ["over-satisfied"]]
+    assert [text.badge for text in texts.verdicts] == ["ahead", "no difference found"]
+    lines = headline_lines(summary)
+    assert lines[2:] == ["  caution: over-satisfied", "train prompts: caution: few prompts"]
 
 
 def test_without_a_judge_there_is_no_verdict():

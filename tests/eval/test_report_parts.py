@@ -17,7 +17,16 @@ from mm_cca.eval.report.gallery import baseline_of, display_order, gains_of
 from mm_cca.eval.report.scatter import PlotPoint, scatter
 from mm_cca.eval.report.tables import score_columns
 from mm_cca.eval.report.thumbnails import Budget, check_image, read_image, thumbnail
-from mm_cca.eval.report.wording import cost, fid_sentence, in_words, outcome, verdict_sentence
+from mm_cca.eval.report.wording import (
+    cost,
+    extrapolated_sentence,
+    fid_sentence,
+    in_words,
+    outcome,
+    verdict_sentence,
+    verdict_texts,
+    warnings_about,
+)
 from tests.support import runs
 
 PASSES = {"base": 64, "base+cfg2.5": 128, "cca": 64, "cca+dial0.5": 64, "control+cfg2": 128}
@@ -44,12 +53,88 @@ def test_outcome(low: float, high: float, lower_is_better: bool, expected: str):
     assert found == expected
 
 
+def comparison(arm: str, against: str, **differences: Any) -> Any:
+    """A verdict of one judge, in which one arm stands for each side."""
+    sides = {"arm": [arm], "against": [against]}
+    return {
+        "split": "train",
+        "ours": "cca",
+        "rival": "guided base",
+        "arm": arm,
+        "against": against,
+        "confidence": 0.95,
+        "compared": {name: dict(sides) for name in differences},
+        "cautions": [],
+        **differences,
+    }
+
+
 def test_a_verdict_is_a_sentence():
-    verdict = {"arm": "cca", "against": "base+cfg2.5", "alignment": interval(0.1, -0.7, 0.9)}
+    verdict = comparison("cca", "base+cfg2.5", alignment=interval(0.1, -0.7, 0.9))
     assert verdict_sentence(verdict, PASSES) == (
-        "CCA without guidance is level with base+cfg2.5 in alignment (difference +0.1, 95 % "
-        "interval -0.7 to +0.9) at 0.5x the forward passes."
+        "CCA without guidance: no difference found from base+cfg2.5 in alignment, could be up to "
+        "0.9 (difference +0.1, 95 % interval -0.7 to +0.9); at 0.5x the forward passes."
     )
+
+
+def test_who_stands_for_a_side_is_named_in_every_score():
+    """The halves of the prompts disagree about the rival in FD, and CCA is at another dial."""
+    fd = interval(0.7, 0.02, 1.41)
+    verdict = comparison("cca", "base+cfg2.5", alignment=interval(1, 0.2, 2), frechet_distance=fd)
+    verdict["compared"]["frechet_distance"] = {
+        "arm": ["cca+dial0.5"],
+        "against": ["base+cfg2.5", "base+cfg3"],
+    }
+    verdict["confidence"] = 0.975
+    assert verdict_sentence(verdict, PASSES) == (
+        "CCA without guidance: ahead of base+cfg2.5 in alignment (difference +1.0, 97.5 % interval "
+        "+0.2 to +2.0); behind base+cfg2.5 or base+cfg3 in FD (difference +0.70, 97.5 % interval "
+        "+0.02 to +1.41; lower is better; as cca+dial0.5); at 0.5x the forward passes."
+    )
+
+
+def test_distances_to_reconstructions_take_the_place_of_those_to_real_images():
+    verdict = comparison(
+        "cca",
+        "base+cfg2.5",
+        alignment=interval(1, 0.2, 2),
+        frechet_distance=interval(-1, -2, -0.5),
+        frechet_distance_reconstruction=interval(1, 0.5, 2),
+    )
+    sentence = verdict_sentence(verdict, PASSES)
+    assert "behind base+cfg2.5 in FD (rec)" in sentence
+    assert "FD (difference" not in sentence
+
+
+def test_cautions_and_warnings_come_with_the_verdicts():
+    first = comparison("cca", "base+cfg2.5", alignment=interval(0.1, -0.7, 0.9))
+    other = comparison("cca", "base", alignment=interval(1, 0.2, 2)) | {"rival": "base"}
+    first["cautions"], other["cautions"] = ["few prompts", "over-satisfied"], ["few prompts"]
+    summary = ["train: captions cut", "heldout: captions cut", "other weights"]
+    warnings = warnings_about("train", summary, ["train", "heldout"])
+    assert warnings == ["train: captions cut", "other weights"]
+    scores = {name: {} for name in ("cca", "base", "base+cfg2.5")}
+    found = verdict_texts([other, first], PASSES, scores, warnings)
+    assert found["cautions"] == ["few prompts", "train: captions cut", "other weights"]
+    guided, plain = found["verdicts"]
+    assert (guided["outcome"], guided["badge"]) == ("level", "no difference found")
+    assert (guided["cautions"], plain["cautions"]) == (["over-satisfied"], [])
+    assert guided["sentence"] == verdict_sentence(first, PASSES)
+    assert (plain["outcome"], plain["badge"]) == ("ahead", "ahead")
+    assert verdict_texts([], PASSES, {})["verdicts"] == []
+
+
+def test_distances_at_infinitely_many_images_are_quoted():
+    difference = interval(0.7, 0.02, 1.41)
+    verdict = comparison("cca", "base+cfg2.5", frechet_distance=difference)
+    scores: Any = {
+        "cca": {"frechet_distance": {"value": 3.4, "extrapolated": 2.514}},
+        "base+cfg2.5": {"frechet_distance": {"value": 3.1, "extrapolated": 2.2}},
+    }
+    expected = " FD at infinitely many images 2.51 against 2.20."
+    assert extrapolated_sentence(verdict, scores) == expected
+    del scores["cca"]["frechet_distance"]["extrapolated"]
+    assert extrapolated_sentence(verdict, scores) == ""
 
 
 def test_fid_is_quoted_where_there_is_one():
@@ -60,17 +145,18 @@ def test_fid_is_quoted_where_there_is_one():
 
 
 def test_a_verdict_of_two_scores_at_one_price():
-    verdict = {
-        "arm": "cca+dial0.5",
-        "against": "base",
-        "alignment": interval(3.0, 1.4, 4.6),
-        "frechet_distance": interval(0.5, 0.12, 1.28),
-        "r_at_5": interval(0, 0, 0),
-    }
+    verdict = comparison(
+        "cca+dial0.5",
+        "base",
+        alignment=interval(3.0, 1.4, 4.6),
+        frechet_distance=interval(0.5, 0.12, 1.28),
+        r_at_5=interval(0, 0, 0),
+    )
     assert verdict_sentence(verdict, PASSES) == (
-        "CCA at dial 0.5 without guidance is ahead of the base without guidance in alignment "
-        "(difference +3.0, 95 % interval +1.4 to +4.6) and behind in FD (difference +0.50, 95 % "
-        "interval +0.12 to +1.28; lower is better) at the same number of forward passes."
+        "CCA at dial 0.5 without guidance: ahead of the base without guidance in alignment "
+        "(difference +3.0, 95 % interval +1.4 to +4.6); behind the base without guidance in FD "
+        "(difference +0.50, 95 % interval +0.12 to +1.28; lower is better); at the same number of "
+        "forward passes."
     )
 
 
