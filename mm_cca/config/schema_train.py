@@ -28,6 +28,13 @@ HARD = Condition(
 )
 NEGATIVES = (TRAIN.given(WITH_NEGATIVES), REFERENCE)
 LORA = is_set_to("train.tuning", "lora")
+AUTO = "auto"
+"""In place of a number: measure the base and set it."""
+USES_BETA = objective_has("cca", "dpo")
+RESCALED = Condition(
+    f"{USES_BETA.text} and loss.beta is a number",
+    lambda recipe: recipe.loss.beta != AUTO and USES_BETA.holds(recipe),
+)
 
 
 @dataclass
@@ -43,15 +50,18 @@ class LossConfig:
     the base without the caption), nll (plain fine-tuning), dpo and unlearn (the paper's baselines),
     distill (learn the guided base's distribution of the next code), gft (guidance-free training),
     or a weighted sum such as cca + 0.1 nll."""
-    beta: float = key(0.02, above=0, decides=(TRAIN.given(objective_has("cca", "dpo")),))
+    beta: float | str = key(0.02, above=0, words=(AUTO,), decides=(TRAIN.given(USES_BETA),))
     """Factor on the log-likelihood ratio between model and reference, per image; a smaller beta
     acts like stronger guidance. Must be small enough that the loss on negatives does not saturate;
-    raise it when positive_gap falls. `mm-cca suggest` proposes a value."""
-    beta_codes: int | None = key(
-        576, at_least=1, decides=(TRAIN.given(objective_has("cca", "dpo")),)
-    )
-    """Codes per image for which beta was tuned: beta is multiplied by beta_codes / codes of your
-    images, as the ratio is a sum over codes. 576 is the paper's value; null: no rescaling."""
+    raise it when positive_gap falls. auto: 1.5
+    divided by the nats per image by which the base tells an image's own caption from a negative one
+    (from no caption, if that is more), measured on 64 training pairs before the first step (at
+    least 32) and written to train/beta.json. `mm-cca suggest` shows the measurement."""
+    beta_codes: int | None = key(576, at_least=1, decides=(TRAIN.given(RESCALED),))
+    """Codes per image for which a number in beta was tuned: beta is multiplied by beta_codes /
+    codes of your images. Right only where images of more codes say more about their captions in
+    proportion, so not from one model to another; without effect with beta: auto. 576 is the
+    paper's value; null: no rescaling."""
     lambda_: float = key(1.0, at_least=0, decides=(TRAIN.given(objective_has("cca", "unlearn")),))
     """Weight of the loss on negatives, relative to the loss on the images' own captions. Raise it
     for more contrast, lower it when the images get worse."""
