@@ -55,8 +55,9 @@ class LossConfig:
     acts like stronger guidance. Must be small enough that the loss on negatives does not saturate;
     raise it when positive_gap falls. auto: 1.5
     divided by the nats per image by which the base tells an image's own caption from a negative one
-    (from no caption, if that is more), measured on 64 training pairs before the first step (at
-    least 32) and written to train/beta.json. `mm-cca suggest` shows the measurement."""
+    (from no caption, if that is more), but at least 1 / (1.6 * codes per image); measured on 64
+    training pairs before the first step (at least 32) and written to train/beta.json.
+    `mm-cca suggest` shows the measurement."""
     beta_codes: int | None = key(576, at_least=1, decides=(TRAIN.given(RESCALED),))
     """Codes per image for which a number in beta was tuned: beta is multiplied by beta_codes /
     codes of your images. Right only where images of more codes say more about their captions in

@@ -24,9 +24,9 @@ from mm_cca.runs.files import write_json
 from mm_cca.training.beta_rule import (
     LEAST_NATS,
     BaseMeasurement,
-    K,
     Spread,
     beta_by_rule,
+    formula_of,
 )
 from mm_cca.training.collate import Collator
 from mm_cca.training.schedule import Pairs, Schedule
@@ -131,8 +131,10 @@ def settle_beta(
         found = [beta_by_rule(measured)]
         broadcast_object_list(found)
         if main:
-            write_json(path, {"beta": found[0], "k": K, "measured": asdict(measured)})
-            tqdm.write(_told(measured, found[0]), file=sys.stderr)
+            write_json(
+                path, {"beta": found[0], "rule": formula_of(measured), "measured": asdict(measured)}
+            )
+            tqdm.write(_told(measured), file=sys.stderr)
     assert found[0] is not None
     # The rule's beta belongs to these images: nothing is left to rescale.
     return replace(loss, beta=found[0], beta_codes=None)
@@ -169,12 +171,12 @@ def _refuse_nan(recipe: Recipe, *ratios: np.ndarray) -> None:
         )
 
 
-def _told(measured: BaseMeasurement, beta: float) -> str:
+def _told(measured: BaseMeasurement) -> str:
     uncond, negative = measured.unconditional, measured.negative
     text = (
         f"loss.beta=auto: log p(x|c) is {uncond.mean:.1f} +- {uncond.error:.1f} nats per image "
         f"above log p(x) and {negative.mean:.1f} +- {negative.error:.1f} above log p(x|negative c) "
-        f"({measured.num_pairs} pairs), so beta is {K:g} / {measured.nats:.1f} = {beta:.2g}"
+        f"({measured.num_pairs} pairs), so beta is {formula_of(measured)}"
     )
     if max(uncond.mean, negative.mean) <= LEAST_NATS:
         text += (

@@ -88,7 +88,7 @@ def test_the_command_proposes_constants_with_reasons(
     assert cli.main(["suggest", str(recipe), "--pairs", "6", "--scale", "2"]) == 0
     shown = capsys.readouterr().out
     assert "loss.beta=" in shown
-    assert "per image of 16 codes" in shown
+    assert "of 16 codes (mean, its standard error" in shown
     assert "guidance of scale 2" in shown.lower()
     assert "loss.objective=cca_code loss.scale=2 " in shown
     assert "Caution: 8 pairs are few; loss.beta=auto measures 32 or more." in shown
@@ -99,8 +99,8 @@ def test_what_it_says_about_both_objectives():
     shown = explain(measured, suggestion_of(measured, 3.0))
     assert "150.0 +- 1" in shown
     assert "loss.beta=0.01 loss.beta_codes=null loss.lambda_=10" in shown
-    assert "beta = 1.5 / 150" in shown
-    assert "for s = 3, 3." in shown
+    assert "beta = 1.5 / 150 nats = 0.01," in shown
+    assert "here after 100," in shown
     assert "1 + 1/beta = 101" in shown
     assert "1 / (scale - 1) = 0.5," in shown
     assert "Caution" not in shown

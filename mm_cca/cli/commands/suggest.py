@@ -18,7 +18,14 @@ from mm_cca.modeling.logprobs import CodeLogProbs
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import locked
 from mm_cca.training.base_measurement import LEAST_PAIRS, measure_base
-from mm_cca.training.beta_rule import BaseMeasurement, K, Spread, beta_by_rule
+from mm_cca.training.beta_rule import (
+    BEND,
+    BaseMeasurement,
+    K,
+    Spread,
+    beta_by_rule,
+    formula_of,
+)
 from mm_cca.training.schedule import training_schedule
 
 
@@ -111,13 +118,11 @@ def explain(measured: BaseMeasurement, proposed: Suggestion) -> str:
     """The suggestion with its reasons, and the overrides to copy."""
     uncond, beta, lambda_ = measured.unconditional, proposed.beta, proposed.lambda_
     scale, nats = proposed.scale, measured.nats
-    few = (
-        f"\nCaution: {measured.num_pairs} pairs are few; loss.beta=auto measures {LEAST_PAIRS} or "
-    )
-    few = "" if measured.num_pairs >= LEAST_PAIRS else few + "more.\n"
+    few = f"pairs are few; loss.beta=auto measures {LEAST_PAIRS} or more.\n"
+    few = "" if measured.num_pairs >= LEAST_PAIRS else f"\nCaution: {measured.num_pairs} {few}"
     return f"""\
-Measured on {measured.num_pairs} pairs with the base, in nats per image of {measured.num_codes}
-codes (mean, its standard error, and the range of the middle 80 %):
+Measured on {measured.num_pairs} pairs with the base, in nats per image
+of {measured.num_codes} codes (mean, its standard error, and the range of the middle 80 %):
   log p(x|c) - log p(x)             {_row(uncond)}
   log p(x|c) - log p(x|negative c)  {_row(measured.negative)}
 {few}
@@ -125,16 +130,16 @@ For objective cca, start with
   loss.beta={beta:.2g} loss.beta_codes=null loss.lambda_={lambda_:.3g}
 or let training measure it: loss.beta=auto loss.lambda_={lambda_:.3g}
 
-Why. beta = {K:g} / {nats:.0f}, the larger of the two means: so much does an image say about
-its prompt, whatever its number of codes. Guidance of scale s widens the margin between own and
-negative caption by about (s - 1) * {nats:.0f} nats, which this beta turns into {K:g} (s - 1) units
-of the logistic function: for s = {scale:g}, {K * (scale - 1):.2g}. A larger beta saturates before
-the strength of guidance is reached (warning "saturated"); a much smaller one also lowers the
-likelihood of the training images (warning "collapse"). The optimum itself would be guidance of
-scale 1 + 1/beta = {1 + 1 / beta:.0f}; training stops long before it, so steps and learning rate
-decide the strength too. Lambda is {USUAL_LAMBDA:g} unless the base depends little on its prompts:
-above exp({uncond.low:.1f}), here {_bound(measured):.3g}, the optimum lowers the likelihood of one
-training pair in ten.
+Why. beta = {formula_of(measured)},
+the larger of {K:g} / nats and 1 / ({BEND:g} * codes). Guidance of scale s widens the margin between
+own and negative caption by about (s - 1) * {nats:.0f} nats, whatever the number of codes; the loss
+bends some 1 / beta nats from 0, here after {1 / beta:.0f}, and must bend before every code has lost
+{BEND:g} nats. A larger beta saturates before the strength of guidance is reached (warning
+"saturated"); a smaller one also lowers the likelihood of the training images (warning "collapse").
+The optimum itself would be guidance of scale 1 + 1/beta = {1 + 1 / beta:.0f}; training stops long
+before it, so steps and learning rate decide the strength too. Lambda is {USUAL_LAMBDA:g} unless the
+base depends little on its prompts: above exp({uncond.low:.1f}), here {_bound(measured):.3g}, the
+optimum lowers the likelihood of one training pair in ten.
 
 For objective cca_code, start with
   loss.objective=cca_code loss.scale={scale:g} loss.code_lambda=1
