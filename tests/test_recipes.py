@@ -43,7 +43,7 @@ def test_dry_run_on_a_tiny_checkpoint(name: str, tmp_path: Path):
     family = recipe.model.adapter
     write_tiny(family, tmp_path / "tiny", side=4)
     side = 32 if family == "emu3" else 64
-    images = runs.write_imagefolder(tmp_path / "images", 6)
+    images = runs.write_imagefolder(tmp_path / "images", 32)  # loss.beta=auto needs as many
     overrides = [
         f"run.dir={tmp_path / 'run'}",
         f"model.path={tmp_path / 'tiny'}",
@@ -61,6 +61,7 @@ def test_dry_run_on_a_tiny_checkpoint(name: str, tmp_path: Path):
     assert first["grad_norm"] > 0
     assert second["negative_gap"] != 0, "the first step moved nothing"
     assert (tmp_path / "run" / "train" / "model").is_dir()
+    assert (tmp_path / "run" / "train" / "beta.json").exists()
 
 
 def test_coco30k_on_a_tiny_checkpoint(tmp_path: Path):
@@ -75,7 +76,7 @@ def test_coco30k_on_a_tiny_checkpoint(tmp_path: Path):
     write_tiny("janus", tmp_path / "tiny", side=4)
     trained = f"{tmp_path / 'trained'}"
     words = [f"run.dir={trained}", f"data.path={images}", "train.max_steps=1"]
-    words.append("train.batch_size=4")
+    words += ["train.batch_size=4", "loss.beta=0.01"]
     name = Path(coco.run.trained or "").name
     runs.do(Path(name), *same, *words, stages=["prepare", "train"])
     (tmp_path / "prompts.jsonl").write_text("".join(f'{{"text": "owl {i}"}}\n' for i in range(6)))

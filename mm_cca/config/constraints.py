@@ -43,7 +43,8 @@ def _fits(entry: Declared, value: object) -> bool:
     if isinstance(value, bool):
         return True
     if isinstance(value, str):
-        return not entry.choices or value in entry.choices
+        allowed = entry.choices or entry.rules.words
+        return not allowed or value in allowed
     return not isinstance(value, int | float) or entry.rules.has(value)
 
 

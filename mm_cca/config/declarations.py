@@ -63,6 +63,7 @@ class Declared:
         if self.rules.allowed:
             return self.rules.allowed
         text = ", ".join(self.choices) or _range(self.rules)
+        text = ", or ".join([text, *self.rules.words])
         return f"{text}, or null" if text and self.optional else text
 
 
@@ -83,12 +84,14 @@ def _read(schema: type, prefix: str) -> dict[str, Declared]:
             continue
         kinds = [kind for kind in get_args(hint) if kind is not NoneType]
         optional = NoneType in get_args(hint)
+        rules = entry.metadata.get("key", Key())
         keys[name] = Declared(
             name,
-            kinds[0] if optional else hint,
+            # With words in place of a number, the number's type.
+            kinds[0] if optional or rules.words else hint,
             optional,
             _default(entry),
-            entry.metadata.get("key", Key()),
+            rules,
             docs.get(entry.name, ""),
         )
     return keys

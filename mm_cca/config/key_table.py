@@ -110,7 +110,9 @@ def _value(entry: Declared) -> dict[str, Any]:
         "exclusiveMaximum": entry.rules.below,
     }
     declared_bounds = {name: bound for name, bound in bounds.items() if bound is not None}
-    return {"type": JSON_TYPES[entry.item], **declared_bounds}
+    number = {"type": JSON_TYPES[entry.item], **declared_bounds}
+    words = {"enum": list(entry.rules.words)}
+    return {"anyOf": [number, words]} if entry.rules.words else number
 
 
 def main() -> None:

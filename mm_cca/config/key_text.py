@@ -31,6 +31,7 @@ def groups() -> dict[str, str]:
 def type_text(entry: Declared) -> str:
     """``number``, ``list of texts``, ``text or null``."""
     text = "choice" if get_origin(entry.item) is Literal else SCALARS[entry.item]
+    text = " or ".join([text, *entry.rules.words])
     if entry.is_list:
         text = f"list of {text}s"
     return f"{text} or null" if entry.optional else text

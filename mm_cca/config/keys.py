@@ -67,6 +67,7 @@ class Key:
         items: minimum and maximum (None: no maximum) length of a list.
         distinct: all items of a list must differ; numbers are compared with six digits.
         choices: allowed values, if the type is not a ``Literal``.
+        words: texts that are allowed in place of a number; the type is then ``float | str``.
         allowed: what is allowed, if range and choices do not fully describe it.
         decides: the stages whose results depend on it; empty: it may change at any time.
         content: the value is a file that is compared by content, not by path: by its bytes
@@ -82,6 +83,7 @@ class Key:
     items: tuple[int, int | None] | None = None
     distinct: bool = False
     choices: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     allowed: str = ""
     decides: tuple[Decides, ...] = ()
     content: Literal["file", "words", "texts"] | None = None
@@ -108,6 +110,7 @@ def key(
     items: tuple[int, int | None] | None = None,
     distinct: bool = False,
     choices: tuple[str, ...] = (),
+    words: tuple[str, ...] = (),
     allowed: str = "",
     decides: tuple[Decides, ...] = (),
     content: Literal["file", "words", "texts"] | None = None,
@@ -115,7 +118,18 @@ def key(
 ) -> Any:
     """A field of a recipe; see ``Key`` for the arguments. Without ``default`` it is required."""
     rules = Key(
-        at_least, above, at_most, below, items, distinct, choices, allowed, decides, content, reason
+        at_least=at_least,
+        above=above,
+        at_most=at_most,
+        below=below,
+        items=items,
+        distinct=distinct,
+        choices=choices,
+        words=words,
+        allowed=allowed,
+        decides=decides,
+        content=content,
+        reason=reason,
     )
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={"key": rules})

@@ -55,7 +55,10 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
             continue
         single = entry.is_list and value is not None and not isinstance(value, list)
         try:
-            OmegaConf.update(recipe, key, [value] if single else value)  # sample.dial=0.5 is [0.5]
+            as_typed = _number_of(value) if entry.rules.words else value
+            OmegaConf.update(
+                recipe, key, [value] if single else as_typed
+            )  # sample.dial=0.5 is [0.5]
         except OmegaConfBaseException as error:
             errors.append(f"{key} is {value!r}: {str(error).splitlines()[0]}")
     given = {key for key, _ in _leaves(raw, schema)}
@@ -141,6 +144,16 @@ def _leaves(node: dict[str, Any], schema: type, prefix: str = "") -> Iterator[tu
             yield from _leaves(value, inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def _number_of(value: Any) -> Any:
+    """A number or a word. Where text is allowed, OmegaConf takes neither 1 nor 1e-3 for a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _unknown_key(key: str, known: Iterable[str]) -> str | None:

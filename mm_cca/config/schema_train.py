@@ -31,6 +31,13 @@ HARD = Condition(
 DRAWS = objective_has(*WITH_DRAWN)
 NEGATIVES = (TRAIN.given(WITH_NEGATIVES), REFERENCE)
 LORA = is_set_to("train.tuning", "lora")
+AUTO = "auto"
+"""In place of a number: measure the base and set it."""
+USES_BETA = objective_has("cca", "dpo", "ddo")
+RESCALED = Condition(
+    f"{USES_BETA.text} and loss.beta is a number",
+    lambda recipe: recipe.loss.beta != AUTO and USES_BETA.holds(recipe),
+)
 
 
 @dataclass
@@ -47,15 +54,19 @@ class LossConfig:
     ddo (against pictures that the base drew for the same captions), distill (learn the guided
     base's distribution of the next code), gft (guidance-free training), or a weighted sum such as
     cca + 0.1 nll."""
-    beta: float = key(0.02, above=0, decides=(TRAIN.given(objective_has("cca", "dpo", "ddo")),))
+    beta: float | str = key(0.02, above=0, words=(AUTO,), decides=(TRAIN.given(USES_BETA),))
     """Factor on the log-likelihood ratio between model and reference, per image; a smaller beta
     acts like stronger guidance. Must be small enough that the loss on negatives does not saturate;
-    raise it when positive_gap falls. `mm-cca suggest` proposes a value."""
-    beta_codes: int | None = key(
-        576, at_least=1, decides=(TRAIN.given(objective_has("cca", "dpo", "ddo")),)
-    )
-    """Codes per image for which beta was tuned: beta is multiplied by beta_codes / codes of your
-    images, as the ratio is a sum over codes. 576 is the paper's value; null: no rescaling."""
+    raise it when positive_gap falls. auto (with cca or dpo): 1.5
+    divided by the nats per image by which the base tells an image's own caption from a negative one
+    (from no caption, if that is more), but at least 1 / (1.6 * codes per image); measured on 64
+    training pairs before the first step (at least 32) and written to train/beta.json.
+    `mm-cca suggest` shows the measurement."""
+    beta_codes: int | None = key(576, at_least=1, decides=(TRAIN.given(RESCALED),))
+    """Codes per image for which a number in beta was tuned: beta is multiplied by beta_codes /
+    codes of your images. Right only where images of more codes say more about their captions in
+    proportion, so not from one model to another; without effect with beta: auto. 576 is the
+    paper's value; null: no rescaling."""
     lambda_: float = key(
         1.0, at_least=0, decides=(TRAIN.given(objective_has("cca", "unlearn", "ddo")),)
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from mm_cca.config.constraints import Check
 from mm_cca.config.mixtures import parse_sum
 from mm_cca.config.schema import OBJECTIVES, WITH_BASE, LossConfig, Recipe
+from mm_cca.config.schema_train import AUTO
 from mm_cca.errors import UserError
 from mm_cca.negatives import KINDS
 from mm_cca.negatives.embed import ALLOWED as EMBEDDINGS
@@ -18,6 +19,7 @@ def loss_checks(recipe: Recipe) -> list[Check]:
         *_constants_of(loss, "cca", "loss.gap_floor", loss.gap_floor),
         *_constants_of(loss, "cca_code", "loss.scale_by_relevance", loss.scale_by_relevance),
         _sum("loss.objective", loss.objective, OBJECTIVES),
+        *_auto_beta(loss),
         _sum("loss.negatives", loss.negatives, KINDS),
         _weights_sum_to_one("loss.negatives", loss.negatives),
         (
@@ -27,6 +29,21 @@ def loss_checks(recipe: Recipe) -> list[Check]:
             f"loss.num_negatives ({loss.num_negatives}) or more",
         ),
         _embedding("loss.negatives_embedding", loss.negatives_embedding),
+    ]
+
+
+def _auto_beta(loss: LossConfig) -> list[Check]:
+    """``auto`` measures negative captions, which ddo alone has none of."""
+    names = _terms(loss.objective, OBJECTIVES)
+    known = "ddo" not in names or "cca" in names or "dpo" in names
+    return [
+        (
+            "loss.beta",
+            loss.beta,
+            loss.beta != AUTO or known,
+            "a number with loss.objective=ddo, such as 0.01 (auto measures negative captions, which "
+            "only cca and dpo have)",
+        )
     ]
 
 

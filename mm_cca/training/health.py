@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from mm_cca import objectives
 from mm_cca.errors import Diverged, UserError
 from mm_cca.training import checkpoint
+from mm_cca.training.beta_rule import beta_of
 from mm_cca.training.setup import TrainingSetup
 
 MAX_GAP_AT_START = 1e-3
@@ -112,7 +112,7 @@ def health_of(setup: TrainingSetup) -> Health:
     """The ``Health`` of a run; warns at once if the loss has no lower bound."""
     terms, config = setup.terms, setup.terms.config
     num_codes = setup.collate.num_codes
-    beta = objectives.length_aware_beta(config.beta, config.beta_codes, num_codes)
+    beta = None if terms.weights.keys().isdisjoint(("cca", "ddo")) else beta_of(config, num_codes)
     unbounded = "unlearn" in terms.weights and config.lambda_ > 0
     if unbounded and setup.accelerator.is_main_process:
         tqdm.write(

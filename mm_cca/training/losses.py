@@ -9,6 +9,7 @@ from mm_cca import objectives
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.modeling.code_contrast import CodeContrast
 from mm_cca.modeling.logprobs import CodeTerms, Scored
+from mm_cca.training.beta_rule import beta_of
 from mm_cca.training.collate import MicroBatch
 from mm_cca.training.reference import RefScores
 
@@ -88,7 +89,7 @@ def _contrastive(
     config, count, num_codes = terms.config, batch.num_pairs, batch.codes.shape[1]
     logps, negatives = scored.logps, batch.negatives
     rows = (logps[:count], logps[negatives], ref.logps[:count], ref.logps[negatives])
-    beta = objectives.length_aware_beta(config.beta, config.beta_codes, num_codes)
+    beta = beta_of(config, num_codes)
     same = batch.counts_as_positive
     losses: dict[str, torch.Tensor] = {}
     stats: objectives.Stats = {}

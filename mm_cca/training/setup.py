@@ -18,6 +18,7 @@ from mm_cca.modeling.logprobs import CodeLogProbs, CodeTerms
 from mm_cca.modeling.lora import attach_lora
 from mm_cca.runs.folder import RunFolder
 from mm_cca.training import checkpoint
+from mm_cca.training.base_measurement import settle_beta
 from mm_cca.training.cached_reference import CachedReference, keeps_codes, open_cached
 from mm_cca.training.collate import Collator
 from mm_cca.training.drawn_pictures import open_drawn
@@ -75,6 +76,9 @@ def set_up(
         cached = open_cached(recipe, run, model)
     policy = _policy(recipe, model, whole_vocabulary=loss.whole_vocabulary)
     policy.to(accelerator.device)
+    # Before FSDP shards the weights, and while the policy still is the base.
+    loss = settle_beta(recipe, loss, cache, schedule, policy, accelerator, folder)
+    terms = LossTerms.of(loss)
     reference = _reference(config, terms, policy, cached)
     dtypes = {name: value.dtype for name, value in policy.state_dict().items()}
     prepared, optimizer = accelerator.prepare(policy, new_optimizer(policy, config))

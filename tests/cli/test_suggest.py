@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from mm_cca import cli, load_adapter
-from mm_cca.cli.commands.suggest import BaseMeasurement, Spread, measure, suggestion_of
+from mm_cca.cli.commands.suggest import explain, measure, suggestion_of
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.data.token_cache import open_cache
 from mm_cca.modeling.inputs import left_pad
 from mm_cca.modeling.logprobs import CodeLogProbs
 from mm_cca.runs.folder import RunFolder
+from mm_cca.training.beta_rule import BaseMeasurement, Spread
 from mm_cca.training.schedule import training_schedule
 from tests.support import runs
 
@@ -21,18 +22,20 @@ def _measured(unconditional: float, negative: float, low: float) -> BaseMeasurem
     return BaseMeasurement(
         Spread(unconditional, 1.0, low, 2 * unconditional),
         Spread(negative, 1.0, 0.0, 0.0),
-        8,
+        32,
         64,
         3.0,
     )
 
 
-def test_beta_is_the_inverse_of_what_guidance_takes_from_negatives():
-    """(3 - 1) * (150 - 40) = 220; lambda as usual, since exp(16) is far above it."""
+def test_the_constants_of_both_objectives():
+    """1.5 / 150; at each code 1 / (3 - 1); lambda as usual, since exp(16) is far above it."""
     found = suggestion_of(_measured(40.0, 150.0, 16.0), 3.0)
-    assert found.beta == pytest.approx(1 / 220)
+    assert found.beta == pytest.approx(0.01)
     assert found.lambda_ == 10.0
-    assert suggestion_of(_measured(40.0, 150.0, 16.0), 2.0).beta == pytest.approx(1 / 110)
+    assert found.code_beta == 0.5
+    other = suggestion_of(_measured(40.0, 150.0, 16.0), 2.0)
+    assert (other.beta, other.code_beta) == (found.beta, 1.0)
 
 
 def test_lambda_stays_where_the_optimum_raises_own_pairs():
@@ -41,8 +44,8 @@ def test_lambda_stays_where_the_optimum_raises_own_pairs():
 
 
 def test_a_base_that_ignores_its_prompts():
-    """Negative captions are as likely as own captions: beta is kept at most 1."""
-    assert suggestion_of(_measured(0.0, -3.0, 0.0), 3.0).beta == 1.0
+    """Negative captions are as likely as own captions: beta is kept at most 1.5."""
+    assert suggestion_of(_measured(0.0, -3.0, 0.0), 3.0).beta == 1.5
 
 
 @pytest.fixture
@@ -85,8 +88,22 @@ def test_the_command_proposes_constants_with_reasons(
     assert cli.main(["suggest", str(recipe), "--pairs", "6", "--scale", "2"]) == 0
     shown = capsys.readouterr().out
     assert "loss.beta=" in shown
-    assert "loss.beta_codes=16" in shown
+    assert "of 16 codes (mean, its standard error" in shown
     assert "guidance of scale 2" in shown.lower()
+    assert "loss.objective=cca_code loss.scale=2 " in shown
+    assert "Caution: 8 pairs are few; loss.beta=auto measures 32 or more." in shown
+
+
+def test_what_it_says_about_both_objectives():
+    measured = _measured(42.9, 150.0, 16.0)
+    shown = explain(measured, suggestion_of(measured, 3.0))
+    assert "150.0 +- 1" in shown
+    assert "loss.beta=0.01 loss.beta_codes=null loss.lambda_=10" in shown
+    assert "beta = 1.5 / 150 nats = 0.01," in shown
+    assert "here after 100," in shown
+    assert "1 + 1/beta = 101" in shown
+    assert "1 / (scale - 1) = 0.5," in shown
+    assert "Caution" not in shown
 
 
 @pytest.mark.parametrize(
