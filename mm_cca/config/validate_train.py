@@ -41,8 +41,8 @@ def _auto_beta(loss: LossConfig) -> list[Check]:
             "loss.beta",
             loss.beta,
             loss.beta != AUTO or known,
-            "a number with loss.objective=ddo, such as 0.01 (auto measures negative captions, which "
-            "only cca and dpo have)",
+            "a number with loss.objective=ddo, such as 0.01 (auto measures negative captions, "
+            "which only cca and dpo have)",
         )
     ]
 
