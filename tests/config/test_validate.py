@@ -133,6 +133,13 @@ def test_a_floor_without_cca(path: Path):
     runs.load_recipe(path, "loss.gap_floor=-2", "loss.objective=0.5 cca + nll")
 
 
+def test_auto_beta_needs_negative_captions(path: Path):
+    message = runs.message_of(path, "loss.beta=auto", "loss.objective=ddo")
+    assert "loss.beta is 'auto'; allowed: a number with loss.objective=ddo" in message
+    runs.load_recipe(path, "loss.beta=auto", "loss.objective=cca + ddo")
+    runs.load_recipe(path, "loss.beta=auto", "loss.objective=cca_code")
+
+
 def test_a_bare_value_of_a_list_is_still_checked(path: Path):
     assert "data.image_size is [16]; allowed: [height, width]" in runs.message_of(
         path, "data.image_size=16"
