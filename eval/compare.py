@@ -151,9 +151,9 @@ def _print(
     shared = set.intersection(*(set(r["protocol"]["num_prompts"]) for r in results))
     for split in sorted(shared):
         for title, judges in _judges_in_common(results):
-            console.print(
-                _table(f"{split}{title}: A is {first}, B is {second}", split, results, judges)
-            )
+            # Not the table's own title, which would be broken into lines of the table's width.
+            console.print(f"{split}{title}: A is {first}, B is {second}", soft_wrap=True)
+            console.print(_table(split, results, judges))
     for key, (a, b) in differing.items():
         console.print(f"allowed: {key} is {a!r} in A and {b!r} in B", soft_wrap=True)
 
@@ -171,9 +171,9 @@ def _judges_in_common(results: list[Summary]) -> Iterator[tuple[str, list[str]]]
         yield f", scored by {' and '.join(dict.fromkeys(names))}", names
 
 
-def _table(title: str, split: str, results: list[Summary], judges: list[str]) -> Table:
+def _table(split: str, results: list[Summary], judges: list[str]) -> Table:
     """The arms of both by one judge, in the scores that both have."""
-    table = Table(title=title)
+    table = Table()
     table.add_column("arm", no_wrap=True)
     views = [judged(r["arms"], judge) for r, judge in zip(results, judges, strict=True)]
     ours, theirs = (view[0]["scores"][split] for view in views)

@@ -74,7 +74,9 @@ class ScorerConfig:
     reconstructions: str | None = key(None, decides=(DEMO,))
     """Checkpoint whose image tokenizer reconstructs half of the training images, so that the
     tokenizer's blur is no mistake to this scorer; null: drawings only."""
-    adapter: str = key("emu3", allowed="a built-in adapter, or package.module:Class")
+    adapter: str = key(
+        "emu3", allowed="a built-in adapter, or package.module:Class", decides=(DEMO,)
+    )
     """The adapter that reads scorer.reconstructions."""
     variants: int = key(4, at_least=1, decides=(DEMO,))
     """Augmented versions of every image that are made before training where they are costly: the

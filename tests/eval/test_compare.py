@@ -159,5 +159,5 @@ def test_a_split_that_only_one_has_is_left_out(
         scores["heldout"] = scores["train"]
     assert compared(files, [ours, theirs], "--allow", "num_prompts") == 0
     told = capsys.readouterr().out
-    assert "train: A is" in told
+    assert "train, scored by local-dir:/here: A is" in told
     assert "heldout: A is" not in told
