@@ -53,6 +53,8 @@ def path(tmp_path: Path) -> Path:
         ("loss.negatives=hardest", "shuffle"),
         ("train.seed=-1", "0 or more"),
         ("train.max_steps=0", "1 or more"),
+        ("train.ema=0", "above 0 and below 1, or null"),
+        ("train.ema=1", "above 0 and below 1, or null"),
         ("train.micro_batch_size=0", "1 or more"),
         ("train.batch_size=6", "a multiple of train.micro_batch_size (4)"),
         ("train.batch_size=0", "a multiple of train.micro_batch_size times the number of ranks"),
