@@ -17,6 +17,7 @@ from mm_cca.data.token_cache import TokenCache, open_cache
 from mm_cca.errors import UserError
 from mm_cca.modeling.logprobs import CodeLogProbs, CodeTerms
 from mm_cca.modeling.lora import attach_lora
+from mm_cca.runs.digests import record_base
 from mm_cca.runs.folder import RunFolder
 from mm_cca.training import checkpoint
 from mm_cca.training.cached_reference import CachedReference, open_cached
@@ -67,7 +68,7 @@ def set_up(
         run: holds the caches.
         accelerator: from ``new_accelerator``.
         loss: the recipe's, or the control's.
-        folder: gets the plan of negatives of every epoch.
+        folder: gets the plan of negatives of every epoch, and the digest of the base.
 
     Raises:
         UserError: a checkpoint that can't be read, data too small for the batch or for negatives,
@@ -83,6 +84,8 @@ def set_up(
     plan_writer = PlanWriter(folder / "negatives", cache, show=accelerator.is_main_process)
     schedule = training_schedule(recipe, cache, terms, plan_writer)
     model = load_checkpoint(recipe.model)
+    if accelerator.is_main_process:
+        record_base(model.module, folder)
     cached = None
     if terms.needs_negatives and config.reference == "cached":
         cached = open_cached(recipe, run, model)  # its digest is that of the base, without a LoRA
@@ -175,5 +178,6 @@ def _refuse_sharded_average(config: TrainConfig, accelerator: Accelerator) -> No
     if config.ema is not None and accelerator.distributed_type == DistributedType.FSDP:
         raise UserError(
             f"train.ema is {config.ema} with FSDP, whose sharded weights it can't average. Use "
-            "plain data parallelism (accelerate launch --multi_gpu), or leave train.ema out."
+            "plain data parallelism (accelerate launch --multi_gpu), or leave train.ema out and "
+            "average finished runs with `mm-cca average`."
         )
