@@ -20,6 +20,28 @@ def add_recipe(
     verb.add_argument("overrides", nargs=num_overrides, metavar="key=value", help=example)
 
 
+def add_average(verbs: Verbs) -> None:
+    """``mm-cca average RUN RUN ... --into DIR``."""
+    average = verbs.add_parser(
+        "average",
+        help="average the trained weights of finished runs of one base",
+        description="Write the mean of the trained weights of finished runs of one base as a run "
+        "folder, which `mm-cca run DIR/recipe.yaml` samples and scores, any recipe with "
+        "run.trained=DIR samples, and `mm-cca export DIR` exports.",
+    )
+    average.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="two or more run folders"
+    )
+    average.add_argument("--into", required=True, type=Path, metavar="DIR", help="a new run folder")
+    average.add_argument(
+        "--weights",
+        nargs="+",
+        type=float,
+        metavar="W",
+        help="one above 0 for every run, divided by their sum (default: all equal)",
+    )
+
+
 def add_export(verbs: Verbs) -> None:
     """``mm-cca export RUN DIR``."""
     export = verbs.add_parser(

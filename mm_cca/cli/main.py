@@ -16,6 +16,7 @@ COMMANDS = {
     "explain": "explain:explain",
     "env": "env:env",
     "tiny": "tiny:tiny",
+    "average": "average:average",
     "export": "export:export",
     "report": "report:report",
     "demo": "demo:demo",

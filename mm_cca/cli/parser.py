@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mm_cca.cli.arguments import (
     Verbs,
+    add_average,
     add_coco_prompts,
     add_comparison,
     add_export,
@@ -41,6 +42,8 @@ EPILOG = textwrap.dedent(
                                                 a run for each value, all in one plot
       mm-cca report my.yaml --serve             write the report again and open it in a browser
       mm-cca demo runs/second                   try prompts: base, guided base, CCA at any dial
+      mm-cca average runs/a runs/b --into runs/mean
+                                                the mean of two runs' weights, as a run
       mm-cca export runs/second my_model        the tuned model with a model card
       mm-cca export-samples runs/second cca my_samples --format adm-npz
                                                 one arm's images for another evaluator
@@ -80,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
     _add_stages(verbs)
     _add_recipe_verbs(verbs)
     _add_tiny(verbs)
+    add_average(verbs)
     add_export(verbs)
     _add_demo(verbs)
     add_export_samples(verbs)

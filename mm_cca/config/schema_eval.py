@@ -52,6 +52,16 @@ class SampleConfig:
     temperature: float | None = key(None, above=0, decides=(SAMPLE, COMPARISON))
     """Divides the logits before sampling: lower is less varied, higher more; null: the model
     family's default."""
+    temperatures: list[float] = key(
+        [],
+        above=0,
+        distinct=True,
+        allowed="above 0, but not sample.temperature (or the family's default), which every arm "
+        "has anyway",
+        decides=(ARMS,),
+    )
+    """More temperatures, such as 0.9 and 1.1: every arm is sampled at each of them too, with the
+    same random numbers, as an arm of its own (base+t0.9, cca+t0.9 ...)."""
     top_k: int | None = key(None, at_least=1, decides=(SAMPLE, COMPARISON))
     """Sample only from the k most likely codes; null: the model family's default."""
     top_p: float | None = key(None, above=0, at_most=1, decides=(SAMPLE, COMPARISON))

@@ -38,6 +38,7 @@ RESCALED = Condition(
     f"{USES_BETA.text} and loss.beta is a number",
     lambda recipe: recipe.loss.beta != AUTO and USES_BETA.holds(recipe),
 )
+AVERAGED = Condition("train.ema is set", lambda recipe: recipe.train.ema is not None)
 
 
 @dataclass
@@ -229,5 +230,10 @@ class TrainConfig:
     keep: Literal["last", "best"] = key("last", decides=(TRAIN,))
     """Which weights become the model: the last ones, or those with the lowest held-out loss (best
     needs eval_every and data.heldout_split)."""
+    ema: float | None = key(None, above=0, below=1, decides=(TRAIN.given(AVERAGED),))
+    """Decay of an exponential moving average of the trained weights, such as 0.99, which starts
+    from the base and is updated after every step. The average becomes the model, and the held-out
+    loss is measured with it; the last weights stay in the newest checkpoint. Costs float32 memory
+    for the trained weights; not with FSDP. null: no average."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = key(["tensorboard"])
     """Where the metrics of every step are logged in addition to metrics.jsonl; may be empty."""

@@ -29,7 +29,7 @@ def problems(recipe: AnyRecipe) -> list[str]:
             *loss_checks(recipe),
             *train_checks(recipe),
         ]
-        checks += [*_dial(recipe), *eval_checks(recipe)]
+        checks += [*_dial(recipe), *_temperatures(recipe), *eval_checks(recipe)]
     elif isinstance(recipe, TokenizerRecipe):
         checks.append(_whole_codes(recipe))
     else:
@@ -47,6 +47,17 @@ def _adapter(key: str, adapter: str) -> Check:
 def _dial(recipe: Recipe) -> list[Check]:
     allowed = "0 or more, but not 1, which is the arm cca"
     return [("sample.dial", a, a != 1, allowed) for a in recipe.sample.dial]
+
+
+def _temperatures(recipe: Recipe) -> list[Check]:
+    own = recipe.sample.temperature
+    allowed = f"not {own}, which is sample.temperature: every arm is sampled at it anyway"
+    # The names of arms show numbers with six digits.
+    return [
+        ("sample.temperatures", other, f"{other:g}" != f"{own:g}", allowed)
+        for other in recipe.sample.temperatures
+        if own is not None
+    ]
 
 
 def _whole_codes(recipe: TokenizerRecipe) -> Check:

@@ -5,7 +5,6 @@ training. A LoRA is scaled (see ``lora.py``). A full fine-tune is interpolated i
 by tensor, so that no more than one model and one tensor are in memory.
 """
 
-import json
 from collections.abc import Set
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from mm_cca.errors import UserError
+from mm_cca.modeling.weight_files import weight_files
 
 
 @torch.no_grad()
@@ -108,12 +108,8 @@ def _storage(tensor: torch.Tensor) -> int:
 
 
 def _files(trained: Path) -> list[Path]:
-    index = trained / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = json.loads(index.read_text())["weight_map"]
-        return [trained / name for name in sorted(set(weight_map.values()))]
-    if (trained / "model.safetensors").exists():
-        return [trained / "model.safetensors"]
+    if files := weight_files(trained):
+        return files
     raise _no_match(trained, "there is no model.safetensors")
 
 

@@ -2,12 +2,18 @@
 
 import hashlib
 import inspect
+import json
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+
+from mm_cca.runs.files import write_json
+
+BASE = "base.json"
+"""In a training's folder: which weights it started from."""
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -18,6 +24,22 @@ def weights_digest(module: nn.Module) -> str:
         flat = value.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def record_base(module: nn.Module, folder: Path) -> None:
+    """Write the digest of the base into a training's folder, unless an earlier start did."""
+    path = folder / BASE
+    if not path.exists():
+        write_json(path, {"weights_sha256": weights_digest(module)})
+
+
+def recorded_base(folder: Path) -> str | None:
+    """The digest that ``record_base`` wrote; None in trainings from before it was recorded."""
+    path = folder / BASE
+    if not path.exists():
+        return None
+    digest: str = json.loads(path.read_text())["weights_sha256"]
+    return digest
 
 
 def code_digest(instance: object) -> str:

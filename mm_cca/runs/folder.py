@@ -10,6 +10,9 @@ from mm_cca.runs.environment import environment
 from mm_cca.runs.files import write_json, write_text
 from mm_cca.runs.stage import Stage
 
+AVERAGED = "averaged.json"
+"""In a run folder that ``mm-cca average`` wrote: which runs, with which weights."""
+
 
 @dataclass(frozen=True)
 class RunFolder:

@@ -1,13 +1,15 @@
-"""Arms: the combinations of weights and guidance that a run compares."""
+"""Arms: the combinations of weights, guidance and temperature that a run compares."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from mm_cca.adapters.base import Defaults
 from mm_cca.config.schema import Recipe, SampleConfig
+from mm_cca.errors import UserError
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to sample: which weights, at which guidance scale.
+    """One way to sample: which weights, at which guidance scale and temperature.
 
     Attributes:
         source: one of ``schema.SOURCES``.
@@ -15,7 +17,7 @@ class Arm:
         negative_prompt: prompt of guidance's second forward pass; "" is the unconditional prompt.
         dial: 0.0 is the base, 1.0 the trained weights; always 1.0 for base and control.
         negative_number: number of ``negative_prompt`` among the recipe's non-empty ones, from 1.
-        temperature: None is the recipe's own.
+        temperature: None is the recipe's own: sample.temperature, or the family's default.
     """
 
     source: str
@@ -38,18 +40,42 @@ class Arm:
             name += f"+cfg{self.guidance_scale:g}"
         if self.is_guided and self.negative_prompt:
             name += f"+neg{self.negative_number}"
+        if self.temperature is not None:
+            name += f"+t{self.temperature:g}"
         return name
 
 
 def arms_of(recipe: Recipe) -> list[Arm]:
-    """Every arm of a recipe, base first."""
+    """Every arm of a recipe, base first; each is followed by its other temperatures."""
     sample = recipe.sample
     arms = [Arm("base", 1.0), *_guided("base", sample.guidance_scales, sample)]
     arms += [Arm("cca", 1.0), *_guided("cca", sample.cca_scales, sample)]
     arms += [Arm("cca", 1.0, dial=a) for a in sample.dial]
     if recipe.train.control:
         arms += [Arm("control", 1.0), *_guided("control", sample.control_scales, sample)]
-    return [arm for arm in arms if arm.source in recipe.run.sources]
+    temperatures = (None, *sample.temperatures)
+    return [
+        replace(arm, temperature=temperature)
+        for arm in arms
+        if arm.source in recipe.run.sources
+        for temperature in temperatures
+    ]
+
+
+def refuse_own_temperature(recipe: Recipe, defaults: Defaults) -> None:
+    """Raises UserError if sample.temperatures repeats the family's default where it is used.
+
+    A repeated ``sample.temperature`` is refused when the recipe is read; the default of the family
+    is known only with the model.
+    """
+    sample = recipe.sample
+    own = f"{defaults.temperature:g}"
+    if sample.temperature is None and own in [f"{value:g}" for value in sample.temperatures]:
+        raise UserError(
+            f"sample.temperatures has {own}, the default temperature of {recipe.model.adapter}, "
+            "at which every arm is sampled anyway (sample.temperature is null). Remove it from "
+            "the list."
+        )
 
 
 def _guided(source: str, scales: list[float], sample: SampleConfig) -> list[Arm]:

@@ -23,7 +23,7 @@ from mm_cca.errors import UserError
 from mm_cca.modeling.sampler import SamplingSettings, image_stream, sample_codes
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
-from mm_cca.sampling.arms import Arm, arms_of
+from mm_cca.sampling.arms import Arm, arms_of, refuse_own_temperature
 from mm_cca.sampling.manifest import MANIFEST, merge_manifest, picture_file, read_manifest
 from mm_cca.sampling.prompts import Prompt, prompts_of, refuse_few_prompts
 from mm_cca.sampling.weights import load_source
@@ -33,8 +33,8 @@ def sample_arms(recipe: Recipe, run: RunFolder) -> None:
     """Draw the missing images of every arm.
 
     Raises:
-        UserError: no trained model yet, a changed recipe, or a full disk (finished images are
-            kept).
+        UserError: no trained model yet, a changed recipe, a temperature that repeats the family's
+            default, or a full disk (finished images are kept).
     """
     prompts = prompts_of(recipe, run)
     if "eval" in recipe.run.stages:
@@ -48,13 +48,14 @@ def sample_arms(recipe: Recipe, run: RunFolder) -> None:
     loaded: tuple[tuple[str, float], UnifiedModel] | None = None
     for arm, stage in todo.items():
         folder = stage.folder
-        if PartialState().is_main_process:
-            stage.begin()
         weights = (arm.source, arm.dial)
         if loaded is None or loaded[0] != weights:
             loaded = None
             release_memory()  # before loading the next model, so that the device holds only one
             loaded = (weights, load_source(recipe, run, arm.source, dial=arm.dial))
+            refuse_own_temperature(recipe, loaded[1].defaults)
+        if PartialState().is_main_process:
+            stage.begin()
         try:
             _draw_arm(loaded[1], recipe, arm, prompts, folder)
         except OSError as error:
@@ -70,11 +71,12 @@ def sample_arms(recipe: Recipe, run: RunFolder) -> None:
 
 
 def sampling_settings(recipe: Recipe, arm: Arm, defaults: Defaults) -> SamplingSettings:
-    """The sampling settings of one arm: the recipe's keys, and the family's defaults for None."""
+    """The sampling settings of one arm: its own, the recipe's keys, the family's defaults."""
     keys = recipe.sample
+    temperature = keys.temperature if arm.temperature is None else arm.temperature
     return SamplingSettings(
         guidance_scale=arm.guidance_scale,
-        temperature=defaults.temperature if keys.temperature is None else keys.temperature,
+        temperature=defaults.temperature if temperature is None else temperature,
         top_k=defaults.top_k if keys.top_k is None else keys.top_k,
         top_p=defaults.top_p if keys.top_p is None else keys.top_p,
         negative_prompt=arm.negative_prompt,
@@ -90,6 +92,8 @@ def _settings(recipe: Recipe, run: RunFolder, arm: Arm) -> dict[str, Any]:
         settings["sample.negative_prompt"] = arm.negative_prompt
     if arm.dial != 1.0:
         settings["dial"] = arm.dial
+    if arm.temperature is not None:  # then the recipe's own decides nothing
+        settings["sample.temperature"] = arm.temperature
     trained = {"cca": run.train, "control": run.control}.get(arm.source)
     if trained is not None and (trained / "stage.json").exists():
         settings["train"] = json.loads((trained / "stage.json").read_text())["settings"]

@@ -28,11 +28,12 @@ def whole_weights(setup: TrainingSetup) -> dict[str, torch.Tensor] | None:
 
 
 def save_model(setup: TrainingSetup, folder: Path) -> None:
-    """Write the current weights atomically. All ranks must call it."""
-    weights = whole_weights(setup)  # all ranks take part
-    if setup.accelerator.is_main_process:
-        replace_folder(folder, lambda place: write_trained(setup.model, place, weights))
-    setup.accelerator.wait_for_everyone()
+    """Write the current weights, or with train.ema their average. All ranks must call it."""
+    with setup.model_weights():
+        weights = whole_weights(setup)  # all ranks take part
+        if setup.accelerator.is_main_process:
+            replace_folder(folder, lambda place: write_trained(setup.model, place, weights))
+        setup.accelerator.wait_for_everyone()
 
 
 def write_model(setup: TrainingSetup, folder: Path) -> None:

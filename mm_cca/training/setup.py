@@ -1,5 +1,6 @@
 """Everything a training run works with, loaded and prepared before the first step."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from mm_cca.data.token_cache import TokenCache, open_cache
 from mm_cca.errors import UserError
 from mm_cca.modeling.logprobs import CodeLogProbs, CodeTerms
 from mm_cca.modeling.lora import attach_lora
+from mm_cca.runs.digests import record_base
 from mm_cca.runs.folder import RunFolder
 from mm_cca.training import checkpoint
 from mm_cca.training.base_measurement import settle_beta
 from mm_cca.training.cached_reference import CachedReference, keeps_codes, open_cached
 from mm_cca.training.collate import Collator
 from mm_cca.training.drawn_pictures import open_drawn
+from mm_cca.training.ema import Ema
 from mm_cca.training.losses import code_terms_of
 from mm_cca.training.optimizer import new_optimizer
 from mm_cca.training.reference import CopyReference, LoraReference, Reference
@@ -30,7 +33,14 @@ from mm_cca.training.schedule import PlanWriter, Schedule, training_schedule
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What the steps work with, once everything is loaded and prepared."""
+    """What the steps work with, once everything is loaded and prepared.
+
+    Attributes:
+        policy: the model as it is trained, perhaps wrapped.
+        reference: None if the objective needs none.
+        ema: the moving average that becomes the model; None without train.ema.
+        dtypes: of all weights as they were loaded, by name.
+    """
 
     accelerator: Accelerator
     policy: torch.nn.Module
@@ -43,6 +53,11 @@ class TrainingSetup:
     code_terms: CodeTerms
     train: TrainConfig
     dtypes: dict[str, torch.dtype]
+    ema: Ema | None = None
+
+    def model_weights(self) -> AbstractContextManager[None]:
+        """Inside, the model has the weights that will be written: with train.ema, the average."""
+        return nullcontext() if self.ema is None else self.ema.applied()
 
 
 def set_up(
@@ -55,20 +70,24 @@ def set_up(
         run: holds the caches.
         accelerator: from ``new_accelerator``.
         loss: the recipe's, or the control's.
-        folder: gets the plan of negatives of every epoch.
+        folder: gets the plan of negatives of every epoch, and the digest of the base.
 
     Raises:
         UserError: a checkpoint that can't be read, data too small for the batch or for negatives,
-            a reference cache that does not fit.
+            a reference cache that does not fit, a precision that can't be trained, train.ema with
+            FSDP.
     """
     config, terms = recipe.train, LossTerms.of(loss)
     set_seed(config.seed)
     _refuse_rounded_updates(recipe, accelerator)
+    _refuse_sharded_average(config, accelerator)
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
     # Before the model is read: fail early if no negatives can be built.
     plan_writer = PlanWriter(folder / "negatives", cache, show=accelerator.is_main_process)
     schedule = training_schedule(recipe, cache, terms, plan_writer)
     model = load_checkpoint(recipe.model)
+    if accelerator.is_main_process:
+        record_base(model.module, folder)
     # Their digest is that of the base, without a LoRA.
     drawn = open_drawn(recipe, run, model, cache, schedule) if terms.needs_drawn else None
     cached = None
@@ -82,6 +101,9 @@ def set_up(
     reference = _reference(config, terms, policy, cached)
     dtypes = {name: value.dtype for name, value in policy.state_dict().items()}
     prepared, optimizer = accelerator.prepare(policy, new_optimizer(policy, config))
+    ema = None if config.ema is None else Ema(policy, config.ema)
+    if ema is not None:
+        accelerator.register_for_checkpointing(ema)
     checkpoint.skip_frozen_weights(accelerator)
     if config.trackers:
         accelerator.init_trackers("mm_cca", config={})
@@ -106,6 +128,7 @@ def set_up(
         code_terms=code_terms_of(terms, model.defaults.guidance_scale),
         train=config,
         dtypes=dtypes,
+        ema=ema,
     )
 
 
@@ -158,3 +181,12 @@ def _refuse_rounded_updates(recipe: Recipe, accelerator: Accelerator) -> None:
         "train.mixed_precision=bf16), train.tuning=lora, or FSDP, which trains float32 copies "
         "(recipe emu3-gen-full)."
     )
+
+
+def _refuse_sharded_average(config: TrainConfig, accelerator: Accelerator) -> None:
+    if config.ema is not None and accelerator.distributed_type == DistributedType.FSDP:
+        raise UserError(
+            f"train.ema is {config.ema} with FSDP, whose sharded weights it can't average. Use "
+            "plain data parallelism (accelerate launch --multi_gpu), or leave train.ema out and "
+            "average finished runs with `mm-cca average`."
+        )

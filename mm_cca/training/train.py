@@ -150,6 +150,8 @@ def _step(setup: TrainingSetup, step: int, folder: Path) -> dict[str, float | No
     stop_on_nan(setup, step, numbers["loss"], norm, folder)
     setup.optimizer.step()
     setup.optimizer.zero_grad()
+    if setup.ema is not None:
+        setup.ema.update()
     seconds = time.perf_counter() - started
     return {
         **numbers,

@@ -61,7 +61,8 @@ class Validation:
     """The held-out loss every ``train.eval_every`` steps, and the weights where it was lowest.
 
     Attributes:
-        evaluate: the held-out loss of the current weights; None if the recipe has no validation.
+        evaluate: the held-out loss of the weights in the model; None if the recipe has no
+            validation.
         setup: of the run.
         best_folder: gets the weights with the lowest loss if ``train.keep`` is "best".
         best: the lowest loss so far, in nats per code.
@@ -93,7 +94,8 @@ class Validation:
             return {}
         if self.evaluate is None:
             return {"heldout_nll": None}
-        loss = self.evaluate()
+        with self.setup.model_weights():
+            loss = self.evaluate()
         if config.keep == "best" and (self.best is None or loss < self.best):
             self.best = loss
             save_model(self.setup, self.best_folder)

@@ -43,6 +43,8 @@ def path(tmp_path: Path) -> Path:
         ("loss.text_weight=-1", "0 or more"),
         ("loss.lambda_=.inf", "0 or more"),
         ("sample.dial=.inf", "0 or more, but not 1"),
+        ("sample.temperatures=[0.9, 0]", "above 0, but not sample.temperature"),
+        ("sample.temperatures=[0.9, 0.9]", "all values different"),
         ("eval.text_nll=no.txt", "null, or a file that ends in"),
         ("data.text_path=no.txt", "null, or a file that ends in"),
         ("eval.attributes=flavour", "colour, hair"),
@@ -55,6 +57,8 @@ def path(tmp_path: Path) -> Path:
         ("loss.negatives=hardest", "shuffle"),
         ("train.seed=-1", "0 or more"),
         ("train.max_steps=0", "1 or more"),
+        ("train.ema=0", "above 0 and below 1, or null"),
+        ("train.ema=1", "above 0 and below 1, or null"),
         ("train.micro_batch_size=0", "1 or more"),
         ("train.batch_size=6", "a multiple of train.micro_batch_size (4)"),
         ("train.batch_size=0", "a multiple of train.micro_batch_size times the number of ranks"),
@@ -180,3 +184,9 @@ def test_a_key_of_another_job():
 def test_held_out_captions_need_a_held_out_split(path: Path):
     message = runs.message_of(path, "eval.text_nll=captions", "data.heldout_split=null")
     assert "null, a text file, or captions if data.heldout_split is set" in message
+
+
+def test_a_temperature_that_is_already_that_of_every_arm(path: Path):
+    shown = runs.message_of(path, "sample.temperature=0.9", "sample.temperatures=[0.9, 1.1]")
+    assert "sample.temperatures is 0.9; allowed: not 0.9, which is sample.temperature" in shown
+    assert "is 1.1" not in shown

@@ -2,8 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
+from mm_cca.adapters.base import Defaults
+from mm_cca.errors import UserError
 from mm_cca.runs.folder import RunFolder
-from mm_cca.sampling.arms import Arm, arms_of
+from mm_cca.sampling.arms import Arm, arms_of, refuse_own_temperature
+from mm_cca.sampling.draw import sampling_settings
 from mm_cca.sampling.prompts import prompts_of, reference_rows
 from tests.support import runs
 
@@ -59,6 +64,58 @@ def test_every_guided_arm_once_per_negative_prompt(prepared: Path):
     }
     only = runs.load_recipe(prepared, "sample.negative_prompts=blurry")
     assert arms_of(only)[1].name == "base+cfg2+neg1"
+
+
+def test_every_arm_at_every_temperature(prepared: Path):
+    recipe = runs.load_recipe(
+        prepared,
+        "sample.temperatures=[0.9, 1.1]",
+        "sample.guidance_scales=[2.5]",
+        "sample.negative_prompts=['', blurry]",
+        "sample.dial=0.75",
+    )
+    arms = arms_of(recipe)
+    assert [arm.name for arm in arms] == [
+        "base",
+        "base+t0.9",
+        "base+t1.1",
+        "base+cfg2.5",
+        "base+cfg2.5+t0.9",
+        "base+cfg2.5+t1.1",
+        "base+cfg2.5+neg1",
+        "base+cfg2.5+neg1+t0.9",
+        "base+cfg2.5+neg1+t1.1",
+        "cca",
+        "cca+t0.9",
+        "cca+t1.1",
+        "cca+dial0.75",
+        "cca+dial0.75+t0.9",
+        "cca+dial0.75+t1.1",
+    ]
+    assert arms[0] == Arm("base", 1.0)
+    assert arms[-1] == Arm("cca", 1.0, dial=0.75, temperature=1.1)
+    assert [arm for arm in arms if arm.temperature is None] == arms[::3]
+
+
+def test_the_temperature_of_an_arm_comes_before_that_of_the_recipe(prepared: Path):
+    family = Defaults(guidance_scale=3.0, temperature=0.7, top_k=None, top_p=None)
+    arms = (Arm("base", 1.0), Arm("base", 1.0, temperature=1.1))
+
+    def drawn_at(*overrides: str) -> list[float]:
+        recipe = runs.load_recipe(prepared, *overrides)
+        return [sampling_settings(recipe, arm, family).temperature for arm in arms]
+
+    assert drawn_at() == [0.7, 1.1]
+    assert drawn_at("sample.temperature=0.9") == [0.9, 1.1]
+
+
+def test_a_temperature_that_every_arm_has_anyway(prepared: Path):
+    family = Defaults(guidance_scale=3.0, temperature=0.7, top_k=None, top_p=None)
+    repeated = runs.load_recipe(prepared, "sample.temperatures=[0.7000001, 1.1]")
+    with pytest.raises(UserError, match=r"has 0.7, the default temperature of emu3"):
+        refuse_own_temperature(repeated, family)
+    for keys in (["sample.temperatures=1.1"], ["sample.temperatures=0.7", "sample.temperature=1"]):
+        refuse_own_temperature(runs.load_recipe(prepared, *keys), family)
 
 
 def test_prompts_are_at_most_half_of_a_split_and_the_rest_is_the_reference(prepared: Path):

@@ -109,6 +109,42 @@ def test_another_negative_prompt_with_the_same_number_is_refused(again: Path):
         sample(again, "sample.negative_prompts=text")
 
 
+def test_other_temperatures_are_arms_with_the_same_random_numbers(again: Path, tmp_path: Path):
+    """Bit for bit the images of a run with that sample.temperature, also after an interruption."""
+    folder = again.parent / "run" / "samples"
+    before = runs.mtimes_of(folder)
+    sample(again, "sample.temperatures=[0.5, 2]")
+    after = runs.mtimes_of(folder)
+    assert {name: after[name] for name in before} == before
+    names = {f"{arm}{suffix}" for arm in ARMS for suffix in ("", "+t0.5", "+t2")}
+    assert {path.name for path in folder.iterdir()} == names
+    cooler = tmp_path / "cooler"
+    shutil.copytree(again.parent / "run", cooler, ignore=shutil.ignore_patterns("samples"))
+    runs.do(again, f"run.dir={cooler}", "sample.temperature=0.5", stages=["sample"])
+    for arm in ARMS:
+        one, other = folder / f"{arm}+t0.5", cooler / "samples" / arm
+        assert pictures(one) == pictures(other)
+        assert pictures(one) != pictures(folder / arm)
+        assert without_timings(one) == without_timings(other)
+        assert (one / "stage.json").read_text() == (other / "stage.json").read_text()
+        assert [line["seed"] for line in without_timings(one)] == [
+            line["seed"] for line in without_timings(folder / arm)
+        ]
+    interrupted = folder / "cca+t2"
+    kept = pictures(interrupted)
+    reopen(interrupted)
+    (interrupted / "000007.png").unlink()
+    sample(again, "sample.temperatures=[2]")
+    assert pictures(interrupted) == kept
+
+
+def test_a_temperature_that_repeats_the_default_draws_nothing(again: Path):
+    before = runs.mtimes_of(again.parent / "run" / "samples")
+    with pytest.raises(UserError, match="the default temperature of emu3"):
+        sample(again, "sample.temperatures=[1, 2]")
+    assert runs.mtimes_of(again.parent / "run" / "samples") == before
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_manifest_lines(drawn: Path, arm: str):
     folder = drawn.parent / "run" / "samples" / arm

@@ -76,13 +76,16 @@ def test_two_ranks_give_the_run_of_one(tmp_path: Path, tiny_folder: Path):
     "keys",
     [
         ["loss.objective=cca + distill", "train.tuning=lora", "train.reference=lora"],
-        ["loss.num_negatives=2", "train.reference=cached"],
+        ["loss.num_negatives=2", "train.reference=cached", "train.ema=0.5"],
     ],
 )
 def test_two_ranks_train_the_same_with_every_part_of_the_loss(
     tmp_path: Path, tiny_folder: Path, keys: list[str]
 ):
-    """Text rows, a teacher, several negatives; each rank fills its block of a reference cache."""
+    """Text rows, a teacher, several negatives; each rank fills its block of a reference cache.
+
+    With train.ema the held-out loss is that of the average.
+    """
     recipe = _recipe(tmp_path, tiny_folder)
     keys = [*keys, "loss.text_weight=0.1", "run.stages=[prepare,train]", "train.control=false"]
     for processes, name in ((1, "one"), (2, "two")):
@@ -187,6 +190,14 @@ def test_a_lora_in_float32_is_not_sharded_with_a_base_in_half_precision(
     done = _launch(*words, program="tests.support.fsdp_on_cpu", **FSDP2)
     assert done.returncode != 0
     assert "FSDP can't shard a LoRA in float32" in done.stderr
+
+
+def test_sharded_weights_are_not_averaged(tmp_path: Path, tiny_folder: Path):
+    recipe = _recipe(tmp_path, tiny_folder)
+    words = ["run", str(recipe), "train.ema=0.9", "train.control=false"]
+    done = _launch(*words, program="tests.support.fsdp_on_cpu", **FSDP2)
+    assert done.returncode != 0
+    assert "train.ema is 0.9 with FSDP" in done.stderr
 
 
 def _assert_same_weights(one: Path, two: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
@@ -15,13 +16,14 @@ from mm_cca.config.metrics import METRICS
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import WITH_BASE, Recipe
 from mm_cca.config.shipped import shipped
+from mm_cca.config.stage_keys import STEPS_DONE
 from mm_cca.errors import UserError
 from mm_cca.eval.report.panel_text import standing_in_words
 from mm_cca.eval.report.tables import score_columns
 from mm_cca.eval.summary_types import JudgeEntry, Summary, judged
 from mm_cca.modeling.lora import bake_lora
 from mm_cca.runs.files import atomic_path
-from mm_cca.runs.folder import open_run, recipe_of_training
+from mm_cca.runs.folder import AVERAGED, open_run, recipe_of_training
 from mm_cca.sampling.weights import load_source
 
 
@@ -87,7 +89,11 @@ def export_model(run_folder: Path, target: Path, *, merge: bool = False, dial: f
                     bake_lora(temporary, dial)
             _write_generation_config(recipe, temporary)
             card = _card(
-                recipe_of_training(recipe), run_folder, is_adapter=is_lora and not merge, dial=dial
+                recipe_of_training(recipe),
+                run_folder,
+                is_adapter=is_lora and not merge,
+                dial=dial,
+                averaged=_averaged(run.trained),
             )
             card.save(temporary / "README.md")
     except OSError as error:
@@ -110,7 +116,35 @@ def _write_generation_config(recipe: Recipe, folder: Path) -> None:
     config.save_pretrained(folder)
 
 
-def _card(recipe: Recipe, run_folder: Path, *, is_adapter: bool, dial: float) -> ModelCard:
+def _averaged(trained: Path) -> str:
+    """A paragraph on the runs whose weights were averaged; empty for an ordinary run."""
+    path = trained / AVERAGED
+    if not path.exists():
+        return ""
+    runs = json.loads(path.read_text())["runs"]
+    listed = "\n".join(
+        f"- {run['weight']:.4g}: `{Path(run['run']).name}`, {_short(run['training'])}"
+        for run in runs
+    )
+    return (
+        f"\n\n**Average of {len(runs)} trainings** from the same base, by weight (the recipe below "
+        f"is that of the first one):\n\n{listed}"
+    )
+
+
+def _short(training: dict[str, Any]) -> str:
+    """The settings of a training in few words."""
+    if "averaged" in training:
+        return f"itself an average of {len(training['averaged'])}"
+    return (
+        f"objective `{training['loss.objective']}`, seed {training['train.seed']}, "
+        f"{training[STEPS_DONE]} steps"
+    )
+
+
+def _card(
+    recipe: Recipe, run_folder: Path, *, is_adapter: bool, dial: float, averaged: str
+) -> ModelCard:
     data = ModelCardData(
         base_model=recipe.model.path,
         library_name="peft" if is_adapter else "transformers",
@@ -131,7 +165,7 @@ def _card(recipe: Recipe, run_folder: Path, *, is_adapter: bool, dial: float) ->
 
 # {Path(recipe.model.path).name}, fine-tuned with mm_cca
 
-`{recipe.model.path}`, fine-tuned on `{recipe.data.path}` {_method(recipe)} {how}
+`{recipe.model.path}`, fine-tuned on `{recipe.data.path}` {_method(recipe)} {how}{averaged}
 
 ## Licence
 
