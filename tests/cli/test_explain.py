@@ -30,10 +30,10 @@ def test_the_page_of_a_key(capsys: pytest.CaptureFixture[str]):
     assert lines[:7] == [
         "loss.beta",
         "",
-        "  type     number",
+        "  type     number or auto",
         "  default  0.02",
-        "  allowed  a number, above 0",
-        "  decides  training (if loss.objective has cca or dpo)",
+        "  allowed  a number, above 0, or auto",
+        "  decides  training (if loss.objective has cca, dpo or ddo)",
         "",
     ]
     assert lines[7].startswith("  Factor on the log-likelihood ratio between model and reference")
@@ -67,7 +67,7 @@ def test_parts_of_pages(name: str, part: str):
 def test_a_group_lists_its_keys_and_nothing_lists_the_groups():
     page = explain_key("loss")
     own = [name for name in all_keys() if name.startswith("loss.")]
-    assert len(own) == 15
+    assert len(own) == 18
     for name in own:
         assert f"\n  {name} " in page
     assert "train." not in page

@@ -52,7 +52,7 @@ def _launch(*words: str, processes: int = 2, program: str = "mm_cca.cli", **envi
 
 def _scores(folder: Path) -> dict[str, Any]:
     arms = json.loads((folder / "eval" / "summary.json").read_text())["arms"]
-    return {arm["name"]: arm["scores"] for arm in arms}
+    return {arm["name"]: arm["scores"]["emoji-clip"] for arm in arms}
 
 
 def test_two_ranks_give_the_run_of_one(tmp_path: Path, tiny_folder: Path):
