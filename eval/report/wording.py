@@ -152,11 +152,20 @@ def cost(ours: int, theirs: int) -> str:
 def in_words(arm: str) -> str:
     """An arm's name in a sentence."""
     source, *parts = arm.split("+")
+    at = {"dial": "dial", "t": "temperature"}
+    settings, guidance = [], []
+    for part in parts:
+        kind = part.rstrip("0123456789.")
+        if kind in at:
+            settings.append(f"{at[kind]} {part.removeprefix(kind)}")
+        else:
+            guidance.append(part)
+    settled = f" at {' and '.join(settings)}" if settings else ""
     if source == "cca":
-        dial = "".join(f" at dial {p.removeprefix('dial')}" for p in parts if p.startswith("dial"))
-        guided = [p for p in parts if not p.startswith("dial")]
-        return f"CCA{dial} " + (f"with {' '.join(guided)}" if guided else "without guidance")
-    return arm if parts else f"the {source} without guidance"
+        return f"CCA{settled} " + (f"with {' '.join(guidance)}" if guidance else "without guidance")
+    if guidance:
+        return "+".join([source, *guidance]) + settled
+    return f"the {source}{settled} without guidance"
 
 
 def arms_in_words(arms: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ class Arm:
         negative_prompt: prompt of guidance's second forward pass; "" is the unconditional prompt.
         dial: 0.0 is the base, 1.0 the trained weights; always 1.0 for base and control.
         negative_number: number of ``negative_prompt`` among the recipe's non-empty ones, from 1.
-        temperature: None is the recipe's own.
+        temperature: None is the recipe's own: sample.temperature, or the family's default.
     """
 
     source: str
