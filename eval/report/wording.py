@@ -1,5 +1,6 @@
 """Verdicts in plain words, with what is doubtful about them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
@@ -152,14 +153,13 @@ def cost(ours: int, theirs: int) -> str:
 def in_words(arm: str) -> str:
     """An arm's name in a sentence."""
     source, *parts = arm.split("+")
-    at = {"dial": "dial", "t": "temperature"}
     settings, guidance = [], []
     for part in parts:
-        kind = part.rstrip("0123456789.")
-        if kind in at:
-            settings.append(f"{at[kind]} {part.removeprefix(kind)}")
-        else:
+        found = re.fullmatch(r"(dial|t)(\d.*)", part)
+        if found is None:
             guidance.append(part)
+        else:
+            settings.append(f"{'temperature' if found[1] == 't' else 'dial'} {found[2]}")
     settled = f" at {' and '.join(settings)}" if settings else ""
     if source == "cca":
         return f"CCA{settled} " + (f"with {' '.join(guidance)}" if guidance else "without guidance")
