@@ -234,7 +234,8 @@ def test_prompts_from_a_file_several_images_each(recipe: Path, tmp_path: Path):
     means = np.array(by_image).reshape(4, 2).mean(axis=1)
     score = summary["arms"][0]["scores"]["emoji-clip"]["prompts"]["alignment"]
     assert score["value"] == pytest.approx(means.mean(), abs=1e-4)
-    half = 3.18245 * means.std(ddof=1) / 2  # t of four prompts, not of eight images
+    # Of four prompts: Student's t with three degrees of freedom.
+    half = 3.18245 * means.std(ddof=1) / 2
     assert score["low"] == pytest.approx(means.mean() - half, abs=1e-3)
     assert score["high"] == pytest.approx(means.mean() + half, abs=1e-3)
     file.write_text(file.read_text().replace("tag", "label").replace(texts[0], "another owl"))
