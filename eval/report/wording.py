@@ -1,5 +1,6 @@
 """Verdicts in plain words, with what is doubtful about them."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
@@ -152,11 +153,19 @@ def cost(ours: int, theirs: int) -> str:
 def in_words(arm: str) -> str:
     """An arm's name in a sentence."""
     source, *parts = arm.split("+")
+    settings, guidance = [], []
+    for part in parts:
+        found = re.fullmatch(r"(dial|t)(\d.*)", part)
+        if found is None:
+            guidance.append(part)
+        else:
+            settings.append(f"{'temperature' if found[1] == 't' else 'dial'} {found[2]}")
+    settled = f" at {' and '.join(settings)}" if settings else ""
     if source == "cca":
-        dial = "".join(f" at dial {p.removeprefix('dial')}" for p in parts if p.startswith("dial"))
-        guided = [p for p in parts if not p.startswith("dial")]
-        return f"CCA{dial} " + (f"with {' '.join(guided)}" if guided else "without guidance")
-    return arm if parts else f"the {source} without guidance"
+        return f"CCA{settled} " + (f"with {' '.join(guidance)}" if guidance else "without guidance")
+    if guidance:
+        return "+".join([source, *guidance]) + settled
+    return f"the {source}{settled} without guidance"
 
 
 def arms_in_words(arms: Sequence[str]) -> str:

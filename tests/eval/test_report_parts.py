@@ -164,6 +164,9 @@ def test_words_for_arms_and_costs():
     assert in_words("cca+cfg2+neg1") == "CCA with cfg2 neg1"
     assert in_words("control+cfg2") == "control+cfg2"
     assert in_words("control") == "the control without guidance"
+    assert in_words("cca+dial0.5+t0.9") == "CCA at dial 0.5 and temperature 0.9 without guidance"
+    assert in_words("base+t1.1") == "the base at temperature 1.1 without guidance"
+    assert in_words("base+cfg2.5+neg1+t1.1") == "base+cfg2.5+neg1 at temperature 1.1"
     assert cost(128, 64) == "at 2x the forward passes"
 
 
