@@ -212,7 +212,7 @@ def _scorer_images(
         features = scorer_images.frozen_features(
             model.visual.trunk, variants, size, _autocast(config.mixed_precision), bar.update
         )
-    return scorer_images.Features(features, config.seed)
+    return scorer_images.FrozenFeatures(features, config.seed)
 
 
 def _reconstructions(

@@ -85,7 +85,7 @@ class Drawings:
 
 
 @dataclass(frozen=True)
-class Features:
+class FrozenFeatures:
     """Features of a frozen network, computed before training; each batch takes random variants.
 
     Attributes:

@@ -241,7 +241,7 @@ def test_about_half_of_a_batch_is_reconstructed(pixels: torch.Tensor):
 
 def test_features_are_of_the_image_and_of_any_variant():
     features = torch.arange(12, dtype=torch.bfloat16).view(3, 4, 1)  # variant * 4 + image
-    images = scorer_images.Features(features, seed=0)
+    images = scorer_images.FrozenFeatures(features, seed=0)
     indices = torch.tensor([3, 1])
     batches = torch.stack([images.batch(indices, step) for step in range(40)]).squeeze(-1)
     assert set(batches[:, 0].tolist()) == {3, 7, 11}
