@@ -124,18 +124,19 @@ def test_judges_that_both_have_are_compared(
     ours, theirs = result(alignment=2.0), result(alignment=2.5)
     theirs["protocol"]["judges"]["bb"] = {"name": "another", "resize": "none"}
     for arm in theirs["arms"]:
-        arm["scores"]["another"] = {"train": {"alignment": {"value": 77.0}}}
+        arm["scores"]["another"] = {"train": {"alignment": {"value": 4242.0}}}
     assert compared(files, [ours, theirs]) == 0
-    told = capsys.readouterr().out
-    assert "scored by local-dir:/here" in told
-    assert "77" not in told
+    told = " ".join(capsys.readouterr().out.split())
+    assert "scored by local-dir:/here: A is" in told
+    assert "4242" not in told
     theirs["protocol"]["judges"]["aa"]["resize"] = "bilinear"
     assert compared(files, [ours, theirs]) == 2
     assert "judges.aa.resize: 'bicubic' against 'bilinear'" in capsys.readouterr().err
     theirs = result(alignment=2.5)
     renamed(theirs, "bb", "another")
     assert compared(files, [ours, theirs], "--allow", "judges") == 0
-    assert "scored by local-dir:/here and another" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    assert "scored by local-dir:/here and another: A is" in told
 
 
 def test_scores_of_an_older_version(files: list[Path], capsys: pytest.CaptureFixture[str]):
@@ -158,6 +159,6 @@ def test_a_split_that_only_one_has_is_left_out(
         (scores,) = arm["scores"].values()
         scores["heldout"] = scores["train"]
     assert compared(files, [ours, theirs], "--allow", "num_prompts") == 0
-    told = capsys.readouterr().out
-    assert "train: A is" in told
-    assert "heldout: A is" not in told
+    told = " ".join(capsys.readouterr().out.split())
+    assert "train, scored by local-dir:/here: A is" in told
+    assert "heldout, scored by" not in told
