@@ -42,6 +42,21 @@ def add_average(verbs: Verbs) -> None:
     )
 
 
+def add_bench(verbs: Verbs) -> None:
+    """``mm-cca bench RUN``."""
+    bench = verbs.add_parser(
+        "bench",
+        help="measure the seconds per image of a finished run's arms",
+        description="Measure the seconds per image of a finished run: base, CCA and control, each "
+        "without guidance and with it where the recipe has scales. The same prompts are sampled "
+        "in turns after a warm-up, with all models in memory. Scale, dial and temperature cost "
+        "nothing, so one arm stands for all.",
+    )
+    bench.add_argument("run", type=Path, help="the run folder (run.dir of the recipe)")
+    bench.add_argument("--images", type=int, default=8, help="images per batch (default: 8)")
+    bench.add_argument("--rounds", type=int, default=5, help="times each arm is timed (default: 5)")
+
+
 def add_export(verbs: Verbs) -> None:
     """``mm-cca export RUN DIR``."""
     export = verbs.add_parser(

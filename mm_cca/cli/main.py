@@ -17,6 +17,7 @@ COMMANDS = {
     "env": "env:env",
     "tiny": "tiny:tiny",
     "average": "average:average",
+    "bench": "bench:bench",
     "export": "export:export",
     "report": "report:report",
     "demo": "demo:demo",

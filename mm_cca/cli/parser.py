@@ -8,6 +8,7 @@ from pathlib import Path
 from mm_cca.cli.arguments import (
     Verbs,
     add_average,
+    add_bench,
     add_coco_prompts,
     add_comparison,
     add_export,
@@ -42,6 +43,7 @@ EPILOG = textwrap.dedent(
                                                 a run for each value, all in one plot
       mm-cca report my.yaml --serve             write the report again and open it in a browser
       mm-cca demo runs/second                   try prompts: base, guided base, CCA at any dial
+      mm-cca bench runs/second                  seconds per image with and without guidance
       mm-cca average runs/a runs/b --into runs/mean
                                                 the mean of two runs' weights, as a run
       mm-cca export runs/second my_model        the tuned model with a model card
@@ -86,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     add_average(verbs)
     add_export(verbs)
     _add_demo(verbs)
+    add_bench(verbs)
     add_export_samples(verbs)
     add_coco_prompts(verbs)
     _add_suggest(verbs)

@@ -131,6 +131,19 @@ def _draw_arm(
 
 
 @torch.no_grad()
+def draw_images(
+    model: UnifiedModel, recipe: Recipe, arm: Arm, prompts: list[Prompt], grid: Grid
+) -> tuple[torch.Tensor, int]:
+    """[B, 3, H, W] uint8 images of prompts on the CPU, and the forward passes of each."""
+    num_codes = model.layout(grid).num_codes
+    uniforms = np.stack([image_stream(recipe.sample.seed, p.index, num_codes) for p in prompts])
+    settings = sampling_settings(recipe, arm, model.defaults)
+    codes, forward_passes = sample_codes(
+        model, [p.caption for p in prompts], grid, uniforms, settings
+    )
+    return model.decode(codes, grid).cpu(), forward_passes
+
+
 def _draw_batch(
     model: UnifiedModel,
     recipe: Recipe,
@@ -140,14 +153,9 @@ def _draw_batch(
     folder: Path,
 ) -> list[dict[str, Any]]:
     """Write the images of a batch to ``folder`` and return their lines of the manifest."""
-    num_codes = model.layout(grid).num_codes
-    uniforms = np.stack([image_stream(recipe.sample.seed, p.index, num_codes) for p in batch])
     settings = sampling_settings(recipe, arm, model.defaults)
     started = time.perf_counter()
-    codes, forward_passes = sample_codes(
-        model, [p.caption for p in batch], grid, uniforms, settings
-    )
-    pixels = model.decode(codes, grid).cpu()
+    pixels, forward_passes = draw_images(model, recipe, arm, batch, grid)
     seconds = (time.perf_counter() - started) / len(batch)
     return [
         {
