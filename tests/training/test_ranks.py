@@ -206,3 +206,22 @@ def _assert_same_weights(one: Path, two: Path) -> None:
     for name, value in mine.items():
         assert value.dtype == theirs[name].dtype
         assert_close(value.float(), theirs[name].float(), 1e-5)
+
+
+def test_two_ranks_measure_one_beta(tmp_path: Path, tiny_folder: Path):
+    """``loss.beta: auto``: the number of one process, and the same training with it."""
+    data = runs.two_splits(tmp_path / "data.parquet", train=36, heldout=4)
+    values = runs.tiny_recipe(tmp_path, tiny_folder, data)
+    values["loss"]["beta"] = "auto"
+    values["train"].update(micro_batch_size=2, max_steps=2)
+    recipe = runs.write_recipe(tmp_path / "recipe.yaml", values)
+    found = {}
+    for processes, name in ((1, "one"), (2, "two")):
+        words = [str(recipe), "run.stages=[prepare,train]", f"run.dir={tmp_path / name}"]
+        done = _launch("run", *words, processes=processes)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stderr.count("loss.beta=auto: log p(x|c) is") == 1
+        found[name] = json.loads((tmp_path / name / "train" / "beta.json").read_text())["beta"]
+    assert found["two"] == pytest.approx(found["one"], rel=1e-4)
+    losses = [[line["loss"] for line in runs.metrics(tmp_path / n / "train")] for n in found]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
