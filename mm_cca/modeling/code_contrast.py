@@ -230,4 +230,5 @@ def code_contrast(
         (beta, lambda_),
         chunk,
     )
-    return CodeContrast(*(values.view(codes.shape) for values in parts), scale_shares=shares)
+    loss, positive_gap, negative_gap = (values.view(codes.shape) for values in parts)
+    return CodeContrast(loss, positive_gap, negative_gap, shares)
