@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from mm_cca.objectives import Stats
 from mm_cca.training.collate import MicroBatch
 
-WITH_CONDITION = ("positive_gap", "kl", "mean_scale_share")
-WITH_CONDITION += ("drawn_gap", "drawn_margin", "drawn_accuracy")
+OF_DRAWN = ("drawn_gap", "drawn_margin", "drawn_accuracy")
+WITH_CONDITION = ("positive_gap", "kl", "mean_scale_share", *OF_DRAWN)
 OF_NEGATIVES = ("negative_gap", "margin", "accuracy", "floored_gap", "codes_at_floor")
 
 
@@ -20,8 +20,7 @@ class StepMetrics:
     """Collects the micro-batches of one step. Gaps are means in nats per image.
 
     ``positive_gap``, ``kl``, ``mean_scale_share`` and those of drawn pictures exclude rows with a
-    dropped condition;
-    ``negative_gap``, ``margin``, ``accuracy``, ``floored_gap`` and ``codes_at_floor`` exclude rows
+    dropped condition; ``negative_gap``, ``margin``, ``accuracy``, ``floored_gap`` and ``codes_at_floor`` exclude rows
     that count as positive; ``unconditional_gap`` is the positive gap of the dropped rows.
     """
 

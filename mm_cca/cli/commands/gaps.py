@@ -23,7 +23,7 @@ from mm_cca.modeling.code_gaps import (
     wrong_gap_by_quarter,
 )
 from mm_cca.modeling.guidance import BaseStates
-from mm_cca.modeling.inputs import left_pad
+from mm_cca.modeling.inputs import PaddedTokens, left_pad
 from mm_cca.modeling.logprobs import CodeLogProbs, Scored, training_attention
 from mm_cca.runs.files import write_json
 from mm_cca.runs.folder import RunFolder, open_run
@@ -130,7 +130,7 @@ def _gaps_of(
 def _batch_gaps(
     policies: list[CodeLogProbs],
     tuned: UnifiedModel,
-    prompts: list[tuple[torch.Tensor, torch.Tensor]],
+    prompts: list[PaddedTokens],
     codes: torch.Tensor,
     base: UnifiedModel,
     *,
@@ -154,16 +154,12 @@ def _batch_gaps(
     )
 
 
-def _scored(
-    policy: CodeLogProbs, prompt: tuple[torch.Tensor, torch.Tensor], codes: torch.Tensor
-) -> Scored:
+def _scored(policy: CodeLogProbs, prompt: PaddedTokens, codes: torch.Tensor) -> Scored:
     scored: Scored = policy(*prompt, codes)
     return scored
 
 
-def _states(
-    policy: CodeLogProbs, prompt: tuple[torch.Tensor, torch.Tensor], codes: torch.Tensor
-) -> torch.Tensor:
+def _states(policy: CodeLogProbs, prompt: PaddedTokens, codes: torch.Tensor) -> torch.Tensor:
     scored: Scored = policy(*prompt, codes, only_states=True)
     assert scored.states is not None
     return scored.states
