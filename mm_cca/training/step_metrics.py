@@ -20,8 +20,9 @@ class StepMetrics:
     """Collects the micro-batches of one step. Gaps are means in nats per image.
 
     ``positive_gap``, ``kl``, ``mean_scale_share`` and those of drawn pictures exclude rows with a
-    dropped condition; ``negative_gap``, ``margin``, ``accuracy``, ``floored_gap`` and ``codes_at_floor`` exclude rows
-    that count as positive; ``unconditional_gap`` is the positive gap of the dropped rows.
+    dropped condition; ``negative_gap``, ``margin``, ``accuracy``, ``floored_gap`` and
+    ``codes_at_floor`` exclude rows that count as positive;
+    ``unconditional_gap`` is the positive gap of the dropped rows.
     """
 
     def __init__(self) -> None:
