@@ -90,7 +90,7 @@ def test_only_a_missing_path_is_explained(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_all_stages_with_256_codes(tmp_path: Path):
     checkpoint = write_checkpoint(tmp_path / "emu3", [1, 2, 2], 64)
-    data = runs.two_splits(tmp_path / "data.parquet", 6, 4)
+    data = runs.two_splits(tmp_path / "data.parquet", 8, 8)
     values = runs.tiny_recipe(tmp_path, checkpoint, data)
     values["data"] |= {"image_size": [64, 64], "heldout_split": "heldout"}
     values["train"]["max_steps"] = 1
@@ -98,8 +98,13 @@ def test_all_stages_with_256_codes(tmp_path: Path):
     path = runs.write_recipe(tmp_path / "recipe.yaml", values)
     runs.do(path, stages=["prepare", "train", "sample", "eval", "report"])
     grids = runs.grids_of(tmp_path / "run" / "report.html")
-    assert [len(grid["captions"]) for grid in grids] == [3, 3]
-    assert [column["name"] for column in grids[0]["columns"]] == ["base", "base+cfg2", "cca"]
+    assert [len(grid["captions"]) for grid in grids] == [4, 4]
+    assert [column["name"] for column in grids[0]["columns"]] == [
+        "real",
+        "base",
+        "base+cfg2",
+        "cca",
+    ]
 
 
 def _text(name: str) -> str:
