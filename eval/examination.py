@@ -22,7 +22,7 @@ from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
 from mm_cca.eval.features.scorer import Scorer
 from mm_cca.eval.ground_truth import SplitTruth
-from mm_cca.eval.metrics.retrieval import cosines, retrieval_ranks
+from mm_cca.eval.metrics.retrieval import among_best, cosines, retrieval_ranks
 from mm_cca.eval.summary_types import Examination, Examinations, Margin
 from mm_cca.negatives import load_words, variants
 
@@ -111,7 +111,7 @@ def examine(
         "reconstruction": float(with_own.mean()),
         "other_style": None,
         "other_caption": float(other.mean()),
-        "r_at_5": float((ranks < 5).mean()),
+        "r_at_5": float(among_best(ranks, 5).mean()),
         "margins": {"real_over_reconstruction": _margin(of_real - with_own)},
     }
     if edits is None:
