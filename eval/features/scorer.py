@@ -124,8 +124,8 @@ def load_scorer(
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise UserError(
             f"eval.scorer {name!r} (eval.scorer_pretrained {pretrained!r}) can't be loaded: "
-            f"{error}\nGive emoji-clip, local-dir:FOLDER, hf-hub:NAME, hf:NAME_OR_FOLDER, or an "
-            "open_clip model name with a pretrained tag."
+            f"{error}\nGive a built-in one such as judge-vit, local-dir:FOLDER, hf-hub:NAME, "
+            "hf:NAME_OR_FOLDER, or an open_clip model name with a pretrained tag."
         ) from error
     model.eval()
     settings = model.visual.preprocess_cfg

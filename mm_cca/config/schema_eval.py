@@ -92,7 +92,8 @@ class EvalConfig:
         items=(1, None), distinct=True, allowed="one or more models", decides=(EVAL,)
     )
     """The judges: one or more models that compare images with captions, each an open_clip name,
-    hf:ORG/NAME, local-dir:FOLDER, or emoji-clip. Each is examined before it may judge; the verdict
+    hf:ORG/NAME, local-dir:FOLDER, or a built-in one: judge-vit, judge-convnet,
+    judge-efficientnet, emoji-clip. Each is examined before it may judge; the verdict
     is the least favourable one."""
     scorer_pretrained: str | None = key(None, decides=(EVAL,))
     """open_clip's tag of the weights, such as openai, or a file of weights, for entries of

@@ -38,6 +38,17 @@ RESCALED = Condition(
     f"{USES_BETA.text} and loss.beta is a number",
     lambda recipe: recipe.loss.beta != AUTO and USES_BETA.holds(recipe),
 )
+FLOORED = Condition(
+    "loss.gap_floor is set and loss.objective has cca",
+    lambda recipe: recipe.loss.gap_floor is not None and objective_has("cca").holds(recipe),
+)
+BY_RELEVANCE = Condition(
+    "loss.scale_by_relevance is set and loss.objective has cca_code",
+    lambda recipe: (
+        recipe.loss.scale_by_relevance is not None and objective_has("cca_code").holds(recipe)
+    ),
+)
+"""Keys that are off by default decide only where they are set, so that older runs stay valid."""
 AVERAGED = Condition("train.ema is set", lambda recipe: recipe.train.ema is not None)
 
 
@@ -75,7 +86,7 @@ class LossConfig:
     images' own captions. Raise it
     for more contrast, lower it when the images get worse."""
     gap_floor: float | None = key(
-        None, at_most=0, decides=(TRAIN.given(objective_has("cca")),), allowed="0 or less, or null"
+        None, at_most=0, decides=(TRAIN.given(FLOORED),), allowed="0 or less, or null"
     )
     """Floor under the gap of every code of a negative, for cca, in nats per code: codes that are
     this far below the base give no gradient any more, so that the contrast is spent on codes that
@@ -122,9 +133,7 @@ class LossConfig:
     the model family's default."""
     code_lambda: float = key(1.0, at_least=0, decides=(TRAIN.given(objective_has("cca_code")),))
     """Weight of the negative half of cca_code; with 1 its optimum is guidance of loss.scale."""
-    scale_by_relevance: float | None = key(
-        None, above=0, decides=(TRAIN.given(objective_has("cca_code")),)
-    )
+    scale_by_relevance: float | None = key(None, above=0, decides=(TRAIN.given(BY_RELEVANCE),))
     """Guide less where the caption decides less, for cca_code: a code whose relevance (KL of the
     base with and without the caption) is this multiple of its image's mean or more learns guidance
     of loss.scale, one with less relevance proportionally less, down to scale 1; 1 is a good start,

@@ -107,8 +107,6 @@ def test_plain_nll_looks_at_no_negatives(unread: Path, override: str):
         ("loss.lambda_", {"cca", "unlearn", "ddo"}),
         ("loss.scale", {"cca_code", "gft"}),
         ("loss.code_lambda", {"cca_code"}),
-        ("loss.scale_by_relevance", {"cca_code"}),
-        ("loss.gap_floor", {"cca"}),
         ("loss.ddo_images", {"ddo"}),
         ("loss.distill_scale", {"distill"}),
     ],
@@ -117,6 +115,20 @@ def test_constants_of_the_objectives_that_have_them(unread: Path, key: str, obje
     found = {name for name in OBJECTIVES if key in settings(unread, f"loss.objective={name}")}
     assert found == objectives
     assert key in settings(unread, f"loss.objective=nll + 0.5 {min(objectives)}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "objective"),
+    [("loss.scale_by_relevance", 1, "cca_code"), ("loss.gap_floor", -2, "cca")],
+)
+def test_what_is_off_by_default_leaves_older_runs_valid(
+    unread: Path, key: str, value: float, objective: str
+):
+    """A run that was trained before the key existed has no entry for it."""
+    of_objective = f"loss.objective={objective}"
+    assert all(key not in settings(unread, f"loss.objective={name}") for name in OBJECTIVES)
+    assert settings(unread, of_objective, f"{key}={value}")[key] == value
+    assert settings(unread, f"loss.objective=nll + 0.5 {objective}", f"{key}={value}")[key] == value
 
 
 def test_the_number_of_steps_by_hand(unread: Path):
