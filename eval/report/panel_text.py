@@ -145,7 +145,7 @@ def figures_of(examination: Examination) -> list[Figure]:
         figures.append(
             Figure(
                 label,
-                "–" if value is None else f"{value:.1f}",
+                "–" if value is None else f"{value:z.1f}",  # z: no minus before a rounded zero
                 "" if margin is None else f"{margin['value']:.1f} ± {margin['standard_error']:.1f}",
             )
         )
