@@ -1,6 +1,7 @@
 """Verdicts in plain words, with what is doubtful about them."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
@@ -65,9 +66,9 @@ def verdict_texts(
 
 
 def shared_cautions(cautions: Sequence[Sequence[str]]) -> list[str]:
-    """Those that all of several comparisons have."""
-    first = cautions[0] if cautions else []
-    return [caution for caution in first if all(caution in each for each in cautions)]
+    """Those of more than one comparison, which stand once beside all of them, not with each."""
+    counts = Counter(caution for each in cautions for caution in dict.fromkeys(each))
+    return [caution for caution, count in counts.items() if count > 1]
 
 
 def warnings_about(split: str, warnings: Sequence[str], splits: Sequence[str]) -> list[str]:
