@@ -130,6 +130,10 @@ class EvalConfig:
     """Images to compare with. Real ones: a folder, a Parquet file, a hub name, or an .npz of mean
     and covariance; null or real: the rows of each split that are not sampled. With reconstruction,
     distances to the image tokenizer's reconstructions of those rows are computed as well."""
+    reference_images: int | None = key(None, at_least=MIN_IMAGES, decides=(EVAL,))
+    """At most so many rows of each split that are not sampled serve as images to compare with,
+    chosen by sample.seed; null: all of them. Fewer are faster, and raise all Frechet distances
+    alike."""
     reference_split: str = key("train", decides=(EVAL,))
     """The split of eval.reference, if that is a hub name."""
     image_size: list[int] | None = key(

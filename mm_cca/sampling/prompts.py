@@ -75,10 +75,12 @@ def refuse_few_prompts(recipe: Recipe, prompts: list[Prompt]) -> None:
 
 
 def reference_rows(recipe: Recipe, run: RunFolder, split: str) -> np.ndarray:
-    """Rows of a split that are not used as prompts."""
+    """Shuffled rows of a split that are not used as prompts, ``eval.reference_images`` at most."""
     for name, rows, _ in _splits(recipe, run):
         if name == split:
-            return rows[min(recipe.sample.num_images, len(rows) // 2) :]
+            return rows[min(recipe.sample.num_images, len(rows) // 2) :][
+                : recipe.eval.reference_images
+            ]
     raise KeyError(split)
 
 

@@ -135,6 +135,17 @@ def test_prompts_are_at_most_half_of_a_split_and_the_rest_is_the_reference(prepa
             assert sorted([p.row for p in in_split] + reference) == list(range(total))
 
 
+def test_a_cap_keeps_the_first_of_the_shuffled_rows_as_reference(prepared: Path):
+    """Of the 8 train and 6 held-out rows that are no prompts."""
+    for cap, counts in ((5, (5, 5)), (7, (7, 6)), (100, (8, 6))):
+        recipe = runs.load_recipe(prepared, "sample.num_images=100", f"eval.reference_images={cap}")
+        every = runs.load_recipe(prepared, "sample.num_images=100")
+        for split, count in zip(("train", "heldout"), counts, strict=True):
+            kept = reference_rows(recipe, RunFolder.of(recipe), split).tolist()
+            rows = reference_rows(every, RunFolder.of(every), split).tolist()
+            assert kept == rows[:count]
+
+
 def test_prompts_depend_on_the_sampling_seed(prepared: Path):
     chosen = {}
     for seed in (0, 1):
