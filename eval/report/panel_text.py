@@ -104,7 +104,7 @@ def _shared(entry: HeadlineEntry) -> str:
     if entry["num_judges"] == 1:
         return f"by the only judge, {entry['judge']}"
     shared = f"{entry['shared_by']} of {entry['num_judges']} judges"
-    return f"which {shared} say (least favourable: {entry['judge']})"
+    return f"by {shared} (least favourable: {entry['judge']})"
 
 
 def no_headline(summary: Summary) -> str | None:

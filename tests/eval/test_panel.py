@@ -80,7 +80,7 @@ def test_the_least_favourable_judge_speaks_for_all():
     }
     assert headline_sentence(found, PASSES) == (
         "No difference found between CCA without guidance and base+cfg2 in alignment (could be up "
-        "to 0.7; difference +0.1, 97.5 % interval -0.5 to +0.7), which 2 of 3 judges say (least "
+        "to 0.7; difference +0.1, 97.5 % interval -0.5 to +0.7), by 2 of 3 judges (least "
         "favourable: B), at 0.5x the forward passes."
     )
 
@@ -97,7 +97,7 @@ def test_one_judge_of_three_is_enough_to_be_behind():
     assert told == ("behind", "B", ["base+cfg3"], 1)
     sentence = headline_sentence(found, PASSES)
     assert sentence.startswith("CCA without guidance is behind base+cfg3 in FD (difference +0.30")
-    assert "lower is better), which 1 of 3 judges say (least favourable: B)" in sentence
+    assert "lower is better), by 1 of 3 judges (least favourable: B)" in sentence
 
 
 def test_reconstructions_take_the_place_of_real_images():
