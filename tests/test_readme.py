@@ -177,5 +177,5 @@ def test_anchors_are_made_as_github_makes_them():
 def test_figures_of_the_readme_are_those_of_results():
     section = README.split("## Result\n")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 3, "head, rule, three arms"
+    assert len(rows) == 2 + 4, "head, rule, four arms"
     assert [row for row in rows if row not in RESULTS.splitlines()] == []
