@@ -78,9 +78,8 @@ def reference_rows(recipe: Recipe, run: RunFolder, split: str) -> np.ndarray:
     """Shuffled rows of a split that are not used as prompts, ``eval.reference_images`` at most."""
     for name, rows, _ in _splits(recipe, run):
         if name == split:
-            return rows[min(recipe.sample.num_images, len(rows) // 2) :][
-                : recipe.eval.reference_images
-            ]
+            rest = rows[min(recipe.sample.num_images, len(rows) // 2) :]
+            return rest[: recipe.eval.reference_images]
     raise KeyError(split)
 
 

@@ -166,14 +166,14 @@ def test_report_and_terminal_show_every_judge(
         assert f"<h3>{name}</h3>" in page
         assert f'<th scope="row">{name}</th>' in page
     assert "FD (rec)" in page
-    assert "of 3 judges" in page
+    assert "of 3 judges (least favourable: " in page
     assert "images / s" not in page
     keys = [f"run.dir={panel / 'run'}", f"run.tokens_dir={panel / 'tokens'}"]
     runs.do(reported, *keys, stages=["report"])
     told = " ".join(capsys.readouterr().out.split())
     for name in names_of(panel):
         assert f"judge {name}: may judge" in told
-    assert "of 3 judges" in told
+    assert "of 3 judges (least favourable: " in told
     assert "img/s" not in told
 
 
