@@ -17,7 +17,7 @@ import datasets
 
 from mm_cca.config.metrics import DEFAULT
 from mm_cca.config.shipped import shipped
-from mm_cca.testing.tiny_checkpoints import write_tiny
+from mm_cca.testing.tiny import write_tiny
 from tests.bench_training import measured
 from tests.support.towers import write_inception
 

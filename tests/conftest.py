@@ -15,7 +15,7 @@ from transformers import Emu3VQVAE, Emu3VQVAEConfig
 from mm_cca import load_adapter
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.demo import small_emu3 as tiny
-from mm_cca.testing.tiny_checkpoints import FAMILIES, write_tiny
+from mm_cca.testing.tiny import FAMILIES, write_tiny
 from tests.support import runs
 from tests.support.third_party import write_third_party
 from tests.support.training import LONG, at

@@ -12,7 +12,7 @@ from mm_cca.adapters.emu3 import Emu3
 from mm_cca.config.load import load_config
 from mm_cca.config.schema import Recipe
 from mm_cca.config.shipped import shipped_recipes
-from mm_cca.testing.tiny_checkpoints import write_tiny
+from mm_cca.testing.tiny import write_tiny
 from tests.support import runs
 
 LARGE = [name for name in shipped_recipes() if not name.startswith(("emoji", "coco"))]

@@ -147,13 +147,20 @@ def _add_tiny(verbs: Verbs) -> None:
     tiny = verbs.add_parser(
         "tiny",
         help="write a tiny random checkpoint of a model family, to try a recipe on a laptop",
-        description="Write a tiny random checkpoint in a family's real layout. Then, for example: "
-        "mm-cca train my.yaml model.path=DIR train.max_steps=2",
+        description="Write a tiny random checkpoint in the layout of a family's folder on the hub. "
+        "Then, for example: mm-cca train my.yaml model.path=DIR train.max_steps=2",
     )
     tiny.add_argument("family", help="emu3, chameleon, janus or lumina-mgpt")
     tiny.add_argument("folder", type=Path, help="where to write it")
     tiny.add_argument(
         "--side", type=int, help="codes along each side of an image (default: the family's)"
+    )
+    tiny.add_argument(
+        "--layout",
+        choices=["hub", "transformers"],
+        default="hub",
+        help="the files as the family's folder on the hub has them, or as save_pretrained of "
+        "today's transformers writes them (default: %(default)s)",
     )
 
 

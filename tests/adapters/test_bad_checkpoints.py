@@ -17,7 +17,7 @@ from mm_cca import load_adapter
 from mm_cca.adapters.loading import CheckpointError, load_module
 from mm_cca.config.shipped import ADAPTERS
 from mm_cca.errors import UserError
-from mm_cca.testing.tiny_checkpoints import write_tiny
+from mm_cca.testing.tiny import write_tiny
 from tests.support.third_party import THIRD_PARTY, checkpoint_paths
 
 

@@ -14,7 +14,7 @@ from mm_cca.adapters.base import FREE, UnifiedModel
 from mm_cca.errors import UserError
 from mm_cca.modeling.inputs import left_pad
 from mm_cca.modeling.logprobs import CodeLogProbs
-from mm_cca.testing.tiny_checkpoints import write_tiny
+from mm_cca.testing.tiny import write_tiny
 from tests.support.closeness import assert_close
 
 GRID = (4, 4)

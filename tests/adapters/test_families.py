@@ -20,7 +20,7 @@ from mm_cca.adapters.chameleon import Chameleon
 from mm_cca.cli.commands.export import export_model
 from mm_cca.config.shipped import ADAPTERS
 from mm_cca.errors import UserError
-from mm_cca.testing.tiny_checkpoints import FAMILIES, write_tiny
+from mm_cca.testing.tiny import FAMILIES, LAYOUTS, write_tiny
 from tests.support import runs
 from tests.support.closeness import assert_close
 
@@ -37,10 +37,12 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module")
-def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=LAYOUTS)
+def folder(
+    request: pytest.FixtureRequest, family: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("family") / family
-    write_tiny(family, folder, side=4)
+    write_tiny(family, folder, side=4, layout=request.param)
     return folder
 
 

@@ -21,7 +21,7 @@ from mm_cca.modeling.lora import attach_lora
 from mm_cca.modeling.sampler import SamplingSettings, sample_codes
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.weights import load_source
-from mm_cca.testing.tiny_checkpoints import write_tiny
+from mm_cca.testing.tiny import write_tiny
 from tests.support import runs
 from tests.support.closeness import assert_close
 

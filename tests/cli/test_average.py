@@ -18,7 +18,7 @@ from mm_cca.errors import UserError
 from mm_cca.runs.digests import recorded_base, weights_digest
 from mm_cca.runs.folder import open_run
 from mm_cca.sampling.weights import load_source
-from mm_cca.testing.tiny_checkpoints import write_tiny
+from mm_cca.testing.tiny import write_tiny
 from tests.support import runs
 from tests.support.training import weights
 

@@ -15,7 +15,7 @@ from mm_cca import cli, load_adapter
 from mm_cca.cli.commands.export import export_model
 from mm_cca.errors import UserError
 from mm_cca.modeling.lora import bake_lora
-from mm_cca.testing.tiny_checkpoints import write_tiny
+from mm_cca.testing.tiny import write_tiny
 from tests.support import runs
 from tests.support.closeness import assert_close
 

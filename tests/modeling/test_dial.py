@@ -23,7 +23,7 @@ from mm_cca.modeling.lora import attach_lora, write_trained
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
 from mm_cca.sampling.weights import load_source
-from mm_cca.testing.tiny_checkpoints import FAMILIES, write_tiny
+from mm_cca.testing.tiny import FAMILIES, write_tiny
 from tests.support import runs
 from tests.support.closeness import assert_close
 from tests.support.third_party import THIRD_PARTY, write_third_party

@@ -14,7 +14,7 @@ from mm_cca import load_adapter
 from mm_cca.data.texts import TextStream, read_texts
 from mm_cca.errors import UserError
 from mm_cca.modeling.text_nll import MAX_TOKENS, text_batch, text_nll
-from mm_cca.testing.tiny_checkpoints import write_tiny
+from mm_cca.testing.tiny import write_tiny
 from tests.support import runs
 from tests.support.closeness import assert_close
 

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mm_cca.demo.small_emu3 import bpe
-from mm_cca.testing.tiny_tokenizers import CAPTIONS
+from mm_cca.testing.tiny.sizes import CAPTIONS
 
 THIRD_PARTY = "tests.example_adapter:AppendedCodes"
 

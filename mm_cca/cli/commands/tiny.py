@@ -5,8 +5,8 @@ import argparse
 
 def tiny(args: argparse.Namespace) -> int:
     """Run ``mm-cca tiny``."""
-    from mm_cca.testing.tiny_checkpoints import write_tiny
+    from mm_cca.testing.tiny import write_tiny
 
-    write_tiny(args.family, args.folder, side=args.side)
+    write_tiny(args.family, args.folder, side=args.side, layout=args.layout)
     print(f"a tiny {args.family} checkpoint is in {args.folder}")
     return 0

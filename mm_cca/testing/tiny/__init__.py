@@ -1,0 +1,57 @@
+"""Tiny random checkpoints of every family, in the layout of the real ones on the hub.
+
+They use the classes and files of transformers; only the sizes are small, so a recipe runs the same
+code on a tiny and on a real checkpoint. The grid of codes is the real one unless ``side`` is given.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from mm_cca.errors import UserError
+from mm_cca.testing.tiny.sizes import Layout
+from mm_cca.testing.tiny.tiny_chameleon import write_chameleon, write_lumina_mgpt
+from mm_cca.testing.tiny.tiny_emu3 import write_emu3
+from mm_cca.testing.tiny.tiny_janus import write_janus
+
+FAMILIES: dict[str, tuple[Callable[[Path, int, Layout], None], int]] = {
+    "emu3": (write_emu3, 90),
+    "chameleon": (write_chameleon, 32),
+    "janus": (write_janus, 24),
+    "lumina-mgpt": (write_lumina_mgpt, 32),
+}
+"""Function that writes a checkpoint, and the side of the real ones' grid (720, 512, 384 and 512
+pixels)."""
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+
+def write_tiny(
+    family: str, folder: Path, *, side: int | None = None, layout: Layout = "hub", seed: int = 0
+) -> None:
+    """Write a checkpoint of ``family`` that ``from_pretrained`` and the adapter read.
+
+    Args:
+        family: a key of ``FAMILIES``.
+        folder: where to write it; must not contain a ``config.json`` yet.
+        side: codes along each side of an image; None: as many as the real checkpoints have.
+        layout: the hub's folder, or what ``save_pretrained`` writes today.
+        seed: of the weights.
+
+    Raises:
+        UserError: an unknown family, a side below 1, or a folder that is in use or not writable.
+    """
+    if family not in FAMILIES:
+        raise UserError(f"there is no tiny {family!r}; allowed: {', '.join(FAMILIES)}.")
+    if (folder / "config.json").exists():
+        raise UserError(f"{folder} holds a checkpoint already; choose another folder.")
+    if side is not None and side < 1:
+        raise UserError(f"--side is {side}; allowed: 1 or more codes along each side.")
+    torch.manual_seed(seed)
+    write, real_side = FAMILIES[family]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder, real_side if side is None else side, layout)
+    except OSError as error:
+        raise UserError(f"{folder} can't be written: {error}") from error
