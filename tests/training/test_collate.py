@@ -32,7 +32,7 @@ def _codes(rows: torch.Tensor, variants: torch.Tensor) -> torch.Tensor:
 @pytest.fixture
 def collate(tiny_model: UnifiedModel) -> Collator:
     cache = SimpleNamespace(captions=CAPTIONS, codes=_codes)
-    return Collator(tiny_model, cache, (16, 16), torch.device("cpu"))
+    return Collator(tiny_model, cache, (16, 16), torch.device("cpu"), template=None)
 
 
 def _prompts(batch: MicroBatch) -> list[list[int]]:
@@ -85,7 +85,9 @@ def test_unconditional_and_texts_only_where_they_are_needed(
     cache = SimpleNamespace(captions=CAPTIONS, codes=_codes)
     device = torch.device("cpu")
     texts = TextStream(["x y z", "owl"], seed=0)
-    full = Collator(tiny_model, cache, (16, 16), device, with_unconditional=True, texts=texts)
+    full = Collator(
+        tiny_model, cache, (16, 16), device, template=None, with_unconditional=True, texts=texts
+    )
     batch = full(PAIRS)
     assert [
         ids[mask].tolist()

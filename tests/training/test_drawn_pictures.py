@@ -154,7 +154,7 @@ def test_drawn_rows_come_last_under_the_own_prompts(
     cache = open_cache(RunFolder.of(loaded).tokens / "train", 1)
     pictures = DrawnPictures(_drawn(tmp_path), cache)
     model = load_adapter("emu3", str(tiny_folder))
-    collate = Collator(model, cache, (16, 16), torch.device("cpu"), drawn=pictures)
+    collate = Collator(model, cache, (16, 16), torch.device("cpu"), template=None, drawn=pictures)
     pairs = training_schedule(loaded, cache, LossTerms.of(loaded.loss)).step(0)
     batch = collate(pairs)
     assert 0 < pairs.dropped.sum() < 4
