@@ -16,12 +16,11 @@ from peft import PeftModel
 from PIL import Image
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
-from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.prompt_templates import filled
 from mm_cca.errors import UserError
 from mm_cca.modeling.lora import dial_lora
 from mm_cca.modeling.sampler import image_stream, sample_codes
-from mm_cca.runs.folder import open_run, recipe_of_training
+from mm_cca.runs.folder import open_run, terms_of_training
 from mm_cca.sampling.arms import Arm
 from mm_cca.sampling.draw import sampling_settings
 from mm_cca.sampling.weights import load_source
@@ -47,7 +46,7 @@ class DemoSession:
             UserError: not a run folder, not trained yet, or a checkpoint that can't be read.
         """
         self.recipe, self._run = open_run(folder)
-        self.terms = LossTerms.of(recipe_of_training(self.recipe).loss)
+        self.terms = terms_of_training(self.recipe)
         self._dial = 1.0
         self._trained: UnifiedModel | None = load_source(self.recipe, self._run, "cca")
         is_lora = isinstance(self._trained.module, PeftModel)
