@@ -37,7 +37,7 @@ def trade_plot(arms: Sequence[JudgedArm], split: str, ours: str = CCA) -> str | 
         # Against reconstructions, if they are there: the decoder without the tokenizer's loss.
         axes[axis] = min(plotted, key=lambda name: METRICS[name].reference == "real")
     return scatter(
-        _points(arms, split, axes["diversity"], axes["fidelity"]),
+        _points(arms, split, axes["diversity"], axes["fidelity"], ours),
         axis_label(axes["diversity"]),
         axis_label(axes["fidelity"]),
         about=prompts_in_words(split),

@@ -47,6 +47,18 @@ def test_own_prompts_come_first_then_the_negatives(collate: Collator, tiny_model
     assert _prompts(collate(PAIRS)) == [owl, owl, empty, hand, same, empty]
 
 
+def test_a_template_is_around_own_and_negative_captions_only(tiny_model: UnifiedModel):
+    """Which captions are equal is decided without it; dropped prompts have no text at all."""
+    cache = SimpleNamespace(captions=CAPTIONS, codes=_codes)
+    template, device = "Draw {prompt}!", torch.device("cpu")
+    batch = Collator(tiny_model, cache, (16, 16), device, template=template)(PAIRS)
+    empty = tiny_model.unconditional_ids([], GRID)
+    written = ["Draw red owl!", "Draw small waving hand!", "Draw Red  OWL!"]
+    owl, hand, same = tiny_model.prompt_ids(written, GRID)
+    assert _prompts(batch) == [owl, owl, empty, hand, same, empty]
+    assert batch.counts_as_positive.tolist() == [False, True, True]
+
+
 def test_equal_captions_and_dropped_conditions_count_as_positive(collate: Collator):
     batch = collate(PAIRS)
     assert batch.counts_as_positive.tolist() == [False, True, True]
