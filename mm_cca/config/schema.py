@@ -18,9 +18,11 @@ from mm_cca.config.keys import (
     TRAIN,
     Condition,
     is_above_zero,
+    is_given,
     is_set_to,
     key,
 )
+from mm_cca.config.prompt_templates import ALLOWED as TEMPLATES
 from mm_cca.config.schema_demo import ScorerConfig, TokenizerConfig
 from mm_cca.config.schema_eval import FROM_CAPTIONS, MIN_IMAGES, EvalConfig, SampleConfig
 from mm_cca.config.schema_train import (
@@ -73,6 +75,7 @@ EDITS = Condition(
     lambda recipe: "edit" in recipe.loss.negatives and WITH_NEGATIVES.holds(recipe),
 )
 ATTRIBUTES = Condition("eval.attributes is not empty", lambda recipe: bool(recipe.eval.attributes))
+TEMPLATED = is_given("data.caption_template")
 KEEPS_BEST = is_set_to("train.keep", "best")
 IMAGES = (TOKENS, REFERENCE, TRAIN, DEMO)
 CAPTIONS = (TOKENS, TRAIN, SAMPLE.given(FROM_CAPTIONS), DEMO)
@@ -131,6 +134,14 @@ class DataConfig:
     """Column of the images."""
     caption_column: str = key("caption", decides=CAPTIONS)
     """Column of the captions; in a folder with metadata.jsonl it is often text."""
+    caption_template: str | None = key(
+        None,
+        allowed=TEMPLATES,
+        decides=(TRAIN.given(TEMPLATED), REFERENCE.given(TEMPLATED)),
+    )
+    """Text around every caption in training, with {prompt} in the caption's place; negative
+    captions get it too, the unconditional prompt does not. Usually the same as
+    sample.prompt_template. null: the caption as it is."""
     split_column: str | None = key(None, decides=CAPTIONS)
     """Column that names the split of each row, if one table holds several splits; null: the data
     set's own splits."""
