@@ -213,7 +213,7 @@ def test_the_text_head_is_frozen_unless_tied(model: UnifiedModel):
 
 
 def _tied(folder: Path, target: Path) -> Path:
-    model = JanusForConditionalGeneration.from_pretrained(folder)
+    model = JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     model.config.tie_word_embeddings = True
     model.tie_weights()
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns("model*"))
@@ -232,12 +232,12 @@ def test_a_tied_text_head_goes_the_whole_way(folder: Path, tmp_path: Path, tunin
     values["train"] |= {"reference": "lora", "lora_rank": 2} if tuning == "lora" else {}
     recipe = runs.do(runs.write_recipe(tmp_path / "recipe.yaml", values))
     trained = tmp_path / "run" / "train" / "model"
-    before = JanusForConditionalGeneration.from_pretrained(base)
+    before = JanusForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
     if tuning == "full":
         assert HEAD not in load_file(trained / "model.safetensors")
-        after = JanusForConditionalGeneration.from_pretrained(trained)
+        after = JanusForConditionalGeneration.from_pretrained(trained, dtype=torch.float32)
     else:
-        loaded = JanusForConditionalGeneration.from_pretrained(base)
+        loaded = JanusForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
         after = PeftModel.from_pretrained(loaded, str(trained)).merge_and_unload()
     assert after.lm_head.weight is after.get_parameter(EMBEDDING)
     moved = not torch.equal(after.get_parameter(EMBEDDING), before.get_parameter(EMBEDDING))
