@@ -10,7 +10,7 @@ import logging
 from functools import cache
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger(__name__)
@@ -20,15 +20,6 @@ SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """The pattern of words before byte pairs are merged: Qwen's, which Emu3's vocabulary is from."""
-
-NORMALIZER = {"type": "NFC"}
-PRE_TOKENIZER = {
-    "type": "Sequence",
-    "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False},
-        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
-    ],
-}
 
 EXTRAS = [f"<|extra_{number}|>" for number in range(1, 205)]
 """The conversion gave the place of ``<|extra_0|>`` to ``<image>``."""
@@ -45,14 +36,15 @@ def with_emu3_words(tokenizer: Any, path: str) -> Any:
     vocabulary = tokenizer.get_vocab()
     if not all(name in vocabulary for name in RESERVED):
         return tokenizer
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    wrong = _differences(state)
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    wrong = _differences(backend)
     if not wrong:
         return tokenizer
     _warn(path, " and ".join(wrong))
-    state |= {"normalizer": NORMALIZER, "pre_tokenizer": PRE_TOKENIZER}
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = emu3_words()
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        tokenizer_object=backend,
         **tokenizer.special_tokens_map,
         padding_side="left",
         clean_up_tokenization_spaces=False,
@@ -61,14 +53,31 @@ def with_emu3_words(tokenizer: Any, path: str) -> Any:
     )
 
 
-def _differences(state: dict[str, Any]) -> list[str]:
+def emu3_words() -> pre_tokenizers.PreTokenizer:
+    """How Emu3 cuts text into words of bytes."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _differences(backend: Tokenizer) -> list[str]:
     wrong = []
-    parts = (state["pre_tokenizer"] or {}).get("pretokenizers", [])
-    if not any(part.get("pattern") == {"Regex": SPLIT} for part in parts):
+    if backend.pre_tokenizer is None or _state(backend.pre_tokenizer) != _state(emu3_words()):
         wrong.append("the split into words (GPT-2's in place of Qwen's)")
-    if state["normalizer"] != NORMALIZER:
+    if not isinstance(backend.normalizer, normalizers.NFC):
         wrong.append("the normalisation to NFC (absent)")
     return wrong
+
+
+def _state(words: pre_tokenizers.PreTokenizer) -> dict[str, Any]:
+    """As tokenizer.json holds it."""
+    blank = Tokenizer(models.BPE())
+    blank.pre_tokenizer = words
+    state: dict[str, Any] = json.loads(blank.to_str())["pre_tokenizer"]
+    return state
 
 
 @cache

@@ -62,6 +62,9 @@ class Janus(StandardDecoder):
         module, _ = load_module(
             JanusForConditionalGeneration, path, config, dtype, in_float32="vqmodel"
         )
+        if module.lm_head.weight is not module.get_input_embeddings().weight:
+            # The hub's configs don't say so, and stock classes then take it for true.
+            module.config.tie_word_embeddings = False
         return cls(module, processor)
 
     def layout(self, grid: Grid) -> ImageLayout:

@@ -30,3 +30,8 @@ def write_shards(folder: Path, tensors: dict[str, torch.Tensor], shards: int = 2
 
 def write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def old_merges(merges: list[Any]) -> list[str]:
+    """Merges of a tokenizer.json as the hub's folders hold them: "a b", not a list of two."""
+    return [pair if isinstance(pair, str) else " ".join(pair) for pair in merges]

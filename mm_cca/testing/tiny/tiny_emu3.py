@@ -8,9 +8,9 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import Emu3VQVAE, Emu3VQVAEConfig, GenerationConfig
 
-from mm_cca.adapters.emu3_tokenizer import PRE_TOKENIZER, RESERVED
+from mm_cca.adapters.emu3_tokenizer import RESERVED, emu3_words
 from mm_cca.demo import small_emu3
-from mm_cca.testing.tiny.shards import write_json, write_shards
+from mm_cca.testing.tiny.shards import old_merges, write_json, write_shards
 from mm_cca.testing.tiny.sizes import (
     CAPTIONS,
     CODEBOOK_SIZE,
@@ -173,15 +173,15 @@ def _write_hub_tokenizer(folder: Path) -> None:
                 "byte_fallback": False,
                 "ignore_merges": False,
                 "vocab": vocabulary,
-                "merges": learned["merges"],
+                "merges": old_merges(learned["merges"]),
             },
         },
     )
     named = {n: t for n, t in small_emu3.NAMED_TOKENS.items() if n[:3] not in ("bos", "eos", "pad")}
     plain = {n: t for n, t in small_emu3.NAMED_TOKENS.items() if n not in named}
     write_json(folder / "vocab.json", vocabulary)
-    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in learned["merges"]]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]), encoding="utf-8")
+    lines = ["#version: 0.2", *old_merges(learned["merges"])]
+    (folder / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
     write_json(folder / "special_tokens_map.json", plain | named)
     write_json(
         folder / "tokenizer_config.json",
@@ -207,8 +207,7 @@ def _write_hub_tokenizer(folder: Path) -> None:
 def _emu3_words(texts: list[str], size: int) -> dict[str, Any]:
     """``vocab`` and ``merges`` of byte pairs within Emu3's words."""
     tokenizer = Tokenizer(models.BPE())
-    state = json.loads(tokenizer.to_str()) | {"pre_tokenizer": PRE_TOKENIZER}
-    tokenizer = Tokenizer.from_str(json.dumps(state))
+    tokenizer.pre_tokenizer = emu3_words()
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.train_from_iterator(
         texts,

@@ -22,7 +22,7 @@ from transformers import (
 from mm_cca.adapters.janus_deepseek import NAMED_TOKENS, PRO_ROLES, janus_template
 from mm_cca.demo.small_emu3 import bpe
 from mm_cca.testing.tiny.deepseek_names import deepseek_config, deepseek_weights
-from mm_cca.testing.tiny.shards import write_json, write_shards
+from mm_cca.testing.tiny.shards import old_merges, write_json, write_shards
 from mm_cca.testing.tiny.sizes import (
     CAPTIONS,
     CODEBOOK_SIZE,
@@ -188,6 +188,7 @@ def _write_hub_tokenizer(
         backend.post_processor = processors.ByteLevel(trim_offsets=False)
     backend.decoder = decoders.ByteLevel()
     state = json.loads(backend.to_str())
+    state["model"]["merges"] = old_merges(state["model"]["merges"])
     write_json(folder / "tokenizer.json", state)
     named = {n: NAMED_TOKENS[n] for n in ("bos_token", "eos_token", "pad_token")}
     others = [t["content"] for t in state["added_tokens"] if t["content"] not in named.values()]
