@@ -53,10 +53,11 @@ def read_deepseek(
         folder = _folder(path)
         refuse_absent_shards(str(folder))
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        vocabulary = _vocabulary(folder)
         tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder, **NAMED_TOKENS)
         weights = stock_weights(stored_weights(folder))
-    _refuse_absent_tokens(tokenizer)
-    roles = _roles(path, folder, stored, tokenizer)
+    _refuse_absent_tokens(vocabulary)
+    roles = _roles(path, folder, stored, vocabulary)
     config = config_of(stored, weights, tokenizer)
     module, _ = load_module(
         JanusForConditionalGeneration, path, config, dtype, in_float32="vqmodel", weights=weights
@@ -101,7 +102,9 @@ def _folder(path: str) -> Path:
     return folder
 
 
-def _roles(path: str, folder: Path, stored: dict[str, Any], tokenizer: Any) -> tuple[str, str]:
+def _roles(
+    path: str, folder: Path, stored: dict[str, Any], vocabulary: set[str]
+) -> tuple[str, str]:
     """Janus-1.3B's or Janus-Pro's; both may call their form "deepseek"."""
     file = folder / "processor_config.json"
     with reading_checkpoint():
@@ -112,7 +115,7 @@ def _roles(path: str, folder: Path, stored: dict[str, Any], tokenizer: Any) -> t
             f"processor_config.json: sft_format is {form!r}; known: deepseek, deepseek_old"
         )
     names = f"{path} {stored.get('_name_or_path', '')}".lower()
-    pro = PRO_ROLES[0] in tokenizer.get_vocab() and "janus-1.3b" not in names
+    pro = PRO_ROLES[0] in vocabulary and "janus-1.3b" not in names
     return PRO_ROLES if pro and form == "deepseek" else FIRST_ROLES
 
 
@@ -128,8 +131,13 @@ def _image_processor(folder: Path, size: int) -> JanusImageProcessor:
         )
 
 
-def _refuse_absent_tokens(tokenizer: Any) -> None:
-    vocabulary = tokenizer.get_vocab()
+def _vocabulary(folder: Path) -> set[str]:
+    """What tokenizer.json holds; a loaded tokenizer adds tokens that are asked of it by name."""
+    stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return set(stored["model"]["vocab"]) | {token["content"] for token in stored["added_tokens"]}
+
+
+def _refuse_absent_tokens(vocabulary: set[str]) -> None:
     absent = [NAMED_TOKENS[name] for name in NEEDED_TOKENS if NAMED_TOKENS[name] not in vocabulary]
     if absent:
         raise CheckpointError(
