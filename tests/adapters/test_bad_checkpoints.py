@@ -41,13 +41,21 @@ def test_an_image_tokenizer_where_none_is_wanted(adapter: str, folders: Path):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "adapter", "told"),
-    [("Emu3", "emu3", "convert_emu3_weights_to_hf"), ("multi_modality", "janus", "convert_janus")],
+    ("config", "adapter", "told"),
+    [
+        ({"model_type": "Emu3", "vocab_size": 184622}, "emu3", "convert_emu3_weights_to_hf"),
+        ({"model_type": "Emu3", "vocab_size": 282926}, "emu3", "set model.adapter to emu3p5"),
+        ({"model_type": "Emu3", "head_dim": 128}, "emu3", "set model.adapter to emu3p5"),
+        ({"model_type": "qwen3", "vocab_size": 282926}, "emu3", "set model.adapter to emu3p5"),
+        ({"model_type": "qwen3", "vocab_size": 151936}, "emu3", "no adapter reads that family"),
+        ({"model_type": "multi_modality"}, "janus", "it has no image codes"),
+        ({"model_type": "multi_modality", "gen_vision_config": {}}, "emu3", "adapter to janus"),
+    ],
 )
-def test_the_authors_own_layout_says_how_to_convert_it(
-    model_type: str, adapter: str, told: str, tmp_path: Path
+def test_a_config_of_another_kind(
+    config: dict[str, object], adapter: str, told: str, tmp_path: Path
 ):
-    (tmp_path / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
+    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=told):
         load_adapter(adapter, str(tmp_path))
 

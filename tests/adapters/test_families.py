@@ -76,7 +76,7 @@ def test_whole_pipeline(family: str, folder: Path, prepared: Path, tmp_path: Pat
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert {arm["name"] for arm in report["arms"]} == {"base", "base+cfg2", "cca"}
     reloaded = _reload(family, folder, tmp_path / "run" / "train" / "model", tuning)
-    before = STOCK[family].from_pretrained(folder).state_dict()
+    before = STOCK[family].from_pretrained(folder, dtype=torch.float32).state_dict()
     after = reloaded.state_dict()
     moved = [n for n, x in before.items() if not torch.equal(x, after[n])]
     assert moved, "training changed no weight that stock classes read"
@@ -99,7 +99,7 @@ def test_an_exported_run_is_read_by_stock_classes(
         whole = tmp_path / "merged"
         export_model(tmp_path / "run", whole, merge=True)
         _same_weights(_reload(family, folder, whole, "full"), expected)
-    base = STOCK[family].from_pretrained(folder).state_dict()
+    base = STOCK[family].from_pretrained(folder, dtype=torch.float32).state_dict()
     assert [name for name, value in base.items() if not torch.equal(value, expected[name])]
     assert (whole / "README.md").exists()
     # It draws again: the decoder, which stock Chameleon does not know, came along.
@@ -122,8 +122,10 @@ def _same_weights(model: torch.nn.Module, expected: dict[str, torch.Tensor]) -> 
 def _reload(family: str, base: Path, model: Path, tuning: str) -> torch.nn.Module:
     """With plain transformers, or plain peft on the plain base."""
     if tuning == "full":
-        return STOCK[family].from_pretrained(model)
-    loaded = PeftModel.from_pretrained(STOCK[family].from_pretrained(base), str(model))
+        return STOCK[family].from_pretrained(model, dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(
+        STOCK[family].from_pretrained(base, dtype=torch.float32), str(model)
+    )
     return loaded.merge_and_unload()
 
 

@@ -6,7 +6,6 @@ code on a tiny and on a real checkpoint. The grid of codes is the real one unles
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 import torch
 
@@ -24,7 +23,8 @@ FAMILIES: dict[str, tuple[Callable[[Path, int, Layout], None], int]] = {
 }
 """Function that writes a checkpoint, and the side of the real ones' grid (720, 512, 384 and 512
 pixels)."""
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+LAYOUTS: tuple[Layout, ...] = ("hub", "transformers")
+"""Those that every family has."""
 
 
 def write_tiny(
@@ -36,7 +36,7 @@ def write_tiny(
         family: a key of ``FAMILIES``.
         folder: where to write it; must not contain a ``config.json`` yet.
         side: codes along each side of an image; None: as many as the real checkpoints have.
-        layout: the hub's folder, or what ``save_pretrained`` writes today.
+        layout: the hub's folder, what ``save_pretrained`` writes today, or DeepSeek's own (Janus).
         seed: of the weights.
 
     Raises:
@@ -44,6 +44,8 @@ def write_tiny(
     """
     if family not in FAMILIES:
         raise UserError(f"there is no tiny {family!r}; allowed: {', '.join(FAMILIES)}.")
+    if layout not in LAYOUTS and (family, layout) != ("janus", "deepseek"):
+        raise UserError(f"--layout is {layout!r}; allowed for {family}: {', '.join(LAYOUTS)}.")
     if (folder / "config.json").exists():
         raise UserError(f"{folder} holds a checkpoint already; choose another folder.")
     if side is not None and side < 1:
