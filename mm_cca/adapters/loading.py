@@ -105,10 +105,14 @@ def load_module(
             class may have bugs, so what it raises is left alone.
     """
     known = cls.__module__.startswith(("transformers.", "mm_cca."))
+    lacked: list[str] = []
     with reading_checkpoint() if known else nullcontext():
-        if Path(path).is_dir():  # else the download, which comes first, knows all files
-            _refuse_shapes(_other_shapes(cls, config, shapes(path)))
-        with _kept_in_float32(cls, in_float32), _not_reported(cls, used_elsewhere):
+        if may_lack is not None or Path(path).is_dir():  # else what is downloaded is complete
+            found, own = shapes(path), _shapes_of(cls, config)
+            _refuse_shapes({n: (s, own[n]) for n, s in found.items() if own.get(n, s) != s})
+            if may_lack is not None:
+                lacked = [n for n in own if n.startswith(may_lack) and n not in found]
+        with _kept_in_float32(cls, in_float32), _not_reported(cls, lacked, used_elsewhere):
             loaded: Any = cls.from_pretrained(
                 path,
                 config=config,
@@ -117,27 +121,19 @@ def load_module(
                 ignore_mismatched_sizes=True,  # so that they are in the report, with both shapes
             )
     module, report = loaded
+    # Those that transformers renames while it loads were not compared above.
     _refuse_shapes({name: (one, other) for name, one, other in report["mismatched_keys"]})
     # transformers fills these with random numbers and only logs it.
     missing = sorted(set(report["missing_keys"]) & {n for n, _ in module.named_parameters()})
-    elsewhere = [n for n in missing if may_lack is not None and n.startswith(may_lack)]
-    missing = [n for n in missing if n not in set(elsewhere)]
     if missing:
         raise CheckpointError(f"it lacks {len(missing)} weights, such as {missing[0]}")
-    return module, bool(elsewhere)
+    return module, bool(lacked)
 
 
-def _other_shapes(
-    cls: type[PreTrainedModel], config: PreTrainedConfig, found: dict[str, Shape]
-) -> dict[str, tuple[Shape, Shape]]:
-    """Weights whose shape in the files is not the module's, before any of them is read.
-
-    Those that transformers renames while it loads are compared afterwards.
-    """
+def _shapes_of(cls: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, Shape]:
     with torch.device("meta"):
         module = cls(copy.deepcopy(config))
-    own = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-    return {n: (s, own[n]) for n, s in found.items() if n in own and s != own[n]}
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
 
 
 def _refuse_shapes(differing: dict[str, tuple[Shape, Shape]]) -> None:
@@ -162,12 +158,19 @@ def _kept_in_float32(cls: type[PreTrainedModel], part: str | None) -> Iterator[N
 
 
 @contextmanager
-def _not_reported(cls: type[PreTrainedModel], start: str | None) -> Iterator[None]:
-    """Names of weights that transformers does not call UNEXPECTED, as above."""
-    before = cls._keys_to_ignore_on_load_unexpected
-    own = {"^" + re.escape(start)} if start else set()
-    cls._keys_to_ignore_on_load_unexpected = set(before or ()) | own
+def _not_reported(
+    cls: type[PreTrainedModel], missing: list[str], unexpected: str | None
+) -> Iterator[None]:
+    """Weights that transformers calls neither MISSING nor UNEXPECTED: names, and a start of names.
+
+    A page about weights that come from elsewhere would hide a line about one that does not.
+    """
+    before = cls._keys_to_ignore_on_load_missing, cls._keys_to_ignore_on_load_unexpected
+    absent = {f"^{re.escape(name)}$" for name in missing}
+    other = {"^" + re.escape(unexpected)} if unexpected else set()
+    cls._keys_to_ignore_on_load_missing = [*(before[0] or ()), *absent]
+    cls._keys_to_ignore_on_load_unexpected = [*(before[1] or ()), *other]
     try:
         yield
     finally:
-        cls._keys_to_ignore_on_load_unexpected = before
+        cls._keys_to_ignore_on_load_missing, cls._keys_to_ignore_on_load_unexpected = before
