@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mm_cca.adapters.weight_files import (
+from mm_cca.adapters.checkpoint_files import (
     FILE_ERRORS,
     CheckpointError,
     Shape,
