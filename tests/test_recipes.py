@@ -93,6 +93,7 @@ def _dry_run(name: str, tmp_path: Path, *more: str) -> list[dict[str, float]]:
     ]
     if recipe.model.image_tokenizer is not None:
         overrides.append(f"model.image_tokenizer={tmp_path / 'tiny' / 'vqgan.ckpt'}")
+        overrides.append(f"model.tokenizer={tmp_path / 'tiny' / 'tokenizer'}")
     runs.do(Path(name), *overrides, stages=["prepare", "train"])
     return runs.metrics(tmp_path / "run" / "train")
 

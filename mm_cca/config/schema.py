@@ -122,6 +122,9 @@ class ModelConfig:
     most updates away) or FSDP; bfloat16 is enough for LoRA and sampling."""
     image_tokenizer: str | None = key(None, decides=(TOKENS, REFERENCE, TRAIN, SAMPLE))
     """Chameleon family only: the path of vqgan.ckpt, if the checkpoint folder lacks it."""
+    tokenizer: str | None = key(None, decides=(TOKENS, REFERENCE, TRAIN, SAMPLE))
+    """Chameleon family only: a folder or hub name that holds the text tokenizer, if the checkpoint
+    lacks it; null: its own, or where a Lumina-mGPT has none, Alpha-VLLM/Lumina-mGPT-7B-768's."""
 
 
 @dataclass

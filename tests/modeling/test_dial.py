@@ -42,6 +42,8 @@ def recipe_of(root: Path, name: str, tuning: str) -> Recipe:
         write_tiny(name, folder, side=2)
     values = runs.tiny_recipe(root, folder, root / "no-data")
     values["model"].update(adapter=name, image_tokenizer=str(vqgan) if vqgan.exists() else None)
+    if name == "lumina-mgpt":
+        values["model"]["tokenizer"] = str(folder / "tokenizer")
     side = {"emu3": 16, THIRD_PARTY: 64}.get(name, 32)
     values["data"]["image_size"] = [side, side]
     values["train"]["tuning"] = tuning

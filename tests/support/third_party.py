@@ -47,10 +47,11 @@ def write_third_party(folder: Path, vqgan: Path) -> None:
 
 
 def checkpoint_paths(folders: Path, name: str) -> dict[str, object]:
-    """``path`` and ``image_tokenizer`` of an adapter's tiny checkpoint, as in a recipe."""
+    """What a recipe's ``model`` says of an adapter's tiny checkpoint, in the hub's layout."""
     vqgan = str(folders / "lumina-mgpt" / "vqgan.ckpt")
     folder = "third-party" if name == THIRD_PARTY else name
     return {
         "path": str(folders / folder),
         "image_tokenizer": vqgan if name in ("lumina-mgpt", THIRD_PARTY) else None,
+        "tokenizer": str(folders / name / "tokenizer") if name == "lumina-mgpt" else None,
     }
