@@ -131,3 +131,16 @@ def test_the_model_card_and_the_demo_know_it(
     plain = _pixels(tiny_model, templated, asked, Arm("base", 1.0), 0)
     assert np.array_equal(np.array(base.image), plain)
     assert np.array_equal(np.array(guided.image), _pixels(tiny_model, templated, asked, arm, 0))
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train"])
+def test_captions_that_are_too_long_only_in_the_template_are_refused(
+    prepared: Path, tmp_path: Path, stage: str
+):
+    """Before anything is encoded; and by training, where the cache was filled without it."""
+    recipe = at(prepared, tmp_path)
+    long = f'data.caption_template="{{prompt}} {"owl " * 2000}"'
+    fresh = [f"run.tokens_dir={tmp_path / 'tokens'}"] if stage == "prepare" else []
+    with pytest.raises(UserError, match=r"16 captions are too long, such as that of row \d+ with"):
+        runs.do(recipe, long, *fresh, stages=[stage])
+    assert not list(tmp_path.glob("tokens/*/shards/*"))
