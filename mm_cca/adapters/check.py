@@ -1,13 +1,13 @@
 """Does a checkpoint fit its adapter? Looked up in its files' headers; no weights are read."""
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import grid_of
-from mm_cca.adapters.headers import download_headers, headers_only
+from mm_cca.adapters.headers import header_folder, headers_only
 from mm_cca.config.schema import ModelConfig
 from mm_cca.config.shipped import shipped
 from mm_cca.errors import UserError
@@ -34,25 +34,35 @@ def check_checkpoint(config: ModelConfig, image_size: Sequence[int]) -> int:
         UserError: what ``load_adapter`` would say, or a size that the checkpoint can't draw.
         UnreachableError: a hub name whose files can't be looked at.
     """
-    with _headers_of(shipped(config.path)) as folder, headers_only():
+    with headers_only():
+        folder = _local(shipped(config.path))
         try:
             model = load_checkpoint(config, folder)
-            model.prompt_ids(["a red owl"], grid_of(model, image_size))
-            model.layout(grid_of(model, image_size))
+            grid = grid_of(model, image_size)
+            model.layout(grid)
+            model.prompt_ids(["a red owl"], grid)
         except UserError as error:
             raise UserError(str(error).replace(folder, config.path)) from error
     return sum(parameter.numel() for parameter in model.module.parameters())
 
 
-@contextmanager
-def _headers_of(path: str) -> Iterator[str]:
-    """The folder itself, or a temporary one that holds the headers of a hub name's files."""
-    if Path(path).is_dir() or "/" not in path or path.count("/") > 1:
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            download_headers(path, Path(folder))
-        except (OSError, ValueError) as error:  # httpx's and the hub's errors are among them
-            raise UnreachableError(str(error).splitlines()[0]) from error
-        yield folder
+def _local(path: str) -> str:
+    if Path(path).is_dir() or path.count("/") != 1:
+        return path
+    try:
+        folder = header_folder(path)
+    except GatedRepoError as error:
+        raise UserError(
+            f"model.path {path!r} is a repository that asks for consent: accept its conditions on "
+            "its page, then log in with: hf auth login"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"model.path {path!r} is neither a folder nor a repository on the hub that this "
+            "machine may read. A private one needs: hf auth login"
+        ) from error
+    except OSError as error:
+        raise UnreachableError(str(error).splitlines()[0]) from error
+    if not list(folder.glob("*.safetensors")):
+        raise UnreachableError("its weights are no .safetensors files, so they have no headers")
+    return str(folder)

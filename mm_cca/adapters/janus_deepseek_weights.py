@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors.torch import load_file
 from transformers import JanusConfig, LlamaConfig
 
+from mm_cca.adapters.checkpoint_files import read_file
+from mm_cca.adapters.headers import reads_headers_only
 from mm_cca.adapters.loading import SAFE_INDEX, TORCH_INDEX, CheckpointError, reading_checkpoint
 
 Weights: TypeAlias = dict[str, torch.Tensor]
@@ -111,8 +112,9 @@ def stored_weights(folder: Path) -> Weights:
 
 def _read(file: Path) -> Weights:
     if file.suffix == ".safetensors":
-        return load_file(file)
-    loaded: Weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        return read_file(file)
+    place, mapped = ("meta", False) if reads_headers_only() else ("cpu", True)
+    loaded: Weights = torch.load(file, map_location=place, weights_only=True, mmap=mapped)
     return loaded
 
 

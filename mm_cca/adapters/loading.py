@@ -22,6 +22,7 @@ from mm_cca.adapters.checkpoint_files import (
     shapes,
 )
 from mm_cca.adapters.families import Kind, kind_of
+from mm_cca.adapters.headers import reads_headers_only
 from mm_cca.errors import UserError
 
 __all__ = [
@@ -147,6 +148,7 @@ def load_module(
                 config=config,
                 dtype=dtype,
                 state_dict=weights,
+                device_map="meta" if reads_headers_only() else None,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # so that they are in the report, with both shapes
             )
