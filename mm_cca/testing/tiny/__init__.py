@@ -14,16 +14,18 @@ from mm_cca.errors import UserError
 from mm_cca.testing.tiny.sizes import Layout
 from mm_cca.testing.tiny.tiny_chameleon import write_chameleon, write_lumina_mgpt
 from mm_cca.testing.tiny.tiny_emu3 import write_emu3
+from mm_cca.testing.tiny.tiny_emu3p5 import write_emu3p5
 from mm_cca.testing.tiny.tiny_janus import write_janus
 
 FAMILIES: dict[str, tuple[Callable[[Path, int, Layout], None], int]] = {
     "emu3": (write_emu3, 90),
+    "emu3p5": (write_emu3p5, 64),
     "chameleon": (write_chameleon, 32),
     "janus": (write_janus, 24),
     "lumina-mgpt": (write_lumina_mgpt, 32),
 }
-"""Function that writes a checkpoint, and the side of the real ones' grid (720, 512, 384 and 512
-pixels)."""
+"""Function that writes a checkpoint, and the side of the real ones' grid (720, 1024, 512, 384
+and 512 pixels)."""
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
