@@ -12,7 +12,7 @@ from mm_cca.adapters.emu3 import Emu3
 from mm_cca.config.load import load_config
 from mm_cca.config.schema import Recipe
 from mm_cca.config.shipped import shipped_recipes
-from mm_cca.testing.tiny import write_tiny
+from mm_cca.testing.tiny import image_tokenizer_of, write_tiny
 from tests.support import runs
 
 LARGE = [name for name in shipped_recipes() if not name.startswith(("emoji", "coco"))]
@@ -25,7 +25,7 @@ def _header(name: str) -> str:
 
 def test_there_is_one_for_every_family():
     families = {load_config(name).model.adapter for name in LARGE}
-    assert families == {"emu3", "chameleon", "janus", "lumina-mgpt"}
+    assert families == {"emu3", "emu3p5", "chameleon", "janus", "lumina-mgpt"}
 
 
 @pytest.mark.parametrize("name", [*LARGE, "coco30k"])
@@ -73,7 +73,7 @@ def _dry_run(name: str, tmp_path: Path, *more: str) -> list[dict[str, float]]:
         *more,
     ]
     if recipe.model.image_tokenizer is not None:
-        overrides.append(f"model.image_tokenizer={tmp_path / 'tiny' / 'vqgan.ckpt'}")
+        overrides.append(f"model.image_tokenizer={image_tokenizer_of(family, tmp_path / 'tiny')}")
     runs.do(Path(name), *overrides, stages=["prepare", "train"])
     return runs.metrics(tmp_path / "run" / "train")
 

@@ -83,9 +83,9 @@ class Emu3p5(StandardDecoder):
         self._row_end, first = vocabulary[ROW_END], vocabulary["<|image end|>"] + 1
         if first + codebook != total:
             raise UserError(
-                f"the checkpoint's vocabulary of {total} is not {first} text and special tokens with "
-                f"the image tokenizer's {codebook} codes: model.path, model.image_tokenizer and the "
-                "text tokenizer are not of the same family."
+                f"the checkpoint's vocabulary of {total} is not {first} text and special tokens "
+                f"with the image tokenizer's {codebook} codes: model.path, model.image_tokenizer "
+                "and the text tokenizer are not of the same family."
             )
         module.vqmodel = vq
         self._raw_config = config
@@ -169,13 +169,14 @@ class Emu3p5(StandardDecoder):
         return ids
 
     def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
-        """Without the image tokenizer, and with the base's config.json: BAAI's code reads it too."""
+        """Without the image tokenizer, and with the base's config.json, which BAAI's code reads."""
         weights = self._model.state_dict() if weights is None else weights
         kept = {name: x for name, x in weights.items() if not name.startswith("vqmodel.")}
         self._model.save_pretrained(folder, state_dict=kept)
         self._processor.save_pretrained(folder)
         stored = str(next(iter(kept.values())).dtype).removeprefix("torch.")
-        text = json.dumps(self._raw_config | {"torch_dtype": stored}, indent=2)
+        key = "dtype" if "dtype" in self._raw_config else "torch_dtype"
+        text = json.dumps(self._raw_config | {key: stored}, indent=2)
         (folder / "config.json").write_text(text + "\n")
 
 
@@ -183,7 +184,7 @@ def _read_config(path: str) -> tuple[dict[str, Any], Qwen3Config]:
     """The checkpoint's own config, and the same for the stock class."""
     with reading_checkpoint():
         raw = PreTrainedConfig.get_config_dict(path)[0]
-    found = raw.get("model_type")
+        found = raw.get("model_type")
     if found == IMAGE_TOKENIZER:
         raise UserError(
             f"model.path {path!r} is the image tokenizer: set it as model.image_tokenizer, and "
@@ -194,8 +195,8 @@ def _read_config(path: str) -> tuple[dict[str, Any], Qwen3Config]:
             f"model.path {path!r} is Emu3 (vocabulary {raw.get('vocab_size')}), not Emu3.5: set "
             "model.path to Emu3-community/Emu3-Gen-hf and model.adapter to emu3."
         )
-    if found != "qwen3":  # what stock classes call it
-        expect_family(path, "Emu3")
+    if found not in ("Emu3", "qwen3"):  # the second is what stock classes call it
+        expect_family(path, "emu3p5")
     raw = {name: value for name, value in raw.items() if not name.startswith("_")}
     # What their class takes for granted where the file is silent.
     theirs = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6}

@@ -68,7 +68,8 @@ def read_ibq(source: str) -> IBQ:
     try:
         with reading_checkpoint():
             raw: dict[str, Any] = PreTrainedConfig.get_config_dict(source)[0]
-        _expect(raw, source)
+            found = raw.get("model_type")
+        _expect(found, source)
         with reading_checkpoint():
             config = ChameleonVQVAEConfig(**{name: raw[theirs] for name, theirs in FIELDS.items()})
         tensors = read_tensors(source, "")
@@ -88,8 +89,7 @@ def read_ibq(source: str) -> IBQ:
     return vq
 
 
-def _expect(raw: dict[str, Any], source: str) -> None:
-    found = raw.get("model_type")
+def _expect(found: str | None, source: str) -> None:
     if found is None:
         raise CheckpointError("config.json is missing or has no model_type")
     if found != IMAGE_TOKENIZER:

@@ -60,14 +60,11 @@ def expect_family(path: str, model_type: str) -> None:
         CheckpointError: its ``config.json`` is missing, damaged or without a ``model_type``.
     """
     with reading_checkpoint():
-        config = PreTrainedConfig.get_config_dict(path)[0]
-    found = config.get("model_type")
+        found = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
     if found == model_type:
         return
     if found is None:  # transformers takes a folder without the file for an empty config
         raise CheckpointError("config.json is missing or has no model_type")
-    if found == "Emu3" and "head_dim" in config:  # which Emu3's own class does not have
-        raise UserError(f"model.path {path!r} is Emu3.5, not Emu3: set model.adapter to emu3p5.")
     if found in ORIGINALS:
         raise UserError(f"model.path {path!r} can't be read: {ORIGINALS[found]}")
     adapter = FAMILIES.get(str(found))
