@@ -53,7 +53,8 @@ SPECIAL_TOKENS = [
 TOKENIZER_FOLDER = "tokenizer_emu3_ibq"
 NO_TOKENIZER = (
     f"BAAI keeps it in https://github.com/baaivision/Emu3.5, src/{TOKENIZER_FOLDER}: copy that "
-    "folder into the folder of the checkpoint or of the image tokenizer (its Python is not run)."
+    "folder into the folder of the checkpoint or of the image tokenizer, or set model.tokenizer to "
+    "it (its Python is not run)."
 )
 
 

@@ -79,13 +79,21 @@ def read_ibq(source: str) -> IBQ:
         ) from error
     with torch.device("meta"):
         vq = IBQ(config)
-    try:
-        vq.load_state_dict({name: x.float() for name, x in tensors.items()}, assign=True)
-    except RuntimeError as error:
+    own = vq.state_dict()
+    missing = sorted(own.keys() - tensors.keys())
+    if missing:
         raise UserError(
-            f"model.image_tokenizer {source!r}: its model.safetensors does not fit its "
-            f"config.json: {error}"
-        ) from error
+            f"model.image_tokenizer {source!r} lacks {len(missing)} weights, such as {missing[0]}; "
+            f"{ALLOWED}."
+        )
+    for name in sorted(own):
+        found, expected = list(tensors[name].shape), list(own[name].shape)
+        if found != expected:
+            raise UserError(
+                f"model.image_tokenizer {source!r}: {name} has shape {found}, but config.json "
+                f"describes {expected}; {ALLOWED}."
+            )
+    vq.load_state_dict({name: tensors[name].float() for name in own}, assign=True)
     return vq
 
 
