@@ -1,6 +1,7 @@
 """The emu3p5 adapter against stock transformers and slow, obvious code, on tiny random weights."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from mm_cca import load_adapter
 from mm_cca.adapters.base import FREE, UnifiedModel
 from mm_cca.adapters.emu3p5 import PRESETS, Emu3p5
 from mm_cca.adapters.ibq import IBQ
+from mm_cca.config.shipped import shipped_recipes
 from mm_cca.errors import UserError
 from mm_cca.modeling.inputs import left_pad
 from mm_cca.modeling.logprobs import CodeLogProbs
@@ -424,11 +426,14 @@ def full_size() -> Emu3p5:
 
 def test_sizes_of_the_real_one(full_size: Emu3p5):
     """34.1 and 0.455 billion parameters, as BAAI says; 68.21 GB of files in bfloat16."""
+    header = shipped_recipes()["emu3p5-image-lora"].read_text()
+    (told,) = re.findall(r"([\d.]+) GB of weights", header)
     size = {True: 0, False: 0}
     for name, parameter in full_size.module.named_parameters():
         size[name.startswith("vqmodel.")] += parameter.numel()
     assert size[False] * 2 / 1e9 == pytest.approx(68.21, abs=0.01)
     assert size[True] / 1e9 == pytest.approx(0.455, abs=0.001)
+    assert float(told) == pytest.approx((size[False] * 2 + size[True] * 4) / 1e9, abs=0.1)
     assert full_size.codebook_size == 131_072
     whole = full_size.image_head(whole_vocabulary=True).row_of_code
     assert whole[[0, 131_071]].tolist() == [151_854, 282_925]
