@@ -109,7 +109,7 @@ class ModelConfig:
     """The checkpoint, and the adapter that reads it."""
 
     adapter: str = key(
-        allowed="emu3, chameleon, janus, lumina-mgpt, or package.module:Class",
+        allowed="emu3, emu3p5, chameleon, janus, lumina-mgpt, or package.module:Class",
         decides=(TOKENS, REFERENCE, TRAIN, SAMPLE),
     )
     """The model family, or your own adapter class for another family (see CONTRIBUTING.md)."""
@@ -121,10 +121,11 @@ class ModelConfig:
     """Precision of the weights in memory. Full fine-tuning needs float32 (half precision rounds
     most updates away) or FSDP; bfloat16 is enough for LoRA and sampling."""
     image_tokenizer: str | None = key(None, decides=(TOKENS, REFERENCE, TRAIN, SAMPLE))
-    """Chameleon family only: the path of vqgan.ckpt, if the checkpoint folder lacks it."""
+    """The image tokenizer, if the checkpoint folder lacks it. Chameleon family: the path of
+    vqgan.ckpt. Emu3.5: BAAI/Emu3.5-VisionTokenizer or its folder."""
     tokenizer: str | None = key(None, decides=(TOKENS, REFERENCE, TRAIN, SAMPLE))
-    """Chameleon family only: a folder or hub name that holds the text tokenizer, if the checkpoint
-    lacks it; null: its own, or where a Lumina-mGPT has none, Alpha-VLLM/Lumina-mGPT-7B-768's."""
+    """A folder or hub name that holds the text tokenizer, if the checkpoint lacks it; null: its
+    own, or where a Lumina-mGPT has none, Alpha-VLLM/Lumina-mGPT-7B-768's."""
 
 
 @dataclass

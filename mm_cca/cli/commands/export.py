@@ -36,6 +36,7 @@ def export(args: argparse.Namespace) -> int:
 
 LICENCES = {
     "emu3": "BAAI's Emu3 weights are Apache-2.0.",
+    "emu3p5": "BAAI's Emu3.5 weights are Apache-2.0.",
     "chameleon": "Chameleon's weights are under the Chameleon Research License: non-commercial.",
     "lumina-mgpt": "A derivative of Chameleon (Chameleon Research License: non-commercial).",
     "janus": "Janus's weights are under the DeepSeek Model License.",
@@ -48,6 +49,8 @@ WITH_MM_CCA = (
 HOW = {
     "emu3": "`generation_config.json` is set accordingly; use plain `generate` with a "
     "`prefix_allowed_tokens_fn` for the grid of codes.",
+    "emu3p5": "BAAI's own code reads the folder (set `classifier_free_guidance` to 1), and plain "
+    "transformers as `Qwen3ForCausalLM`. " + WITH_MM_CCA,
     "janus": "Plain `generate` always uses guidance (it fails with scale 1). " + WITH_MM_CCA,
     "chameleon": "Plain transformers can't generate images with this family. " + WITH_MM_CCA,
     "lumina-mgpt": "Plain transformers can't generate images with this family. " + WITH_MM_CCA,

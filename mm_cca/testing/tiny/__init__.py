@@ -13,16 +13,23 @@ from mm_cca.errors import UserError
 from mm_cca.testing.tiny.sizes import Layout
 from mm_cca.testing.tiny.tiny_chameleon import write_chameleon, write_lumina_mgpt
 from mm_cca.testing.tiny.tiny_emu3 import write_emu3
+from mm_cca.testing.tiny.tiny_emu3p5 import IMAGE_FOLDER, write_emu3p5
 from mm_cca.testing.tiny.tiny_janus import write_janus
 
 FAMILIES: dict[str, tuple[Callable[[Path, int, Layout], None], int]] = {
     "emu3": (write_emu3, 90),
+    "emu3p5": (write_emu3p5, 64),
     "chameleon": (write_chameleon, 32),
     "janus": (write_janus, 24),
     "lumina-mgpt": (write_lumina_mgpt, 32),
 }
-"""Function that writes a checkpoint, and the side of the real ones' grid (720, 512, 384 and 512
-pixels)."""
+"""Function that writes a checkpoint, and the side of the real ones' grid (720, 1024, 512, 384
+and 512 pixels)."""
+IMAGE_TOKENIZERS = {
+    "lumina-mgpt": "vqgan.ckpt",
+    "emu3p5": IMAGE_FOLDER,
+}
+"""Where the tiny folder holds what ``model.image_tokenizer`` must name; others have their own."""
 LAYOUTS: tuple[Layout, ...] = ("hub", "transformers")
 """Those that every family has."""
 
@@ -57,3 +64,15 @@ def write_tiny(
         write(folder, real_side if side is None else side, layout)
     except OSError as error:
         raise UserError(f"{folder} can't be written: {error}") from error
+
+
+def image_tokenizer_of(family: str, folder: Path) -> str | None:
+    """``model.image_tokenizer`` for a folder that ``write_tiny`` wrote."""
+    name = IMAGE_TOKENIZERS.get(family)
+    return None if name is None else str(folder / name)
+
+
+def tokenizer_of(family: str, folder: Path) -> str | None:
+    """``model.tokenizer`` for a folder that ``write_tiny`` wrote, where the hub's lacks one."""
+    own = folder / "tokenizer"
+    return str(own) if family == "lumina-mgpt" and own.exists() else None
