@@ -63,7 +63,8 @@ def write_emu3(folder: Path, side: int, layout: Layout) -> None:
         top_k=2048,
         pad_token_id=words.pad_token_id,
         eos_token_id=words.eos_token_id,
-        **({"max_new_tokens": 50_000} if hub else {"guidance_scale": 3.0}),
+        guidance_scale=3.0,
+        max_new_tokens=50_000 if hub else None,
     )
     processor = small_emu3.build_processor(words, 8 * side, 8)
     if not hub:
