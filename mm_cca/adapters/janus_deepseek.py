@@ -54,7 +54,10 @@ def read_deepseek(
         refuse_absent_shards(str(folder))
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         vocabulary = _vocabulary(folder)
-        tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder, **NAMED_TOKENS)
+        tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(
+            folder,
+            **NAMED_TOKENS,  # type: ignore[arg-type]
+        )
         weights = stock_weights(stored_weights(folder))
     _refuse_absent_tokens(vocabulary)
     roles = _roles(path, folder, stored, vocabulary)
@@ -62,6 +65,7 @@ def read_deepseek(
     module, _ = load_module(
         JanusForConditionalGeneration, path, config, dtype, in_float32="vqmodel", weights=weights
     )
+    tower: Any = config.vision_config
     settings = module.generation_config
     settings.pad_token_id = tokenizer.pad_token_id
     settings.bos_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -69,11 +73,11 @@ def read_deepseek(
     boi = tokenizer.convert_tokens_to_ids(NAMED_TOKENS["boi_token"])
     settings.generation_kwargs = {"boi_token_id": boi}
     processor = JanusProcessor(
-        _image_processor(folder, config.vision_config.image_size),
+        _image_processor(folder, tower.image_size),
         tokenizer,
         chat_template=janus_template(roles),
         use_default_system_prompt=True,
-        num_image_tokens=config.vision_config.num_image_tokens,
+        num_image_tokens=tower.num_image_tokens,
     )
     return module, processor
 

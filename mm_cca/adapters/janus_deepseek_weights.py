@@ -6,6 +6,7 @@ Sizes are taken from shapes, since config.json names classes (``VQ-16``,
 
 import json
 import re
+from collections.abc import Callable
 from math import isqrt
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,7 +23,7 @@ Weights: TypeAlias = dict[str, torch.Tensor]
 VISION_HEADS = 16
 """Of every SigLIP in DeepSeek's code; the only size that no shape tells."""
 
-RENAMES = [
+RENAMES: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"^language_model\.lm_head\.", r"lm_head."),
     (r"^language_model\.model\.", r"model.language_model."),
     (r"^gen_embed\.", r"model.generation_embeddings."),

@@ -189,6 +189,8 @@ def tie(folder: Path) -> None:
     model = JanusForConditionalGeneration.from_pretrained(folder)
     model.config.tie_word_embeddings = True
     model.tie_weights()
+    for file in folder.glob("model*"):
+        file.unlink()
     model.save_pretrained(folder)
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
 

@@ -33,6 +33,16 @@ RENAMES = [
     (r"^vision\.", "vision_model.vision_tower."),
 ]
 
+LANGUAGE_KEYS = (
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "vocab_size",
+)
+
 
 def deepseek_weights(stock: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """With the weights that only DeepSeek's folders hold: those its forward never reads."""
@@ -67,8 +77,6 @@ def deepseek_config(config: JanusConfig) -> dict[str, Any]:
     mlp = {"depth": 2, "n_embed": hidden, "projector_type": "mlp_gelu"}
     tower = {"image_size": vision.image_size, "model_name": "siglip_large_patch16_384"}
     codes = {"image_token_size": vq.num_embeddings}
-    kept = ("hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads")
-    kept += ("num_hidden_layers", "num_key_value_heads", "vocab_size")
     return {
         "aligner_config": part("aligner", "MlpProjector", mlp | {"input_dim": vision.hidden_size}),
         "architectures": ["MultiModalityCausalLM"],
@@ -79,7 +87,7 @@ def deepseek_config(config: JanusConfig) -> dict[str, Any]:
             "gen_head", "vision_head", codes | {"image_token_embed": hidden, "n_embed": hidden}
         ),
         "gen_vision_config": part("gen_vision", "VQ-16", codes | {"n_embed": vq.embed_dim}),
-        "language_config": {name: getattr(text, name) for name in kept}
+        "language_config": {name: getattr(text, name) for name in LANGUAGE_KEYS}
         | {"model_type": "llama", "torch_dtype": "bfloat16", "_attn_implementation": "sdpa"},
         "model_type": "multi_modality",
         "torch_dtype": "bfloat16",

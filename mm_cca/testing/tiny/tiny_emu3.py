@@ -6,7 +6,12 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import Emu3VQVAE, Emu3VQVAEConfig, GenerationConfig
+from transformers import (
+    Emu3VQVAE,
+    Emu3VQVAEConfig,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 
 from mm_cca.adapters.emu3_tokenizer import RESERVED, emu3_words
 from mm_cca.demo import small_emu3
@@ -46,7 +51,7 @@ def write_emu3(folder: Path, side: int, layout: Layout) -> None:
     )
     if hub:
         _write_hub_tokenizer(folder)
-        words = small_emu3.PreTrainedTokenizerFast.from_pretrained(folder)
+        words = PreTrainedTokenizerFast.from_pretrained(folder)
     else:
         words = small_emu3.build_tokenizer(CAPTIONS, TEXT_VOCABULARY, CODEBOOK_SIZE)
     positions = side * (side + 1) + 256
@@ -58,7 +63,8 @@ def write_emu3(folder: Path, side: int, layout: Layout) -> None:
         top_k=2048,
         pad_token_id=words.pad_token_id,
         eos_token_id=words.eos_token_id,
-        **({"max_new_tokens": 50_000} if hub else {"guidance_scale": 3.0}),
+        guidance_scale=3.0,
+        max_new_tokens=50_000 if hub else None,
     )
     processor = small_emu3.build_processor(words, 8 * side, 8)
     if not hub:
@@ -73,7 +79,7 @@ def write_emu3(folder: Path, side: int, layout: Layout) -> None:
             "architectures": ["Emu3ForConditionalGeneration"],
             "image_token_id": vocabulary["vocab"]["<image>"],
             "model_type": "emu3",
-            "text_config": _old_text_config(model.config.text_config.to_dict()),
+            "text_config": _old_text_config(model.model.text_model.config.to_dict()),
             "torch_dtype": "float32",
             "transformers_version": "4.48.0.dev0",
             "vocabulary_map": vocabulary["vocab"],

@@ -42,9 +42,9 @@ def write_janus(folder: Path, side: int, layout: Layout) -> None:
     model = _model(tokenizer, side)
     if layout == "transformers":
         model.save_pretrained(folder)
-        pictures = JanusImageProcessor(size={"height": 16 * side, "width": 16 * side})
+        size = {"height": 16 * side, "width": 16 * side}
         JanusProcessor(
-            pictures,
+            JanusImageProcessor(size=size),  # with CLIP's mean, which must not reach the VQ
             tokenizer,
             chat_template=janus_template(PRO_ROLES),
             num_image_tokens=side * side,
@@ -52,7 +52,7 @@ def write_janus(folder: Path, side: int, layout: Layout) -> None:
         return
     _write_hub_tokenizer(folder, tokenizer, bos_by_flag=layout == "deepseek")
     stored = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
-    pictures = {
+    pictures: dict[str, Any] = {
         "do_normalize": True,
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
@@ -75,8 +75,8 @@ def write_janus(folder: Path, side: int, layout: Layout) -> None:
             },
         )
         kind = {"image_processor_type": "VLMImageProcessor", "processor_class": "VLChatProcessor"}
-        size: dict[str, Any] = {"image_size": 16 * side, "background_color": [127, 127, 127]}
-        write_json(folder / "preprocessor_config.json", pictures | kind | size)
+        shape = {"image_size": 16 * side, "background_color": [127, 127, 127]}
+        write_json(folder / "preprocessor_config.json", pictures | kind | shape)
         return
     write_shards(folder, stored)
     model.generation_config.save_pretrained(folder)
@@ -88,8 +88,9 @@ def write_janus(folder: Path, side: int, layout: Layout) -> None:
     del config["tie_word_embeddings"], config["dtype"]  # as transformers 4.52 left them out
     write_json(folder / "config.json", config | {"torch_dtype": "bfloat16"})
     kind = {"image_processor_type": "JanusImageProcessor", "processor_class": "JanusProcessor"}
-    size = {"size": {"height": 16 * side, "width": 16 * side}, "do_resize": True, "resample": 3}
-    write_json(folder / "preprocessor_config.json", pictures | kind | size | {"do_rescale": True})
+    square = {"size": {"height": 16 * side, "width": 16 * side}}
+    steps = {"do_resize": True, "resample": 3, "do_rescale": True}
+    write_json(folder / "preprocessor_config.json", pictures | kind | square | steps)
     write_json(
         folder / "processor_config.json",
         {
