@@ -13,7 +13,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mm_cca.errors import UserError
 
-FAMILIES = {"emu3": "emu3", "chameleon": "chameleon or lumina-mgpt", "janus": "janus"}
+FAMILIES = {
+    "emu3": "emu3",
+    "chameleon": "chameleon or lumina-mgpt",
+    "janus": "janus",
+    "gemma": "liquid",
+    "qwen2": "simplear",
+}
 """model_type of a config.json -> the adapters that read it."""
 
 ORIGINALS = {

@@ -15,15 +15,25 @@ from mm_cca.testing.tiny.sizes import Layout
 from mm_cca.testing.tiny.tiny_chameleon import write_chameleon, write_lumina_mgpt
 from mm_cca.testing.tiny.tiny_emu3 import write_emu3
 from mm_cca.testing.tiny.tiny_janus import write_janus
+from mm_cca.testing.tiny.tiny_liquid import write_liquid
+from mm_cca.testing.tiny.tiny_simplear import COSMOS_FOLDER, write_simplear
 
 FAMILIES: dict[str, tuple[Callable[[Path, int, Layout], None], int]] = {
     "emu3": (write_emu3, 90),
     "chameleon": (write_chameleon, 32),
     "janus": (write_janus, 24),
     "lumina-mgpt": (write_lumina_mgpt, 32),
+    "liquid": (write_liquid, 32),
+    "simplear": (write_simplear, 64),
 }
-"""Function that writes a checkpoint, and the side of the real ones' grid (720, 512, 384 and 512
-pixels)."""
+"""Function that writes a checkpoint, and the side of the real ones' grid (720, 512, 384, 512, 512
+and 1024 pixels)."""
+IMAGE_TOKENIZERS = {
+    "lumina-mgpt": "vqgan.ckpt",
+    "liquid": "vqgan.ckpt",
+    "simplear": COSMOS_FOLDER,
+}
+"""Where the tiny folder holds what ``model.image_tokenizer`` must name; others have their own."""
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
@@ -55,3 +65,9 @@ def write_tiny(
         write(folder, real_side if side is None else side, layout)
     except OSError as error:
         raise UserError(f"{folder} can't be written: {error}") from error
+
+
+def image_tokenizer_of(family: str, folder: Path) -> str | None:
+    """``model.image_tokenizer`` for a folder that ``write_tiny`` wrote."""
+    name = IMAGE_TOKENIZERS.get(family)
+    return None if name is None else str(folder / name)
