@@ -165,7 +165,7 @@ class CosmosEncoder(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         hidden = images
         for _ in range(2):
-            hidden = _haar(hidden)
+            hidden = haar(hidden)
             hidden = torch.cat([hidden, torch.zeros_like(hidden)], dim=1)  # what differs in time
         hidden = self.mid(self.down(self.conv_in(hidden)))
         result: torch.Tensor = self.conv_out(F.silu(self.norm_out(hidden)))
@@ -195,11 +195,11 @@ class CosmosDecoder(nn.Module):
         hidden = self.conv_out(F.silu(self.norm_out(hidden)))
         for _ in range(2):
             low, high = hidden.chunk(2, dim=1)
-            hidden = _inverse_haar(low - high)  # the last frame of those that the patch stands for
+            hidden = inverse_haar(low - high)  # the last frame of those that the patch stands for
         return hidden
 
 
-def _haar(x: torch.Tensor) -> torch.Tensor:
+def haar(x: torch.Tensor) -> torch.Tensor:
     """[B, C, H, W] -> [B, 4C, H/2, W/2]: the mean of 2 x 2 pixels and three differences."""
     top, bottom = x[:, :, ::2], x[:, :, 1::2]
     parts = []
@@ -209,7 +209,7 @@ def _haar(x: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts, dim=1) / 4
 
 
-def _inverse_haar(x: torch.Tensor) -> torch.Tensor:
+def inverse_haar(x: torch.Tensor) -> torch.Tensor:
     """[B, 4C, H, W] -> [B, C, 2H, 2W]."""
     mean, across, down, both = x.chunk(4, dim=1)
     rows = []

@@ -55,8 +55,7 @@ def test_the_authors_own_layout_says_how_to_convert_it(
 @pytest.mark.parametrize("family", ADAPTERS)
 def test_a_config_that_does_not_match_its_weights(family: str, folders: Path, tmp_path: Path):
     where = checkpoint_paths(folders, family)
-    for file in Path(str(where["path"])).iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(str(where["path"]), tmp_path, dirs_exist_ok=True)
     text = (tmp_path / "config.json").read_text()
     assert '"intermediate_size": 64' in text
     (tmp_path / "config.json").write_text(
@@ -66,7 +65,7 @@ def test_a_config_that_does_not_match_its_weights(family: str, folders: Path, tm
         load_adapter(family, str(tmp_path), image_tokenizer=where["image_tokenizer"])
 
 
-@pytest.mark.parametrize("family", ADAPTERS)
+@pytest.mark.parametrize("family", [f for f in ADAPTERS if f not in ("liquid", "simplear")])
 def test_missing_vq_weights_are_refused(family: str, folders: Path, tmp_path: Path):
     from safetensors.torch import save_file
 
@@ -224,7 +223,7 @@ def test_a_module_that_fails_while_it_is_imported(
 
 
 def test_an_unknown_tiny_family(tmp_path: Path):
-    with pytest.raises(UserError, match="allowed: emu3, chameleon, janus, lumina-mgpt"):
+    with pytest.raises(UserError, match="allowed: emu3, .*lumina-mgpt, liquid, simplear"):
         write_tiny("show-o", tmp_path / "x")
 
 
