@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from mm_cca.adapters.base import FREE, Grid, ImageLayout
 from mm_cca.adapters.common import StandardDecoder, pad_id_of

@@ -178,7 +178,7 @@ class CosmosDecoder(nn.Module):
         inside = shape.channels[-1]
         self.conv_in = _conv(shape.latent, inside)
         self.mid = _Middle(inside)
-        levels = []
+        levels: list[nn.Module] = []
         for number in reversed(range(RESOLUTIONS)):
             level = _Level(inside, shape.channels[number], shape.blocks + 1)
             inside = shape.channels[number]

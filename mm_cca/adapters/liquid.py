@@ -102,7 +102,8 @@ def _read_vq(source: str) -> ChameleonVQVAE:
 def _vq_config(tensors: dict[str, Any], source: str) -> ChameleonVQVAEConfig:
     try:
         codebook, first = tensors["quantize.embedding.weight"], tensors["encoder.conv_in.weight"]
-        latent, levels, blocks = tensors["encoder.conv_out.weight"].shape[0], [], 0
+        latent, blocks = tensors["encoder.conv_out.weight"].shape[0], 0
+        levels: list[int] = []
         while (name := f"encoder.down.{len(levels)}.block.0.conv1.weight") in tensors:
             levels.append(tensors[name].shape[0] // first.shape[0])
         while f"encoder.down.0.block.{blocks}.conv1.weight" in tensors:

@@ -63,7 +63,7 @@ def write_liquid(folder: Path, side: int, layout: Layout) -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return
-    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="40KB")
+    model.bfloat16().save_pretrained(folder, max_shard_size="40KB")
     (folder / "config.json").write_text(json.dumps(_hub_config(model.config), indent=2))
 
 

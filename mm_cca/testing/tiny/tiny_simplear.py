@@ -45,7 +45,7 @@ def write_simplear(folder: Path, side: int, layout: Layout) -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(_hub_config(model.config), indent=2))
 
 
@@ -172,8 +172,10 @@ def write_cosmos(folder: Path) -> None:
     """``encoder.jit`` and ``decoder.jit`` with the names and shapes of NVIDIA's."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = _cosmos_weights()
-    halves = {"encoder.jit": ("encoder.", "quant_conv.", "quantizer.")}
-    halves["decoder.jit"] = ("decoder.", "post_quant_conv.")
+    halves: dict[str, tuple[str, ...]] = {
+        "encoder.jit": ("encoder.", "quant_conv.", "quantizer."),
+        "decoder.jit": ("decoder.", "post_quant_conv."),
+    }
     for file, starts in halves.items():
         tree = _tree({n: t for n, t in tensors.items() if n.startswith(starts)})
         with warnings.catch_warnings():  # torch would rather have another format
