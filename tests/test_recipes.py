@@ -5,9 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Emu3Config, Emu3ForConditionalGeneration
+from transformers import (
+    Emu3Config,
+    Emu3ForConditionalGeneration,
+    GemmaConfig,
+    GemmaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from mm_cca.adapters.base import FREE, grid_of
+from mm_cca.adapters.cosmos import CosmosTokenizer
+from mm_cca.adapters.cosmos_network import CosmosShape
 from mm_cca.adapters.emu3 import Emu3
 from mm_cca.config.load import load_config
 from mm_cca.config.schema import Recipe
@@ -174,3 +183,38 @@ def test_the_header_counts_emu3s_weights_right(emu3_at_full_size: Emu3, name: st
     size = sum(p.numel() * (4 if "vqmodel" in name else 2) for name, p in parameters) / 1e9
     (told,) = re.findall(r"([\d.]+) GB of weights", _header(name))
     assert float(told) == pytest.approx(size, abs=0.1)
+
+
+QWEN_1_5B = {
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "stock", "config"),
+    [
+        ("liquid-7b-lora", GemmaForCausalLM, GemmaConfig(vocab_size=256_000 + 8192)),
+        (
+            "simplear-1.5b-lora",
+            Qwen2ForCausalLM,
+            Qwen2Config(vocab_size=151_672 + 64_000, **QWEN_1_5B),
+        ),
+    ],
+)
+def test_headers_count_appended_codes_right(name: str, stock, config):
+    """The real sizes: Gemma-7B's by transformers' defaults, Qwen2.5-1.5B's from its config."""
+    with torch.device("meta"):
+        weights = 2 * sum(p.numel() for p in stock(config).parameters()) / 1e9
+    (told,) = re.findall(r"([\d.]+) GB of bf16 weights", _header(name))
+    assert float(told) == pytest.approx(weights, abs=0.05)
+
+
+def test_the_header_counts_the_cosmos_tokenizer_right():
+    size = 4 * sum(p.numel() for p in CosmosTokenizer(CosmosShape()).parameters()) / 1e9
+    (told,) = re.findall(r"([\d.]+) GB of image tokenizer", _header("simplear-1.5b-lora"))
+    assert float(told) == pytest.approx(size, abs=0.05)

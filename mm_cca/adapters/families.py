@@ -85,6 +85,8 @@ KINDS: list[Kind] = [
         "set model.adapter to chameleon or lumina-mgpt",
         _is("chameleon"),
     ),
+    Kind("gemma", "Liquid (Gemma)", "set model.adapter to liquid", _is("gemma")),
+    Kind("qwen2", "SimpleAR (Qwen2)", "set model.adapter to simplear", _is("qwen2")),
 ]
 """Looked through in this order: the first that matches decides."""
 

@@ -15,6 +15,7 @@ from mm_cca.cli.arguments import (
     add_export_samples,
     add_recipe,
 )
+from mm_cca.config.shipped import ADAPTERS
 
 WELCOME = textwrap.dedent(
     """\
@@ -150,7 +151,7 @@ def _add_tiny(verbs: Verbs) -> None:
         description="Write a tiny random checkpoint in the layout of a family's folder on the hub. "
         "Then, for example: mm-cca train my.yaml model.path=DIR train.max_steps=2",
     )
-    tiny.add_argument("family", help="emu3, emu3p5, chameleon, janus or lumina-mgpt")
+    tiny.add_argument("family", help=f"one of {', '.join(ADAPTERS)}")
     tiny.add_argument("folder", type=Path, help="where to write it")
     tiny.add_argument(
         "--side", type=int, help="codes along each side of an image (default: the family's)"

@@ -34,6 +34,7 @@ from mm_cca.config.schema_train import (
     LossConfig,
     TrainConfig,
 )
+from mm_cca.config.shipped import ADAPTERS
 
 __all__ = [
     "CONTRASTIVE",
@@ -109,7 +110,7 @@ class ModelConfig:
     """The checkpoint, and the adapter that reads it."""
 
     adapter: str = key(
-        allowed="emu3, emu3p5, chameleon, janus, lumina-mgpt, or package.module:Class",
+        allowed=f"{', '.join(ADAPTERS)}, or package.module:Class",
         decides=(TOKENS, REFERENCE, TRAIN, SAMPLE),
     )
     """The model family, or your own adapter class for another family (see CONTRIBUTING.md)."""
@@ -121,8 +122,10 @@ class ModelConfig:
     """Precision of the weights in memory. Full fine-tuning needs float32 (half precision rounds
     most updates away) or FSDP; bfloat16 is enough for LoRA and sampling."""
     image_tokenizer: str | None = key(None, decides=(TOKENS, REFERENCE, TRAIN, SAMPLE))
-    """The image tokenizer, if the checkpoint folder lacks it. Chameleon family: the path of
-    vqgan.ckpt. Emu3.5: BAAI/Emu3.5-VisionTokenizer or its folder."""
+    """The image tokenizer, if the checkpoint folder lacks it. Chameleon family and Liquid: the path
+    of vqgan.ckpt. Emu3.5: BAAI/Emu3.5-VisionTokenizer or its folder. SimpleAR:
+    nvidia/Cosmos-1.0-Tokenizer-DV8x16x16, or a folder with its encoder.jit and decoder.jit, of
+    which only the weights are read."""
     tokenizer: str | None = key(None, decides=(TOKENS, REFERENCE, TRAIN, SAMPLE))
     """A folder or hub name that holds the text tokenizer, if the checkpoint lacks it; null: its
     own, or where a Lumina-mGPT has none, Alpha-VLLM/Lumina-mGPT-7B-768's."""

@@ -14,6 +14,8 @@ ADAPTERS = {
     "chameleon": "mm_cca.adapters.chameleon:Chameleon",
     "janus": "mm_cca.adapters.janus:Janus",
     "lumina-mgpt": "mm_cca.adapters.lumina_mgpt:LuminaMGPT",
+    "liquid": "mm_cca.adapters.liquid:Liquid",
+    "simplear": "mm_cca.adapters.simplear:SimpleAR",
 }
 
 

@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from transformers import (
     ChameleonForConditionalGeneration,
     Emu3ForConditionalGeneration,
+    GemmaForCausalLM,
     JanusForConditionalGeneration,
+    Qwen2ForCausalLM,
     Qwen3ForCausalLM,
 )
 
@@ -31,8 +33,10 @@ STOCK = {
     "emu3p5": Qwen3ForCausalLM,
     "chameleon": ChameleonForConditionalGeneration,
     "janus": JanusForConditionalGeneration,
+    "liquid": GemmaForCausalLM,
+    "simplear": Qwen2ForCausalLM,
 }
-APART = ("emu3p5",)
+APART = ("emu3p5", "liquid", "simplear")
 """Their image tokenizer is never in the checkpoint's folder."""
 
 

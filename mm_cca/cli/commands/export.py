@@ -40,11 +40,19 @@ LICENCES = {
     "chameleon": "Chameleon's weights are under the Chameleon Research License: non-commercial.",
     "lumina-mgpt": "A derivative of Chameleon (Chameleon Research License: non-commercial).",
     "janus": "Janus's weights are under the DeepSeek Model License.",
+    "liquid": "Liquid's code is under the MIT licence. Its weights are built on Gemma, whose terms "
+    "of use apply too; the image tokenizer is Chameleon's (non-commercial).",
+    "simplear": "SimpleAR's code is under the MIT licence. Its weights are built on Qwen2.5 "
+    "(Apache-2.0); the image tokenizer is under the NVIDIA Open Model License.",
 }
 """Licences of the families' published weights; another base may have another licence."""
 WITH_MM_CCA = (
     "Sample it with `mm_cca`: set `model.path` to this folder in a recipe and run "
     "`mm-cca run RECIPE run.stages=[prepare,sample]`."
+)
+_AS_THE_BASE = (
+    "The authors' scripts read this folder as they read the base (set their guidance to 1), and "
+    "plain transformers as `{stock}`; codes follow the tokenizer's vocabulary. "
 )
 HOW = {
     "emu3": "`generation_config.json` is set accordingly; use plain `generate` with a "
@@ -54,6 +62,8 @@ HOW = {
     "janus": "Plain `generate` always uses guidance (it fails with scale 1). " + WITH_MM_CCA,
     "chameleon": "Plain transformers can't generate images with this family. " + WITH_MM_CCA,
     "lumina-mgpt": "Plain transformers can't generate images with this family. " + WITH_MM_CCA,
+    "liquid": _AS_THE_BASE.format(stock="GemmaForCausalLM") + WITH_MM_CCA,
+    "simplear": _AS_THE_BASE.format(stock="Qwen2ForCausalLM") + WITH_MM_CCA,
 }
 """How to sample the exported model."""
 

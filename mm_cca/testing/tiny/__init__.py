@@ -15,6 +15,8 @@ from mm_cca.testing.tiny.tiny_chameleon import write_chameleon, write_lumina_mgp
 from mm_cca.testing.tiny.tiny_emu3 import write_emu3
 from mm_cca.testing.tiny.tiny_emu3p5 import IMAGE_FOLDER, write_emu3p5
 from mm_cca.testing.tiny.tiny_janus import write_janus
+from mm_cca.testing.tiny.tiny_liquid import write_liquid
+from mm_cca.testing.tiny.tiny_simplear import COSMOS_FOLDER, write_simplear
 
 FAMILIES: dict[str, tuple[Callable[[Path, int, Layout], None], int]] = {
     "emu3": (write_emu3, 90),
@@ -22,12 +24,16 @@ FAMILIES: dict[str, tuple[Callable[[Path, int, Layout], None], int]] = {
     "chameleon": (write_chameleon, 32),
     "janus": (write_janus, 24),
     "lumina-mgpt": (write_lumina_mgpt, 32),
+    "liquid": (write_liquid, 32),
+    "simplear": (write_simplear, 64),
 }
-"""Function that writes a checkpoint, and the side of the real ones' grid (720, 1024, 512, 384
-and 512 pixels)."""
+"""Function that writes a checkpoint, and the side of the real ones' grid (720, 1024, 512, 384,
+512, 512 and 1024 pixels)."""
 IMAGE_TOKENIZERS = {
     "lumina-mgpt": "vqgan.ckpt",
     "emu3p5": IMAGE_FOLDER,
+    "liquid": "vqgan.ckpt",
+    "simplear": COSMOS_FOLDER,
 }
 """Where the tiny folder holds what ``model.image_tokenizer`` must name; others have their own."""
 LAYOUTS: tuple[Layout, ...] = ("hub", "transformers")
