@@ -2,6 +2,7 @@
 
 import sys
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,22 @@ WHERE = "It must be installed, or be in the current folder."
 
 
 def load_adapter(
-    name: str, path: str, *, dtype: str = "float32", image_tokenizer: str | None = None
+    name: str,
+    path: str,
+    *,
+    dtype: str = "float32",
+    image_tokenizer: str | None = None,
+    tokenizer: str | None = None,
 ) -> "UnifiedModel":
     """Load a checkpoint with its image tokenizer.
 
     Args:
         name: a known adapter, or ``package.module:Class`` with a
-            ``load(path, dtype, image_tokenizer)``.
+            ``load(path, dtype, image_tokenizer)``; a fourth parameter ``tokenizer`` is optional.
         path: a checkpoint folder, a hub name, or ``emu3-emoji`` for the built-in one.
         dtype: a torch dtype by name.
         image_tokenizer: file or folder of the image tokenizer, for checkpoints that lack it.
+        tokenizer: folder or hub name of the text tokenizer, for checkpoints that lack it.
 
     Raises:
         UserError: unknown adapter, one that lacks a method, or a checkpoint that can't be read.
@@ -40,8 +47,14 @@ def load_adapter(
 
     adapter = _adapter_class(name)
     resolved = shipped(path)
+    more = {} if tokenizer is None else {"tokenizer": tokenizer}
+    if more and "tokenizer" not in signature(adapter.load).parameters:
+        raise UserError(
+            f"model.tokenizer is {tokenizer!r}; allowed for {name}: null (the checkpoint holds its "
+            "own)."
+        )
     try:
-        model: UnifiedModel = adapter.load(resolved, getattr(torch, dtype), image_tokenizer)
+        model: UnifiedModel = adapter.load(resolved, getattr(torch, dtype), image_tokenizer, **more)
     except (CheckpointError, *FILE_ERRORS) as error:
         raise UserError(
             f"model.path {path!r} can't be read by the adapter {name!r}: {error}\nIt must be a "
@@ -85,4 +98,5 @@ def load_checkpoint(config: ModelConfig, path: str | None = None) -> "UnifiedMod
         config.path if path is None else path,
         dtype=config.dtype,
         image_tokenizer=config.image_tokenizer,
+        tokenizer=config.tokenizer,
     )

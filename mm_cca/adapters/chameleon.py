@@ -12,11 +12,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import ChameleonConfig, ChameleonForConditionalGeneration, ChameleonProcessor
+from transformers import (
+    ChameleonConfig,
+    ChameleonForConditionalGeneration,
+    ChameleonImageProcessor,
+    ChameleonProcessor,
+)
 
 from mm_cca.adapters.base import FREE, Defaults, Grid, ImageLayout, rows_with_ends
-from mm_cca.adapters.common import StandardDecoder, normalised
-from mm_cca.adapters.loading import expect_family, load_module, reading_checkpoint
+from mm_cca.adapters.chameleon_files import refuse_other_kind, tokenizer_from
+from mm_cca.adapters.common import StandardDecoder
+from mm_cca.adapters.headers import reads_headers_only
+from mm_cca.adapters.loading import load_module, reading_checkpoint
 from mm_cca.adapters.vocabulary import CodeTokens
 from mm_cca.adapters.vqgan import (
     attach_decoder,
@@ -55,16 +62,14 @@ class Chameleon(StandardDecoder):
     """The adapter named ``chameleon``."""
 
     name = "chameleon"
-    # Anole's text2image: temperature 0.7, top-p 0.9; guidance of text alone 3.0.
+    span = Span()
+    # chameleon/inference/chameleon.py, Options.Image, which Anole's text2image.py uses as it is.
+    # Its image guidance of 1.2 has no effect without images in the prompt.
     defaults = Defaults(guidance_scale=3.0, temperature=0.7, top_k=None, top_p=0.9)
 
     def __init__(
-        self,
-        module: ChameleonForConditionalGeneration,
-        processor: ChameleonProcessor,
-        span: Span,
+        self, module: ChameleonForConditionalGeneration, processor: ChameleonProcessor
     ) -> None:
-        self._span = span
         self._vocabulary: dict[str, int] = processor.tokenizer.get_vocab()
         with reading_checkpoint():  # computed from the config's vocabulary_map when first read
             codes = CodeTokens.of(module.model.vocabulary_mapping.img2bpe)
@@ -78,20 +83,71 @@ class Chameleon(StandardDecoder):
         )
 
     @classmethod
-    def load(cls, path: str, dtype: torch.dtype, image_tokenizer: str | None) -> "Chameleon":
+    def load(
+        cls,
+        path: str,
+        dtype: torch.dtype,
+        image_tokenizer: str | None,
+        tokenizer: str | None = None,
+    ) -> "Chameleon":
         """Read a checkpoint folder or hub name; ``image_tokenizer`` is Meta's ``vqgan.ckpt``.
+
+        ``tokenizer`` is a folder or hub name whose tokenizer replaces the checkpoint's.
 
         Raises:
             UserError: another family, or no image decoder in either place.
             CheckpointError: a file is missing or damaged, or a weight is missing.
         """
-        expect_family(path, "chameleon")
+        refuse_other_kind(path, lumina=False)
+        words = tokenizer_from(path if tokenizer is None else tokenizer, path)
         with reading_checkpoint():
-            processor = ChameleonProcessor.from_pretrained(path)
-        return read(path, dtype, image_tokenizer, processor, Span())
+            kept = ChameleonProcessor.get_processor_dict(path)[0].get("image_seq_length", 1024)
+            pictures = ChameleonImageProcessor.from_pretrained(path)
+        processor = ChameleonProcessor(pictures, words, image_seq_length=kept)
+        return cls.read(path, dtype, image_tokenizer, processor)
+
+    @classmethod
+    def module_class(
+        cls, path: str, config: ChameleonConfig
+    ) -> type[ChameleonForConditionalGeneration]:
+        """The class that has the weights of this checkpoint."""
+        return ChameleonForConditionalGeneration
+
+    @classmethod
+    def read(
+        cls,
+        path: str,
+        dtype: torch.dtype,
+        image_tokenizer: str | None,
+        processor: ChameleonProcessor,
+    ) -> "Chameleon":
+        """A checkpoint with its image decoder; encoder weights too, where the folder lacks them."""
+        with reading_checkpoint():
+            config = ChameleonConfig.from_pretrained(path)
+        config.attention_dropout = 0.0
+        source = path if image_tokenizer is None else image_tokenizer
+        tensors = read_image_tokenizer(source)
+        refuse_without_decoder(tensors, source)  # before reading the large file
+        module, lacks_encoder = load_module(
+            cls.module_class(path, config),
+            path,
+            config,
+            dtype,
+            may_lack="model.vqmodel.",
+            in_float32="vqmodel",
+            used_elsewhere="model.vqmodel.decoder.",  # read above
+        )
+        if lacks_encoder:
+            fill_encoder(module.model.vqmodel, tensors, source)
+        # As a part of vqmodel the decoder is saved under the names that Anole's folders use.
+        attach_decoder(module.model.vqmodel, tensors, source)
+        model = cls(module, processor)
+        if not reads_headers_only():
+            warn_if_it_cannot_draw(model, path)
+        return model
 
     def layout(self, grid: Grid) -> ImageLayout:
-        span, side = self._span, self.pixels_per_code
+        span, side = self.span, self.pixels_per_code
         height, width = (n * side for n in grid)
         if span.size_zero is not None and (height % span.unit or width % span.unit):
             raise UserError(
@@ -112,7 +168,7 @@ class Chameleon(StandardDecoder):
     def prompt_ids(self, prompts: Sequence[str], grid: Grid) -> list[list[int]]:
         height, width = (n * self.pixels_per_code for n in grid)
         texts = [
-            self._span.template.format(prompt=p, height=height, width=width) + END_OF_TURN
+            self.span.template.format(prompt=p, height=height, width=width) + END_OF_TURN
             for p in prompts
         ]
         tokenizer = self._processor.tokenizer
@@ -125,15 +181,15 @@ class Chameleon(StandardDecoder):
     ) -> list[int]:
         if negative_prompt:
             return self.prompt_ids([negative_prompt], grid)[0]
-        bos = [self._processor.tokenizer.bos_token_id] if self._span.unconditional_has_bos else []
+        bos = [self._processor.tokenizer.bos_token_id] if self.span.unconditional_has_bos else []
         return [*bos, *self._start(grid)]
 
     def _start(self, grid: Grid) -> list[int]:
         boi = self._processor.image_start_token_id
-        if self._span.size_zero is None:
+        if self.span.size_zero is None:
             return [boi]
-        units = [n * self.pixels_per_code // self._span.unit for n in grid]
-        return [boi, *(self._id(f"<reserved{self._span.size_zero + n:05d}>") for n in units)]
+        units = [n * self.pixels_per_code // self.span.unit for n in grid]
+        return [boi, *(self._id(f"<reserved{self.span.size_zero + n:05d}>") for n in units)]
 
     def _id(self, token: str) -> int:
         if token not in self._vocabulary:
@@ -142,7 +198,9 @@ class Chameleon(StandardDecoder):
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        images = normalised(pixels, self._processor.image_processor)
+        # As Meta's ImageTokenizer: [0, 255] to [-1, 1] in double precision. The image processor on
+        # the hub says 0.0078 for 1/127.5, which gives 3 % of the codes of a photo another value.
+        images = pixels.double() / 255 * 2 - 1
         codes: torch.Tensor = self._vq.encode(images.to(self._vq.dtype)).image_tokens
         return codes.view(len(pixels), -1)
 
@@ -154,37 +212,6 @@ class Chameleon(StandardDecoder):
         tokenizer = self._processor.tokenizer
         rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return [[tokenizer.bos_token_id, *row] for row in rows]
-
-
-def read(
-    path: str,
-    dtype: torch.dtype,
-    image_tokenizer: str | None,
-    processor: ChameleonProcessor,
-    span: Span,
-) -> Chameleon:
-    """A checkpoint with its image decoder; encoder weights too, where the folder lacks them."""
-    with reading_checkpoint():
-        config = ChameleonConfig.from_pretrained(path)
-    config.attention_dropout = 0.0
-    source = path if image_tokenizer is None else image_tokenizer
-    tensors = read_image_tokenizer(source)
-    refuse_without_decoder(tensors, source)  # before reading the large file
-    module, lacks_encoder = load_module(
-        ChameleonForConditionalGeneration,
-        path,
-        config,
-        dtype,
-        may_lack="model.vqmodel.",
-        in_float32="vqmodel",
-    )
-    if lacks_encoder:
-        fill_encoder(module.model.vqmodel, tensors, source)
-    # As a part of vqmodel the decoder is saved under the names that Anole's folders use.
-    attach_decoder(module.model.vqmodel, tensors, source)
-    model = Chameleon(module, processor, span)
-    warn_if_it_cannot_draw(model, path)
-    return model
 
 
 def warn_if_it_cannot_draw(model: Chameleon, path: str) -> None:

@@ -157,10 +157,11 @@ def _add_tiny(verbs: Verbs) -> None:
     )
     tiny.add_argument(
         "--layout",
-        choices=["hub", "transformers"],
+        choices=["hub", "transformers", "deepseek"],
         default="hub",
-        help="the files as the family's folder on the hub has them, or as save_pretrained of "
-        "today's transformers writes them (default: %(default)s)",
+        help="the files as the family's folder on the hub has them, as save_pretrained of "
+        "today's transformers writes them, or (janus) as DeepSeek's own code does "
+        "(default: %(default)s)",
     )
 
 

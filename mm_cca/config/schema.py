@@ -18,9 +18,11 @@ from mm_cca.config.keys import (
     TRAIN,
     Condition,
     is_above_zero,
+    is_given,
     is_set_to,
     key,
 )
+from mm_cca.config.prompt_templates import ALLOWED as TEMPLATES
 from mm_cca.config.schema_demo import ScorerConfig, TokenizerConfig
 from mm_cca.config.schema_eval import FROM_CAPTIONS, MIN_IMAGES, EvalConfig, SampleConfig
 from mm_cca.config.schema_train import (
@@ -73,6 +75,7 @@ EDITS = Condition(
     lambda recipe: "edit" in recipe.loss.negatives and WITH_NEGATIVES.holds(recipe),
 )
 ATTRIBUTES = Condition("eval.attributes is not empty", lambda recipe: bool(recipe.eval.attributes))
+TEMPLATED = is_given("data.caption_template")
 KEEPS_BEST = is_set_to("train.keep", "best")
 IMAGES = (TOKENS, REFERENCE, TRAIN, DEMO)
 CAPTIONS = (TOKENS, TRAIN, SAMPLE.given(FROM_CAPTIONS), DEMO)
@@ -120,6 +123,9 @@ class ModelConfig:
     image_tokenizer: str | None = key(None, decides=(TOKENS, REFERENCE, TRAIN, SAMPLE))
     """The image tokenizer, if the checkpoint folder lacks it. Chameleon family: the path of
     vqgan.ckpt. Emu3.5: BAAI/Emu3.5-VisionTokenizer or its folder."""
+    tokenizer: str | None = key(None, decides=(TOKENS, REFERENCE, TRAIN, SAMPLE))
+    """A folder or hub name that holds the text tokenizer, if the checkpoint lacks it; null: its
+    own, or where a Lumina-mGPT has none, Alpha-VLLM/Lumina-mGPT-7B-768's."""
 
 
 @dataclass
@@ -132,6 +138,14 @@ class DataConfig:
     """Column of the images."""
     caption_column: str = key("caption", decides=CAPTIONS)
     """Column of the captions; in a folder with metadata.jsonl it is often text."""
+    caption_template: str | None = key(
+        None,
+        allowed=TEMPLATES,
+        decides=(TRAIN.given(TEMPLATED), REFERENCE.given(TEMPLATED)),
+    )
+    """Text around every caption in training, with {prompt} in the caption's place; negative
+    captions get it too, the unconditional prompt does not. Usually the same as
+    sample.prompt_template. null: the caption as it is."""
     split_column: str | None = key(None, decides=CAPTIONS)
     """Column that names the split of each row, if one table holds several splits; null: the data
     set's own splits."""

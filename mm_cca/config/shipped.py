@@ -59,6 +59,23 @@ def shipped(name: str) -> str:
     return str(SHIPPED.get(name, name))
 
 
+LUMINA_TOKENIZER = "Alpha-VLLM/Lumina-mGPT-7B-768"
+"""Where Lumina-mGPT's authors take the tokenizer from for all their checkpoints; -512 has none."""
+
+
+def has_tokenizer(path: str) -> bool:
+    """Whether a checkpoint folder, or a hub name if it can be reached, has a tokenizer.json."""
+    if Path(path).is_dir():
+        return (Path(path) / "tokenizer.json").exists()
+    from huggingface_hub import file_exists
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        return file_exists(path, "tokenizer.json")
+    except (OSError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled):
+        return False
+
+
 RUNS = "runs"
 """The folder in which the built-in recipes write and look for what they made."""
 _BUILT = {"runs/emoji64-data/emoji.parquet": "python -m mm_cca.demo.build_emoji --size 64"}

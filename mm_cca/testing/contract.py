@@ -30,7 +30,11 @@ TOLERANCE = 1e-3
 
 
 def check_adapter(
-    name: str, path: str, image_size: Sequence[int], image_tokenizer: str | None = None
+    name: str,
+    path: str,
+    image_size: Sequence[int],
+    image_tokenizer: str | None = None,
+    tokenizer: str | None = None,
 ) -> dict[str, float]:
     """Run every check.
 
@@ -39,6 +43,7 @@ def check_adapter(
         path: a small checkpoint in the family's real layout.
         image_size: height and width in pixels that the checkpoint can draw.
         image_tokenizer: as in a recipe's ``model.image_tokenizer``.
+        tokenizer: as in a recipe's ``model.tokenizer``.
 
     Returns:
         largest difference by check, in nats per image.
@@ -48,7 +53,7 @@ def check_adapter(
     """
 
     def load(folder: str = path) -> UnifiedModel:
-        model = load_adapter(name, folder, image_tokenizer=image_tokenizer)
+        model = load_adapter(name, folder, image_tokenizer=image_tokenizer, tokenizer=tokenizer)
         model.module.eval()
         return model
 

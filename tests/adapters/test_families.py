@@ -16,13 +16,14 @@ from transformers import (
 )
 
 from mm_cca import cli, load_adapter
+from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import grid_of
-from mm_cca.adapters.chameleon import Chameleon
 from mm_cca.cli.commands.export import export_model
 from mm_cca.config.shipped import ADAPTERS
 from mm_cca.errors import UserError
-from mm_cca.testing.tiny import FAMILIES, LAYOUTS, image_tokenizer_of, write_tiny
+from mm_cca.testing.tiny import FAMILIES, LAYOUTS, image_tokenizer_of, tokenizer_of, write_tiny
 from tests.support import runs
+from tests.support.checkpoints import stock_lumina
 from tests.support.closeness import assert_close
 
 STOCK = {
@@ -30,7 +31,6 @@ STOCK = {
     "emu3p5": Qwen3ForCausalLM,
     "chameleon": ChameleonForConditionalGeneration,
     "janus": JanusForConditionalGeneration,
-    "lumina-mgpt": ChameleonForConditionalGeneration,
 }
 APART = ("emu3p5",)
 """Their image tokenizer is never in the checkpoint's folder."""
@@ -57,6 +57,7 @@ def prepared(family: str, folder: Path) -> Path:
     values = runs.tiny_recipe(folder.parent, folder, data)
     values["model"]["adapter"] = family
     values["model"]["image_tokenizer"] = image_tokenizer_of(family, folder)
+    values["model"]["tokenizer"] = tokenizer_of(family, folder)
     side = 32 if family == "emu3" else 64
     values["data"].update(image_size=[side, side], heldout_split="heldout")
     values["run"]["tokens_dir"] = str(folder.parent / "tokens")
@@ -79,7 +80,7 @@ def test_whole_pipeline(family: str, folder: Path, prepared: Path, tmp_path: Pat
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert {arm["name"] for arm in report["arms"]} == {"base", "base+cfg2", "cca"}
     reloaded = _reload(family, folder, tmp_path / "run" / "train" / "model", tuning)
-    before = STOCK[family].from_pretrained(folder, dtype=torch.float32).state_dict()
+    before = _stock(family, folder, folder).state_dict()
     after = reloaded.state_dict()
     moved = [n for n, x in before.items() if not torch.equal(x, after[n])]
     assert moved, "training changed no weight that stock classes read"
@@ -102,14 +103,15 @@ def test_an_exported_run_is_read_by_stock_classes(
         whole = tmp_path / "merged"
         export_model(tmp_path / "run", whole, merge=True)
         _same_weights(_reload(family, folder, whole, "full"), expected)
-    base = STOCK[family].from_pretrained(folder, dtype=torch.float32).state_dict()
+    base = _stock(family, folder, folder).state_dict()
     assert [name for name, value in base.items() if not torch.equal(value, expected[name])]
     assert (whole / "README.md").exists()
     # It draws again: the decoder, which stock Chameleon does not know, came along.
     recipe = runs.load_recipe(prepared)
     tokenizer = recipe.model.image_tokenizer
-    again = load_adapter(family, str(whole), image_tokenizer=tokenizer)
-    first = load_adapter(family, str(folder), image_tokenizer=tokenizer)
+    again = load_adapter(family, str(whole), image_tokenizer=tokenizer)  # with its text tokenizer
+    first = load_checkpoint(recipe.model)
+    assert again.prompt_ids(["a red owl"], (4, 4)) == first.prompt_ids(["a red owl"], (4, 4))
     grid = grid_of(again, recipe.data.image_size)
     codes = torch.arange(grid[0] * grid[1])[None] % again.codebook_size
     assert torch.equal(again.decode(codes, grid), first.decode(codes, grid))
@@ -125,11 +127,15 @@ def _same_weights(model: torch.nn.Module, expected: dict[str, torch.Tensor]) -> 
 def _reload(family: str, base: Path, model: Path, tuning: str) -> torch.nn.Module:
     """With plain transformers, or plain peft on the plain base."""
     if tuning == "full":
-        return STOCK[family].from_pretrained(model, dtype=torch.float32)
-    loaded = PeftModel.from_pretrained(
-        STOCK[family].from_pretrained(base, dtype=torch.float32), str(model)
-    )
-    return loaded.merge_and_unload()
+        return _stock(family, model, base)
+    return PeftModel.from_pretrained(_stock(family, base, base), str(model)).merge_and_unload()
+
+
+def _stock(family: str, folder: Path, base: Path) -> torch.nn.Module:
+    """In float32 whatever the folder's type is; Lumina-mGPT's norms are not stock's."""
+    if family == "lumina-mgpt":
+        return stock_lumina(folder, base / "vqgan.ckpt")
+    return STOCK[family].from_pretrained(folder, dtype=torch.float32)
 
 
 def test_a_full_fine_tune_keeps_the_image_decoder(family: str, prepared: Path, tmp_path: Path):
@@ -163,7 +169,7 @@ def test_codes_outside_the_codebook(
 ):
     """An image tokenizer that does not belong to the decoder, caught at its first batch."""
     module, name = ADAPTERS[family].split(":")
-    adapter = Chameleon if family == "lumina-mgpt" else getattr(import_module(module), name)
+    adapter = getattr(import_module(module), name)
     encode = adapter.encode
     monkeypatch.setattr(adapter, "encode", lambda self, pixels: encode(self, pixels) + 64)
     keys = [f"run.dir={tmp_path / 'run'}", f"run.tokens_dir={tmp_path / 'tokens'}"]

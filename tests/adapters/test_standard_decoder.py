@@ -16,6 +16,7 @@ from mm_cca.adapters.common import StandardDecoder, last_hidden
 from mm_cca.config.shipped import ADAPTERS
 from mm_cca.testing import contract
 from tests.example_adapter import AppendedCodes
+from tests.support.checkpoints import weights_of
 from tests.support.third_party import THIRD_PARTY, checkpoint_paths
 
 
@@ -92,6 +93,6 @@ def test_gathered_weights_are_saved_in_place_of_the_modules_own(
     gathered = {n: torch.full_like(x, 0.5) for n, x in model.module.state_dict().items()}
     model.save(tmp_path, gathered)
     written = load_file(tmp_path / "model.safetensors")
-    before = load_file(Path(str(checkpoint_paths(folders, name)["path"])) / "model.safetensors")
+    before = weights_of(Path(str(checkpoint_paths(folders, name)["path"])))
     assert written.keys() == before.keys()
     assert all(torch.equal(x, torch.full_like(x, 0.5)) for x in written.values())

@@ -167,7 +167,9 @@ def test_prompts_count_by_their_texts(unread: Path):
 
 def test_each_stage_by_hand(unread: Path):
     recipe = runs.load_recipe(unread)
-    model = {f"model.{name}" for name in ("adapter", "path", "dtype", "image_tokenizer")}
+    model = {
+        f"model.{name}" for name in ("adapter", "path", "dtype", "image_tokenizer", "tokenizer")
+    }
     assert set(settings_of(TOKENS, recipe)) == model | {
         "data.path",
         "data.image_column",

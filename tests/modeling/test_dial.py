@@ -23,7 +23,7 @@ from mm_cca.modeling.lora import attach_lora, write_trained
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
 from mm_cca.sampling.weights import load_source
-from mm_cca.testing.tiny import FAMILIES, image_tokenizer_of, write_tiny
+from mm_cca.testing.tiny import FAMILIES, image_tokenizer_of, tokenizer_of, write_tiny
 from tests.support import runs
 from tests.support.closeness import assert_close
 from tests.support.third_party import THIRD_PARTY, write_third_party
@@ -42,7 +42,9 @@ def recipe_of(root: Path, name: str, tuning: str) -> Recipe:
     else:
         write_tiny(name, folder, side=2)
     values = runs.tiny_recipe(root, folder, root / "no-data")
-    values["model"].update(adapter=name, image_tokenizer=image_tokenizer)
+    values["model"].update(
+        adapter=name, image_tokenizer=image_tokenizer, tokenizer=tokenizer_of(name, folder)
+    )
     side = {"emu3": 16, THIRD_PARTY: 64}.get(name, 32)
     values["data"]["image_size"] = [side, side]
     values["train"]["tuning"] = tuning

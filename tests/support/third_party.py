@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mm_cca.demo.small_emu3 import bpe
-from mm_cca.testing.tiny import image_tokenizer_of
+from mm_cca.testing.tiny import image_tokenizer_of, tokenizer_of
 from mm_cca.testing.tiny.sizes import CAPTIONS
 
 THIRD_PARTY = "tests.example_adapter:AppendedCodes"
@@ -48,9 +48,13 @@ def write_third_party(folder: Path, vqgan: Path) -> None:
 
 
 def checkpoint_paths(folders: Path, name: str) -> dict[str, object]:
-    """``path`` and ``image_tokenizer`` of an adapter's tiny checkpoint, as in a recipe."""
+    """What a recipe's ``model`` says of an adapter's tiny checkpoint, in the hub's layout."""
     if name == THIRD_PARTY:
         vqgan = image_tokenizer_of("lumina-mgpt", folders / "lumina-mgpt")
         return {"path": str(folders / "third-party"), "image_tokenizer": vqgan}
     folder = folders / name
-    return {"path": str(folder), "image_tokenizer": image_tokenizer_of(name, folder)}
+    return {
+        "path": str(folder),
+        "image_tokenizer": image_tokenizer_of(name, folder),
+        "tokenizer": tokenizer_of(name, folder),
+    }

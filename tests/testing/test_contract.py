@@ -200,9 +200,7 @@ def test_codes_of_a_model_in_bfloat16_are_those_of_float32(family: str, folders:
     pixels = torch.randint(0, 256, (8, 3, side, side), dtype=torch.uint8)
     results = []
     for dtype in ("float32", "bfloat16"):
-        model = load_adapter(
-            family, str(where["path"]), dtype=dtype, image_tokenizer=where["image_tokenizer"]
-        )
+        model = load_adapter(family, dtype=dtype, **where)
         assert model.embed_text(torch.tensor(5)).dtype == getattr(torch, dtype)
         codes = model.encode(pixels)
         results.append((codes, model.decode(codes, (4, 4))))

@@ -104,6 +104,7 @@ def _refuse_differences(one: _Training, other: _Training) -> None:
     pairs = {
         "model.adapter": (ours.model.adapter, theirs.model.adapter),
         "model.image_tokenizer": (ours.model.image_tokenizer, theirs.model.image_tokenizer),
+        "model.tokenizer": (ours.model.tokenizer, theirs.model.tokenizer),
         "model.dtype": (ours.model.dtype, theirs.model.dtype),
         "data.image_size": (ours.data.image_size, theirs.data.image_size),
         "train.tuning": (ours.train.tuning, theirs.train.tuning),

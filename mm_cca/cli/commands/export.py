@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from mm_cca.config.load import dump
 from mm_cca.config.metrics import METRICS
 from mm_cca.config.mixtures import LossTerms
-from mm_cca.config.schema import WITH_BASE, Recipe
+from mm_cca.config.schema import Recipe
 from mm_cca.config.shipped import shipped
 from mm_cca.config.stage_keys import STEPS_DONE
 from mm_cca.errors import UserError
@@ -162,13 +162,14 @@ def _card(
             f"the scores below have it as arm `cca+dial{dial:g}`, if it was sampled."
         )
     licence = LICENCES.get(recipe.model.adapter, "See the licence of the base.")
+    prompts = _prompts(recipe)
     text = f"""---
 {data.to_yaml()}
 ---
 
 # {Path(recipe.model.path).name}, fine-tuned with mm_cca
 
-`{recipe.model.path}`, fine-tuned on `{recipe.data.path}` {_method(recipe)} {how}{averaged}
+`{recipe.model.path}`, fine-tuned on `{recipe.data.path}` {_method(recipe)} {how}{prompts}{averaged}
 
 ## Licence
 
@@ -189,13 +190,35 @@ The licence of the base also applies to this model. {licence}
 
 def _method(recipe: Recipe) -> str:
     objective = recipe.loss.objective
-    if not {"cca", *WITH_BASE} & LossTerms.of(recipe.loss).weights.keys():
+    terms = LossTerms.of(recipe.loss)
+    if terms.is_finetuning:
+        return (
+            f"with `mm_cca` and the objective `{objective}` (plain fine-tuning). Sample it with "
+            "guidance, as the base."
+        )
+    if not terms.is_cca:
         return f"with `mm_cca` and the objective `{objective}`."
     return (
         f"with `mm_cca` and the objective `{objective}` (CCA: "
         "[arXiv 2410.09347](https://arxiv.org/abs/2410.09347)), which replaces classifier-free "
         "guidance. **Sample it without guidance**: scale 1, one forward pass per token."
     )
+
+
+def _prompts(recipe: Recipe) -> str:
+    """A paragraph on the templates of training and sampling; empty without any."""
+    parts = [
+        f"{name} were put into the template `{template}`"
+        for name, template in (
+            ("captions of training", recipe.data.caption_template),
+            ("sampled prompts", recipe.sample.prompt_template),
+        )
+        if template is not None
+    ]
+    if not parts:
+        return ""
+    said = " and ".join(parts)
+    return f"\n\n**Prompts**: {said}. Put your prompt in the place of `{{prompt}}`."
 
 
 def _scores(run_folder: Path) -> str:

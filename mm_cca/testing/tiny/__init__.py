@@ -6,7 +6,6 @@ code on a tiny and on a real checkpoint. The grid of codes is the real one unles
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 import torch
 
@@ -31,7 +30,8 @@ IMAGE_TOKENIZERS = {
     "emu3p5": IMAGE_FOLDER,
 }
 """Where the tiny folder holds what ``model.image_tokenizer`` must name; others have their own."""
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+LAYOUTS: tuple[Layout, ...] = ("hub", "transformers")
+"""Those that every family has."""
 
 
 def write_tiny(
@@ -43,7 +43,7 @@ def write_tiny(
         family: a key of ``FAMILIES``.
         folder: where to write it; must not contain a ``config.json`` yet.
         side: codes along each side of an image; None: as many as the real checkpoints have.
-        layout: the hub's folder, or what ``save_pretrained`` writes today.
+        layout: the hub's folder, what ``save_pretrained`` writes today, or DeepSeek's own (Janus).
         seed: of the weights.
 
     Raises:
@@ -51,6 +51,8 @@ def write_tiny(
     """
     if family not in FAMILIES:
         raise UserError(f"there is no tiny {family!r}; allowed: {', '.join(FAMILIES)}.")
+    if layout not in LAYOUTS and (family, layout) != ("janus", "deepseek"):
+        raise UserError(f"--layout is {layout!r}; allowed for {family}: {', '.join(LAYOUTS)}.")
     if (folder / "config.json").exists():
         raise UserError(f"{folder} holds a checkpoint already; choose another folder.")
     if side is not None and side < 1:
@@ -68,3 +70,9 @@ def image_tokenizer_of(family: str, folder: Path) -> str | None:
     """``model.image_tokenizer`` for a folder that ``write_tiny`` wrote."""
     name = IMAGE_TOKENIZERS.get(family)
     return None if name is None else str(folder / name)
+
+
+def tokenizer_of(family: str, folder: Path) -> str | None:
+    """``model.tokenizer`` for a folder that ``write_tiny`` wrote, where the hub's lacks one."""
+    own = folder / "tokenizer"
+    return str(own) if family == "lumina-mgpt" and own.exists() else None

@@ -1,0 +1,1 @@
+"""``mm-cca validate`` looks into the checkpoint's files: config, index, headers, tokenizer."""
