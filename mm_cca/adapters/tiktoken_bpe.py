@@ -68,7 +68,7 @@ def _merges(ranks: dict[bytes, int]) -> list[tuple[str, str]]:
 
     tiktoken merges the neighbours whose union has the lowest number, whichever two they are.
     """
-    merges = []
+    merges: list[tuple[str, str]] = []
     for token in sorted(ranks, key=ranks.__getitem__):
         pairs = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
         pairs = [(left, right) for left, right in pairs if left in ranks and right in ranks]

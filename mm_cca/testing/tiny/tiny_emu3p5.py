@@ -56,7 +56,7 @@ def write_emu3p5(folder: Path, side: int, layout: Layout) -> None:
             file.unlink()
         words.rmdir()
         return
-    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="60KB")
+    model.bfloat16().save_pretrained(folder, max_shard_size="60KB")
     _write_json(folder / "config.json", _hub_config(config, tokenizer.get_vocab()))
 
 
