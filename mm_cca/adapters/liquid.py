@@ -7,6 +7,7 @@ The image tokenizer is Meta's ``vqgan.ckpt``. Shapes: see ``adapters/base.py``.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from mm_cca.adapters.appended_codes import (
     refuse_other_vocabulary,
 )
 from mm_cca.adapters.base import Defaults, Grid
+from mm_cca.adapters.headers import reads_headers_only
 from mm_cca.adapters.loading import expect_family, load_module, reading_checkpoint
 from mm_cca.adapters.vqgan import (
     WHERE,
@@ -93,7 +95,8 @@ def _read_vq(source: str) -> ChameleonVQVAE:
     """Chameleon's image tokenizer from a file alone, in float32; its sizes from the weights."""
     tensors = read_image_tokenizer(source)
     refuse_without_decoder(tensors, source)
-    vq = ChameleonVQVAE(_vq_config(tensors, source))
+    with torch.device("meta") if reads_headers_only() else nullcontext():
+        vq = ChameleonVQVAE(_vq_config(tensors, source))
     fill_encoder(vq, tensors, source)
     attach_decoder(vq, tensors, source)
     return vq

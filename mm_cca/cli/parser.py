@@ -67,7 +67,7 @@ STAGE_HELP = {
     "sample": "sample the images of every arm",
     "eval": "score every arm",
     "report": "write report.html and report.json",
-    "validate": "check a recipe without reading data or weights",
+    "validate": "check a recipe and its checkpoint's files without reading data or weights",
 }
 
 
@@ -113,6 +113,13 @@ def _add_stages(verbs: Verbs) -> None:
             _add_serve(stage)
         if name == "eval":
             add_comparison(stage)
+        if name == "validate":
+            stage.add_argument(
+                "--recipe-only",
+                action="store_true",
+                help="leave out the checkpoint (config, tokenizer, and the names and shapes of the "
+                "weights; of a hub name only headers and small files are downloaded)",
+            )
 
 
 def _add_serve(report: argparse.ArgumentParser) -> None:

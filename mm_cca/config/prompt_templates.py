@@ -45,6 +45,15 @@ AUTHORS = {
     "lumina-mgpt": AuthorsPrompts(
         None, "", "Alpha-VLLM/Lumina-mGPT, lumina_mgpt/generate_examples/generate.py"
     ),
+    # The instruction that Liquid was trained with is part of the adapter's prompt.
+    "liquid": AuthorsPrompts(None, "", "FoundationVision/Liquid, evaluation/inference_t2i.py"),
+    # Trained on twenty prefixes, equally often; its scripts draw with this one.
+    "simplear": AuthorsPrompts(
+        "A highly realistic image of {prompt}",
+        "An image of aerial view, overexposed, low quality, deformation, a poor composition, "
+        "bad hands, bad teeth, bad eyes, bad limbs, distortion",
+        "wdrink/SimpleAR, generate.py",
+    ),
 }
 """By adapter. Recipes write them out; a family that is not here has not been looked at."""
 

@@ -128,12 +128,11 @@ def test_a_damaged_file_is_a_user_error(
     family: str, name: str, damage, folders: Path, tmp_path: Path
 ):
     where = _copy_of(folders, family, tmp_path / "copy")
-    copy = (
-        Path(str(where["tokenizer"] or where["path"])) if "tokenizer" in name else tmp_path / "copy"
-    )
+    key = "tokenizer" if where["tokenizer"] and name.startswith("tokenizer") else "path"
+    copy = Path(str(where[key]))
     damage(last_weight_file(copy) if name == SINGLE else copy / name)
     # Chameleon's image decoder is looked for before the weights of the rest are read.
-    with pytest.raises(UserError, match="can't be read by (the|this) adapter|no image dec"):
+    with pytest.raises(UserError, match=r"can't be read by (the|this) adapter|no image dec"):
         load_adapter(family, **where)
 
 

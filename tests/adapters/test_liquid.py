@@ -13,7 +13,9 @@ from transformers import GemmaForCausalLM
 
 from mm_cca import load_adapter
 from mm_cca.adapters.base import FREE, Defaults
+from mm_cca.adapters.check import check_checkpoint
 from mm_cca.adapters.liquid import Liquid
+from mm_cca.config.schema import ModelConfig
 from mm_cca.errors import UserError
 from mm_cca.modeling.inputs import left_pad
 from mm_cca.modeling.logprobs import CodeLogProbs
@@ -201,3 +203,8 @@ def test_folders_of_other_families(folder: Path, folders: Path, other: str):
     tokenizer = image_tokenizer_of(other, folders / other)
     with pytest.raises(UserError, match=r"set model\.adapter to liquid"):
         load_adapter(other, str(folder), image_tokenizer=tokenizer)
+
+
+def test_validate_reads_no_weights(folder: Path, model: Liquid):
+    config = ModelConfig("liquid", str(folder), image_tokenizer=str(folder / "vqgan.ckpt"))
+    assert check_checkpoint(config, [64, 64]) == sum(p.numel() for p in model.module.parameters())

@@ -12,7 +12,9 @@ from transformers import Qwen2ForCausalLM
 
 from mm_cca import load_adapter
 from mm_cca.adapters.base import FREE, Defaults
-from mm_cca.adapters.simplear import SimpleAR
+from mm_cca.adapters.check import check_checkpoint
+from mm_cca.adapters.simplear import COSMOS, SimpleAR
+from mm_cca.config.schema import ModelConfig
 from mm_cca.errors import UserError
 from mm_cca.modeling.inputs import left_pad
 from mm_cca.modeling.logprobs import CodeLogProbs
@@ -174,3 +176,12 @@ def test_folders_of_other_families(folder: Path, folders: Path, other: str):
         _load(folders / other, folder / COSMOS_FOLDER)
     with pytest.raises(UserError, match=r"set model\.adapter to simplear"):
         load_adapter(other, str(folder), image_tokenizer=image_tokenizer_of(other, folders / other))
+
+
+def test_validate_reads_no_weights_of_the_model(folder: Path):
+    """Nor NVIDIA's files where they are on the hub: a real tokenizer has 64,000 codes."""
+    config = ModelConfig("simplear", str(folder), image_tokenizer=str(folder / COSMOS_FOLDER))
+    assert check_checkpoint(config, [64, 64]) > 10_000
+    config = ModelConfig("simplear", str(folder), image_tokenizer=COSMOS)
+    with pytest.raises(UserError, match=r"the image tokenizer's 64000 codes are"):
+        check_checkpoint(config, [64, 64])
