@@ -87,9 +87,7 @@ def test_a_size_the_checkpoint_cannot_draw(emu3: Path):
         check_checkpoint(_config("emu3", emu3), [30, 32])
 
 
-def test_the_verb_checks_a_folder(
-    emu3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_verb_checks_a_folder(emu3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     values = runs.tiny_recipe(tmp_path, emu3, runs.two_splits(tmp_path / "data.parquet"))
     recipe = str(runs.write_recipe(tmp_path / "recipe.yaml", values))
     assert cli.main(["validate", recipe]) == 0
