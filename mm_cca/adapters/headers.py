@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.utils import SafetensorsFileMetadata
 
 WEIGHTS = ["*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.jit", "*.gguf", "*.h5"]
 """Files of a hub repository that hold weights."""
@@ -72,7 +71,7 @@ def without_content(opened: Any, name: str) -> torch.Tensor:
     return torch.empty(part.get_shape(), dtype=dtype, device="meta")
 
 
-def _write_sparse(file: Path, metadata: SafetensorsFileMetadata) -> None:
+def _write_sparse(file: Path, metadata: Any) -> None:
     entries = {
         name: {"dtype": info.dtype, "shape": info.shape, "data_offsets": info.data_offsets}
         for name, info in metadata.tensors.items()
