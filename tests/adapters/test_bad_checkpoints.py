@@ -40,6 +40,25 @@ def test_an_image_tokenizer_where_none_is_wanted(adapter: str, folders: Path):
         load_adapter(adapter, str(folders / adapter), image_tokenizer="vqgan.ckpt")
 
 
+@pytest.mark.parametrize("adapter", ["emu3", "janus", THIRD_PARTY])
+def test_a_tokenizer_where_none_is_wanted(adapter: str, folders: Path):
+    with pytest.raises(UserError, match=rf"model\.tokenizer is 'x'; allowed for {adapter}: null"):
+        load_adapter(adapter, **checkpoint_paths(folders, adapter) | {"tokenizer": "x"})
+
+
+@pytest.mark.parametrize("family", ["chameleon", "lumina-mgpt"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_index_that_names_an_absent_shard(
+    family: str, number: int, folders: Path, tmp_path: Path
+):
+    where = _copy_of(folders, family, tmp_path / "copy")
+    shard = f"model-{number:05d}-of-00002.safetensors"
+    (tmp_path / "copy" / shard).unlink()
+    told = rf"model\.safetensors\.index\.json names {shard}, which is not in .*download the folder"
+    with pytest.raises(UserError, match=told):
+        load_adapter(family, **where)
+
+
 @pytest.mark.parametrize(
     ("config", "adapter", "told"),
     [

@@ -1,12 +1,13 @@
-"""The chameleon and lumina-mgpt adapters against stock transformers, on tiny random weights."""
+"""The chameleon adapter against stock transformers and Meta's formulas, on tiny weights."""
 
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from transformers import ChameleonForConditionalGeneration, ChameleonProcessor
 
 from mm_cca import load_adapter
@@ -14,18 +15,19 @@ from mm_cca.adapters.base import FREE, UnifiedModel
 from mm_cca.errors import UserError
 from mm_cca.modeling.inputs import left_pad
 from mm_cca.modeling.logprobs import CodeLogProbs
-from mm_cca.testing.tiny import write_tiny
+from mm_cca.testing.tiny import LAYOUTS, write_tiny
+from tests.support.checkpoints import copy_with, weights_of
 from tests.support.closeness import assert_close
 
 GRID = (4, 4)
 PROMPTS = ["red owl, noto style", "a", "small waving hand and three green owls"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=LAYOUTS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """64x64 pixels, 16 to a code, the decoder inside as in Anole's folder."""
     folder = tmp_path_factory.mktemp("tiny") / "chameleon"
-    write_tiny("chameleon", folder, side=4)
+    write_tiny("chameleon", folder, side=4, layout=request.param)
     return folder
 
 
@@ -38,24 +40,8 @@ def model(folder: Path) -> UnifiedModel:
 
 @pytest.fixture(scope="module")
 def stock(folder: Path) -> tuple[ChameleonForConditionalGeneration, ChameleonProcessor]:
-    model = ChameleonForConditionalGeneration.from_pretrained(folder).eval()
+    model = ChameleonForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     return model, ChameleonProcessor.from_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def lumina_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "lumina"
-    write_tiny("lumina-mgpt", folder, side=6)
-    return folder
-
-
-@pytest.fixture
-def lumina(lumina_folder: Path) -> UnifiedModel:
-    model = load_adapter(
-        "lumina-mgpt", str(lumina_folder), image_tokenizer=str(lumina_folder / "vqgan.ckpt")
-    )
-    model.module.eval()
-    return model
 
 
 def _pictures(count: int, side: int) -> torch.Tensor:
@@ -85,6 +71,7 @@ def test_the_span_is_what_processor_and_model_build(model: UnifiedModel, stock):
     stock_model, processor = stock
     pixels = _pictures(1, 64)
     image = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
+    processor.image_processor.rescale_factor = 1 / 127.5  # Meta's; the hub's file has 0.0078
     processor.image_processor.size = {"shortest_edge": 64}
     processor.image_processor.crop_size = {"height": 64, "width": 64}
     inputs = processor(images=image, text="owl<image>", return_tensors="pt")
@@ -166,15 +153,9 @@ def test_the_vq_stays_frozen_and_in_eval_mode(model: UnifiedModel):
     assert any(name.startswith("decoder.") for name, _ in vq.named_parameters())
 
 
-def _copy(source: Path, target: Path) -> dict[str, torch.Tensor]:
-    for file in source.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
-    return load_file(target / "model.safetensors")
-
-
 def test_a_folder_without_decoder_says_where_to_get_one(folder: Path, tmp_path: Path):
-    weights = {n: x for n, x in _copy(folder, tmp_path).items() if "vqmodel.decoder" not in n}
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    kept = {n: x for n, x in weights_of(folder).items() if "vqmodel.decoder" not in n}
+    copy_with(folder, tmp_path, kept)
     with pytest.raises(UserError, match=r"no image decoder.*vqgan\.ckpt"):
         load_adapter("chameleon", str(tmp_path))
 
@@ -183,14 +164,15 @@ def test_a_folder_without_decoder_says_where_to_get_one(folder: Path, tmp_path: 
 def test_untrained_image_rows_are_warned_of(
     folder: Path, tmp_path: Path, constant: float, caplog: pytest.LogCaptureFixture
 ):
-    weights = _copy(folder, tmp_path)
+    weights = weights_of(folder)
     with caplog.at_level(logging.WARNING):
-        load_adapter("chameleon", str(tmp_path))
+        load_adapter("chameleon", str(folder))
     assert not [r for r in caplog.records if r.name.startswith("mm_cca")]
     ids = load_adapter("chameleon", str(folder)).image_head(whole_vocabulary=True).row_of_code
     head = weights["lm_head.weight"]
-    head[ids] = head[ids[0]] + constant * torch.randn(len(ids), head.shape[1])
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    noise = constant * torch.randn(len(ids), head.shape[1])
+    head[ids] = head[ids[0]] + noise.to(head.dtype)
+    copy_with(folder, tmp_path, weights)
     with caplog.at_level(logging.WARNING):
         load_adapter("chameleon", str(tmp_path))
     assert "can't draw" in caplog.text
@@ -202,55 +184,48 @@ def test_an_image_of_another_size_is_refused(model: UnifiedModel):
         model.layout((4, 5))
 
 
-def test_luminas_span_by_hand(lumina: UnifiedModel, lumina_folder: Path):
-    """item_processor.py: boi, height, width in units of 32 pixels, rows closed by 08799."""
-    tokenizer = lumina._processor.tokenizer
-    ids = lumina.prompt_ids(["red owl"], (4, 6))[0]
-    text = "Generate an image of 96x64 according to the following prompt:\nred owl"
-    said = tokenizer.decode(ids[1:-4])
-    assert said == text
-    assert tokenizer.convert_ids_to_tokens([ids[0], *ids[-4:]]) == [
-        "<s>",
-        "<reserved08706>",
-        "<racm3:break>",
-        "<reserved08802>",
-        "<reserved08803>",
-    ]
-    assert lumina.unconditional_ids(ids, (4, 6)) == ids[-3:]
-    newline = tokenizer.convert_tokens_to_ids("<reserved08799>")
-    row = [FREE] * 6
-    assert lumina.layout((4, 6)).tokens.tolist() == [
-        *row,
-        newline,
-        *row,
-        newline,
-        *row,
-        newline,
-        *row,
-    ]
-
-
-def test_luminas_image_is_a_multiple_of_its_unit(lumina: UnifiedModel):
-    with pytest.raises(UserError, match="multiples of 32"):
-        lumina.layout((3, 4))
-
-
-def test_lumina_without_its_image_tokenizer(lumina_folder: Path):
-    with pytest.raises(UserError, match=r"no image decoder.*model\.image_tokenizer"):
-        load_adapter("lumina-mgpt", str(lumina_folder))
-
-
 @torch.no_grad()
-def test_a_folder_saved_without_the_encoder_takes_it_from_the_image_tokenizer(
-    lumina: UnifiedModel, lumina_folder: Path, tmp_path: Path
+def test_codes_are_those_of_metas_image_tokenizer(model: UnifiedModel, stock):
+    """chameleon/inference/image_tokenizer.py: x / 255, times 2, minus 1, in double; then float32.
+
+    The image processor on the hub multiplies by 0.0078 instead, which moves codes.
+    """
+    pixels = _pictures(32, 64)
+    levels = torch.from_numpy(np.arange(256) / 255.0 * 2 - 1).float()
+    assert levels[0] == -1
+    assert levels[255] == 1
+    vq = stock[0].model.vqmodel
+    expected = vq.encode(levels[pixels.long()]).image_tokens.view(32, -1)
+    assert torch.equal(model.encode(pixels), expected)
+    rounded = vq.encode(pixels * 0.0078 - 1).image_tokens.view(32, -1)
+    assert not torch.equal(rounded, expected)
+
+
+def test_loading_is_silent_about_the_decoder_but_not_about_a_surprise(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    """Converters drop ``vqmodel``; Meta's file has both halves."""
-    weights = {n: x for n, x in _copy(lumina_folder, tmp_path).items() if "vqmodel" not in n}
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    again = load_adapter(
-        "lumina-mgpt", str(tmp_path), image_tokenizer=str(lumina_folder / "vqgan.ckpt")
+    load_adapter("chameleon", str(folder))
+    assert not caplog.text
+    copy_with(folder, tmp_path, weights_of(folder) | {"model.a_surprise": torch.zeros(2)})
+    load_adapter("chameleon", str(tmp_path))
+    assert "model.a_surprise | UNEXPECTED" in caplog.text
+    assert "decoder" not in caplog.text
+
+
+def test_prompts_are_split_as_tokenizer_json_says(model: UnifiedModel, folder: Path):
+    """Digits and punctuation one by one; LlamaTokenizer, which the hub's file names, does not."""
+    exact = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for prompt in ("it's 3.14, or 2024!", "a\tblue-eyed  owl", " café 日本 🦉"):
+        expected = exact.encode(prompt, add_special_tokens=False).ids
+        ours = model.prompt_ids([prompt], GRID)[0]
+        assert ours[1:-2] == expected
+
+
+def test_another_tokenizer_must_give_the_image_tokens_the_same_ids(folder: Path, tmp_path: Path):
+    write_tiny("janus", tmp_path / "janus", side=2)
+    with pytest.raises(UserError, match=r"model\.tokenizer .* is not this checkpoint's: IMGIMG"):
+        load_adapter("chameleon", str(folder), tokenizer=str(tmp_path / "janus"))
+    same = load_adapter("chameleon", str(folder), tokenizer=str(folder))
+    assert same.prompt_ids(["owl"], GRID) == load_adapter("chameleon", str(folder)).prompt_ids(
+        ["owl"], GRID
     )
-    pixels = _pictures(2, 64)
-    codes = lumina.encode(pixels)
-    assert torch.equal(again.encode(pixels), codes)
-    assert torch.equal(again.decode(codes, (4, 4)), lumina.decode(codes, (4, 4)))
