@@ -1,7 +1,7 @@
 """The files of a checkpoint: what they hold, read without the weights, and single weights."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -82,6 +82,26 @@ def read_tensors(path: str, prefix: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def refuse_absent_shards(path: str) -> None:
+    """Raises CheckpointError if a local folder's index names a weight file that isn't there."""
+    for index in (SAFE_INDEX, TORCH_INDEX):
+        file = Path(path) / index
+        if not file.is_file():
+            continue
+        with reading_checkpoint():
+            named = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+        _refuse_absent(file.parent, index, named)
+
+
+def _refuse_absent(folder: Path, index: str, named: Iterable[str]) -> None:
+    absent = sorted({name for name in named if not (folder / name).exists()})
+    if absent:
+        raise CheckpointError(
+            f"{index} names {len(absent)} file(s) that the folder lacks, such as {absent[0]}: "
+            "download the folder again (hf download repeats only what is missing)"
+        )
+
+
 def _places(path: str, wanted: Callable[[str], bool]) -> tuple[Path, dict[str, str]]:
     """The local folder, and the file of every wanted weight; a hub name is downloaded first."""
     if reads_headers_only() and not Path(path).is_dir():
@@ -98,12 +118,7 @@ def _places(path: str, wanted: Callable[[str], bool]) -> tuple[Path, dict[str, s
     files = sorted(set(places.values()))
     if not local and files:
         folder = Path(snapshot_download(path, allow_patterns=["*.json", *files]))
-    absent = [file for file in files if not (folder / file).exists()]
-    if absent:
-        raise CheckpointError(
-            f"{index.name} names {absent[0]}, which is not in {folder} ({len(absent)} of "
-            f"{len(files)} files are absent): download the folder again"
-        )
+    _refuse_absent(folder, SAFE_INDEX, files)
     return folder, places
 
 

@@ -1,7 +1,6 @@
 """Reading a checkpoint so that a wrong or damaged one is reported before any work is done."""
 
 import copy
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,6 +18,7 @@ from mm_cca.adapters.checkpoint_files import (
     Shape,
     read_tensors,
     reading_checkpoint,
+    refuse_absent_shards,
     shapes,
 )
 from mm_cca.adapters.families import Kind, kind_of
@@ -35,6 +35,7 @@ __all__ = [
     "read_config",
     "read_tensors",
     "reading_checkpoint",
+    "refuse_absent_shards",
     "refuse_image_tokenizer",
     "shapes",
 ]
@@ -77,22 +78,6 @@ def read_config(path: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"config.json holds a {type(config).__name__}, not a map of keys")
     return config
-
-
-def refuse_absent_shards(path: str) -> None:
-    """Raises CheckpointError if a local folder's index names a weight file that isn't there."""
-    for index in (SAFE_INDEX, TORCH_INDEX):
-        file = Path(path) / index
-        if not file.is_file():
-            continue
-        with reading_checkpoint():
-            named = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
-        absent = [name for name in named if not (file.parent / name).exists()]
-        if absent:
-            raise CheckpointError(
-                f"{index} names {len(absent)} file(s) that the folder lacks, such as {absent[0]}: "
-                "download the folder again (hf download repeats only what is missing)"
-            )
 
 
 def refuse_image_tokenizer(image_tokenizer: str | None, family: str) -> None:
