@@ -71,6 +71,7 @@ def differences(first: ScoringProtocol, second: ScoringProtocol) -> Differences:
         for key in sorted(ours.keys() | theirs.keys())
         if ours.get(key, ABSENT) != theirs.get(key, ABSENT)
         and not _is_free(key)
+        and not _is_newer_key(key, ours, theirs)
         and not _is_of_one_metric(key, ours, theirs)
         and not _is_of_one_judge(key, ours, theirs)
     } | _no_judge_in_common(first, second)
@@ -85,6 +86,13 @@ def _is_free(key: str) -> bool:
         or (group in ("reference", "reconstruction") and field.endswith(".images"))
         or (group == "judges" and field.endswith(".name"))
     )
+
+
+def _is_newer_key(key: str, ours: Fields, theirs: Fields) -> bool:
+    """Whether it is a key of the sampling that one of the two did not know yet, and null in the
+    other: without effect in both."""
+    values = ours.get(key, ABSENT), theirs.get(key, ABSENT)
+    return key.startswith("sampling.") and None in values and ABSENT in values
 
 
 def _is_of_one_metric(key: str, ours: Fields, theirs: Fields) -> bool:

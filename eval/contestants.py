@@ -46,12 +46,20 @@ class Contestant:
     members: tuple[str, ...]
 
 
-def candidates_of(arms: Sequence[Arm]) -> list[Contestant]:
-    """CCA without guidance at any temperature, and the same at other dials."""
+def candidates_of(arms: Sequence[Arm], *, finetuned: bool = False) -> list[Contestant]:
+    """CCA without guidance at any temperature, and the same at other dials.
+
+    A model that was ``finetuned`` plainly needs guidance, so its guided arms come first.
+    """
+    guided = tuple(arm.name for arm in arms if arm.source == "cca" and arm.is_guided)
     unguided = [arm for arm in arms if arm.source == "cca" and not arm.is_guided]
     plain = tuple(arm.name for arm in unguided if arm.dial == 1.0)
     dialled = tuple(arm.name for arm in unguided if arm.dial != 1.0)
-    return _present(Contestant("cca", plain), Contestant("cca at another dial", dialled))
+    return _present(
+        Contestant("guided cca", guided if finetuned else ()),
+        Contestant("cca", plain),
+        Contestant("cca at another dial", dialled),
+    )
 
 
 def rivals_of(arms: Sequence[Arm]) -> list[Contestant]:

@@ -33,7 +33,7 @@ from mm_cca.eval.per_prompt import PER_PROMPT, write_per_prompt
 from mm_cca.eval.protocol import protocol_of
 from mm_cca.eval.summary_types import INCEPTION, ArmEntry, SplitScores, Summary
 from mm_cca.runs.files import write_json
-from mm_cca.runs.folder import RunFolder
+from mm_cca.runs.folder import RunFolder, terms_of_training
 from mm_cca.runs.stage import Stage
 from mm_cca.sampling.arms import Arm, arms_of
 from mm_cca.sampling.manifest import read_manifest
@@ -98,6 +98,7 @@ def _write(
         "floors": {name: _scores_of(name, judgements) for name in context.floors},
         "verdicts": {name: judgement.verdicts for name, judgement in by_judge.items()},
         "warnings": _warnings(recipe, by_judge),
+        "model_name": terms_of_training(recipe).model_name,
         "protocol": protocol_of(
             recipe,
             {judgement.entry["sha256"]: judgement.protocol for judgement in judgements},

@@ -248,7 +248,8 @@ class TextNll(TypedDict):
 
 class Summary(TypedDict):
     """``floors`` is by floor, judge and split; ``verdicts`` by judge, also of those that may not
-    judge; ``headline`` is of those that may. ``text_nll`` needs ``eval.text_nll``.
+    judge; ``headline`` is of those that may. ``text_nll`` needs ``eval.text_nll``. ``model_name``
+    is what sentences call the trained model (older versions: CCA).
     """
 
     judges: list[JudgeEntry]
@@ -259,6 +260,7 @@ class Summary(TypedDict):
     warnings: list[str]
     protocol: ScoringProtocol
     text_nll: NotRequired[TextNll]
+    model_name: NotRequired[str]
 
 
 class SeedsEntry(TypedDict):

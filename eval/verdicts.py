@@ -35,6 +35,7 @@ from mm_cca.eval.score_warnings import (
 )
 from mm_cca.eval.scores import PER_IMAGE, ArmScores
 from mm_cca.eval.summary_types import Compared, Interval, VerdictEntry, with_differences
+from mm_cca.runs.folder import terms_of_training
 from mm_cca.sampling.arms import Arm
 
 MeasuredArms = Mapping[str, Mapping[str, ArmScores]]
@@ -74,7 +75,8 @@ def verdicts_of(
 ) -> list[VerdictEntry]:
     """CCA against base, guided base, guided control and control, split by split, by one judge.
 
-    Where there are dials, the same for CCA at another dial. Who stands for each kind of arm:
+    Where there are dials, the same for CCA at another dial; after plain fine-tuning for the guided
+    model too. Who stands for each kind of arm:
     ``contestants.CHOICE_RULE``. A difference is CCA's score minus the baseline's; its interval is
     over prompts. Compared are the metrics of ``eval.metrics`` whose ``verdict`` says so. Intervals
     are wide enough to hold together over the scores of one sentence (Bonferroni).
@@ -94,7 +96,7 @@ def verdicts_of(
         prepared = _prepare(recipe, split, measured, truth)
         entries += [
             _entry(prepared, ours, theirs)
-            for ours in candidates_of(arms)
+            for ours in candidates_of(arms, finetuned=terms_of_training(recipe).is_finetuning)
             for theirs in rivals_of(arms)
         ]
     return entries

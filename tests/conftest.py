@@ -140,7 +140,7 @@ def whole(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("families")
     for family in FAMILIES:
-        write_tiny(family, root / family, side=4)
+        write_tiny(family, root / family, side=4, layout="transformers")  # one weight file each
     write_third_party(root / "third-party", root / "lumina-mgpt" / "vqgan.ckpt")
     return root
 

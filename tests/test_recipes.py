@@ -5,17 +5,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Emu3Config, Emu3ForConditionalGeneration
+from transformers import (
+    Emu3Config,
+    Emu3ForConditionalGeneration,
+    GemmaConfig,
+    GemmaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from mm_cca.adapters.base import FREE, grid_of
+from mm_cca.adapters.cosmos import CosmosTokenizer
+from mm_cca.adapters.cosmos_network import CosmosShape
 from mm_cca.adapters.emu3 import Emu3
 from mm_cca.config.load import load_config
 from mm_cca.config.schema import Recipe
-from mm_cca.config.shipped import shipped_recipes
-from mm_cca.testing.tiny import write_tiny
+from mm_cca.config.shipped import ADAPTERS, shipped_recipes
+from mm_cca.testing.tiny import image_tokenizer_of, tokenizer_of, write_tiny
 from tests.support import runs
 
 LARGE = [name for name in shipped_recipes() if not name.startswith(("emoji", "coco"))]
+FINETUNE = [name for name in LARGE if name.endswith("-finetune")]
+CCA = [name for name in LARGE if name not in FINETUNE]
 
 
 def _header(name: str) -> str:
@@ -23,9 +34,25 @@ def _header(name: str) -> str:
     return "\n".join(line for line in lines if line.startswith("#"))
 
 
-def test_there_is_one_for_every_family():
-    families = {load_config(name).model.adapter for name in LARGE}
-    assert families == {"emu3", "chameleon", "janus", "lumina-mgpt"}
+@pytest.mark.parametrize("names", [CCA, FINETUNE], ids=["cca", "finetune"])
+def test_there_is_one_for_every_family(names: list[str]):
+    families = {load_config(name).model.adapter for name in names}
+    assert families == set(ADAPTERS)
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_plain_fine_tuning_is_compared_with_guidance_on_both_sides(name: str):
+    recipe = load_config(name)
+    assert isinstance(recipe, Recipe)
+    assert (recipe.loss.objective, recipe.train.tuning, recipe.train.control) == (
+        "nll",
+        "lora",
+        False,
+    )
+    assert recipe.loss.uncond_ratio > 0, "guidance must stay usable"
+    assert recipe.sample.cca_scales == recipe.sample.guidance_scales != []
+    for document in ("README.md", "recipes/README.md"):
+        assert f"`{name}`" in (Path(__file__).parents[1] / document).read_text()
 
 
 @pytest.mark.parametrize("name", [*LARGE, "coco30k"])
@@ -39,14 +66,15 @@ def test_header_says_what_it_takes(name: str):
 def test_dry_run_on_a_tiny_checkpoint(name: str, tmp_path: Path):
     """As the header's "Try it" says, with smaller images than the real ones to save time."""
     first, second = _dry_run(name, tmp_path)
-    assert abs(first["positive_gap"]) <= 1e-3
     assert first["grad_norm"] > 0
-    assert second["code_negative_gap"] != 0, "the first step moved nothing"
+    if name in CCA:
+        assert abs(first["positive_gap"]) <= 1e-3
+        assert second["code_negative_gap"] != 0, "the first step moved nothing"
     assert (tmp_path / "run" / "train" / "model").is_dir()
 
 
 def test_the_headers_offer_the_papers_objective(tmp_path: Path):
-    offered = {tuple(re.findall(r"loss\.objective=cca loss\.beta=.*10", _header(n))) for n in LARGE}
+    offered = {tuple(re.findall(r"loss\.objective=cca loss\.beta=.*10", _header(n))) for n in CCA}
     ((told,),) = offered
     first, second = _dry_run("emu3-gen-lora", tmp_path, *told.split())
     assert abs(first["positive_gap"]) <= 1e-3
@@ -73,8 +101,9 @@ def _dry_run(name: str, tmp_path: Path, *more: str) -> list[dict[str, float]]:
         *more,
     ]
     if recipe.model.image_tokenizer is not None:
-        overrides.append(f"model.image_tokenizer={tmp_path / 'tiny' / 'vqgan.ckpt'}")
-        overrides.append(f"model.tokenizer={tmp_path / 'tiny' / 'tokenizer'}")
+        overrides.append(f"model.image_tokenizer={image_tokenizer_of(family, tmp_path / 'tiny')}")
+    if (tokenizer := tokenizer_of(family, tmp_path / "tiny")) is not None:
+        overrides.append(f"model.tokenizer={tokenizer}")
     runs.do(Path(name), *overrides, stages=["prepare", "train"])
     return runs.metrics(tmp_path / "run" / "train")
 
@@ -147,9 +176,45 @@ def test_emu3_at_full_size(emu3_at_full_size: Emu3):
     assert model.max_tokens == 9216
 
 
-def test_the_header_counts_emu3s_weights_right(emu3_at_full_size: Emu3):
+@pytest.mark.parametrize("name", ["emu3-gen-lora", "emu3-gen-finetune"])
+def test_the_header_counts_emu3s_weights_right(emu3_at_full_size: Emu3, name: str):
     """Two bytes for every parameter, four in the image tokenizer."""
     parameters = emu3_at_full_size.module.named_parameters()
     size = sum(p.numel() * (4 if "vqmodel" in name else 2) for name, p in parameters) / 1e9
-    (told,) = re.findall(r"([\d.]+) GB of weights", _header("emu3-gen-lora"))
+    (told,) = re.findall(r"([\d.]+) GB of weights", _header(name))
     assert float(told) == pytest.approx(size, abs=0.1)
+
+
+QWEN_1_5B = {
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "stock", "config"),
+    [
+        ("liquid-7b-lora", GemmaForCausalLM, GemmaConfig(vocab_size=256_000 + 8192)),
+        (
+            "simplear-1.5b-lora",
+            Qwen2ForCausalLM,
+            Qwen2Config(vocab_size=151_672 + 64_000, **QWEN_1_5B),
+        ),
+    ],
+)
+def test_headers_count_appended_codes_right(name: str, stock, config):
+    """The real sizes: Gemma-7B's by transformers' defaults, Qwen2.5-1.5B's from its config."""
+    with torch.device("meta"):
+        weights = 2 * sum(p.numel() for p in stock(config).parameters()) / 1e9
+    (told,) = re.findall(r"([\d.]+) GB of bf16 weights", _header(name))
+    assert float(told) == pytest.approx(weights, abs=0.05)
+
+
+def test_the_header_counts_the_cosmos_tokenizer_right():
+    size = 4 * sum(p.numel() for p in CosmosTokenizer(CosmosShape()).parameters()) / 1e9
+    (told,) = re.findall(r"([\d.]+) GB of image tokenizer", _header("simplear-1.5b-lora"))
+    assert float(told) == pytest.approx(size, abs=0.05)

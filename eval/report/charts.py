@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from mm_cca.config.metrics import LEAD, METRICS
 from mm_cca.eval.report.scatter import PlotPoint, scatter
 from mm_cca.eval.report.tables import score_columns
-from mm_cca.eval.report.wording import prompts_in_words
+from mm_cca.eval.report.wording import CCA, prompts_in_words
 from mm_cca.eval.summary_types import JudgedArm
 
 FORWARDS = "forwards"
 
 
-def cost_plot(arms: Sequence[JudgedArm], split: str) -> str:
-    """Alignment against forward passes."""
+def cost_plot(arms: Sequence[JudgedArm], split: str, ours: str = CCA) -> str:
+    """Alignment against forward passes; ``ours`` is what the trained model is called."""
     return scatter(
-        _points(arms, split, FORWARDS, LEAD),
+        _points(arms, split, FORWARDS, LEAD, ours),
         "forward passes per image",
         METRICS[LEAD].heading,
         about=prompts_in_words(split),
@@ -23,8 +23,11 @@ def cost_plot(arms: Sequence[JudgedArm], split: str) -> str:
     )
 
 
-def trade_plot(arms: Sequence[JudgedArm], split: str) -> str | None:
-    """Fidelity against diversity, along every sweep of guidance; None where one lacks."""
+def trade_plot(arms: Sequence[JudgedArm], split: str, ours: str = CCA) -> str | None:
+    """Fidelity against diversity, along every sweep of guidance; None where one lacks.
+
+    ``ours`` is what the trained model is called.
+    """
     columns = score_columns(arms)
     axes = {}
     for axis in ("diversity", "fidelity"):
@@ -34,7 +37,7 @@ def trade_plot(arms: Sequence[JudgedArm], split: str) -> str | None:
         # Against reconstructions, if they are there: the decoder without the tokenizer's loss.
         axes[axis] = min(plotted, key=lambda name: METRICS[name].reference == "real")
     return scatter(
-        _points(arms, split, axes["diversity"], axes["fidelity"]),
+        _points(arms, split, axes["diversity"], axes["fidelity"], ours),
         axis_label(axes["diversity"]),
         axis_label(axes["fidelity"]),
         about=prompts_in_words(split),
@@ -61,7 +64,7 @@ def tooltip_of(arms: Sequence[JudgedArm], arm: JudgedArm, split: str) -> str:
     return f"{arm['name']}: {', '.join(scores)}, {passes}"
 
 
-def _points(arms: Sequence[JudgedArm], split: str, x: str, y: str) -> list[PlotPoint]:
+def _points(arms: Sequence[JudgedArm], split: str, x: str, y: str, ours: str) -> list[PlotPoint]:
     points = []
     for arm in arms:
         values = {name: score["value"] for name, score in arm["scores"][split].items()}
@@ -70,7 +73,7 @@ def _points(arms: Sequence[JudgedArm], split: str, x: str, y: str) -> list[PlotP
         points.append(
             PlotPoint(
                 source=arm["source"],
-                series=_series(arm["source"], label),
+                series=_series(arm["source"], label, ours),
                 label=label,
                 x=values[x],
                 y=values[y],
@@ -81,10 +84,10 @@ def _points(arms: Sequence[JudgedArm], split: str, x: str, y: str) -> list[PlotP
     return points
 
 
-def _series(source: str, label: str) -> str:
+def _series(source: str, label: str, ours: str) -> str:
     if source != "cca":
         return f"{source} (number: CFG scale)"
-    return "CCA, no guidance" if label == "cca" else "CCA with another dial, or guided"
+    return f"{ours}, no guidance" if label == "cca" else f"{ours} with another dial, or guided"
 
 
 def _label(name: str) -> str:

@@ -20,7 +20,7 @@ from mm_cca.eval.report.tables import best_guided
 from mm_cca.eval.report.thumbnails import EXACT_SIDE, Budget, check_image, read_image, thumbnail
 from mm_cca.eval.summary_types import ImageNumbers, JudgedArm, SplitNumbers
 from mm_cca.runs.files import atomic_path
-from mm_cca.runs.folder import RunFolder
+from mm_cca.runs.folder import RunFolder, terms_of_training
 from mm_cca.sampling.manifest import picture_file
 from mm_cca.sampling.prompts import Prompt, has_real_images, prompts_of
 
@@ -60,6 +60,8 @@ class Grid(TypedDict):
     captions: list[str]
     scores: dict[str, ImageNumbers]
     baseline: str | None
+    ours: str
+    name: str
     exact: bool
     columns: list[dict[str, Any]]
 
@@ -99,7 +101,8 @@ def grid_of_split(
         split: its name.
         budget: is used up.
     """
-    columns = columns_of(arms, split)
+    terms = terms_of_training(recipe)
+    columns = columns_of(arms, split, finetuned=terms.is_finetuning)
     problems: list[Problem] = []
     real = None
     if has_real_images(recipe):
@@ -110,7 +113,8 @@ def grid_of_split(
             problems.append(Problem(f"the real images of {split}", str(error)))
     baseline = baseline_of(arms, split)
     scores = numbers["judges"][judge]
-    order = display_order(gains_of(scores, baseline), len(numbers["indices"]))
+    ours = ours_of(arms, split, finetuned=terms.is_finetuning)
+    order = display_order(gains_of(scores, baseline, ours), len(numbers["indices"]))
     prompts = [prompt for prompt in prompts_of(recipe, run) if prompt.split == split]
     problems += _fill(run, columns, real, prompts, order, budget)
     grid: Grid = {
@@ -119,6 +123,8 @@ def grid_of_split(
         "captions": numbers["captions"],
         "scores": scores,
         "baseline": baseline,
+        "ours": ours,
+        "name": terms.model_name,
         "exact": max(recipe.data.image_size) <= EXACT_SIDE,
         "columns": [asdict(column) for column in columns],
     }
@@ -148,9 +154,15 @@ def _fill(
     return problems
 
 
-def columns_of(arms: Sequence[JudgedArm], split: str) -> list[GridColumn]:
-    """Every arm; visible at first are those without guidance and the best guided ones."""
-    best = {best_guided(arms, split, source) for source in ("base", "control")}
+def columns_of(
+    arms: Sequence[JudgedArm], split: str, *, finetuned: bool = False
+) -> list[GridColumn]:
+    """Every arm; visible at first are those without guidance and the best guided ones.
+
+    Of the trained model's guided arms only after plain fine-tuning, which needs guidance.
+    """
+    sources = ("base", "control", *(["cca"] if finetuned else []))
+    best = {best_guided(arms, split, source) for source in sources}
     return [
         GridColumn(arm["name"], shown=arm["guidance_scale"] == 1.0 or arm["name"] in best)
         for arm in arms
@@ -165,12 +177,19 @@ def baseline_of(arms: Sequence[JudgedArm], split: str) -> str | None:
     return best_guided(arms, split) or "base"
 
 
-def gains_of(numbers: Mapping[str, ImageNumbers], baseline: str | None) -> np.ndarray | None:
-    """[n] alignment of CCA minus the baseline's."""
+def ours_of(arms: Sequence[JudgedArm], split: str, *, finetuned: bool) -> str:
+    """The arm whose gain is shown: CCA, or after plain fine-tuning its best guided arm, if any."""
+    return (best_guided(arms, split, "cca") if finetuned else None) or "cca"
+
+
+def gains_of(
+    numbers: Mapping[str, ImageNumbers], baseline: str | None, ours: str = "cca"
+) -> np.ndarray | None:
+    """[n] alignment of our arm minus the baseline's."""
     if baseline is None:
         return None
-    ours, theirs = (np.array(numbers[name]["alignment"]) for name in ("cca", baseline))
-    return ours - theirs
+    own, theirs = (np.array(numbers[name]["alignment"]) for name in (ours, baseline))
+    return own - theirs
 
 
 def display_order(gains: np.ndarray | None, count: int) -> list[int]:

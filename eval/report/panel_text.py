@@ -6,9 +6,11 @@ from typing import NamedTuple
 from mm_cca.config.metrics import METRICS
 from mm_cca.eval.report.wording import (
     BADGES,
+    CCA,
     arms_in_words,
     cost,
     difference_in_words,
+    place_of,
     prompts_in_words,
     shared_cautions,
 )
@@ -60,7 +62,13 @@ class HeadlineTexts(NamedTuple):
 def headline_texts(summary: Summary, split: str) -> HeadlineTexts:
     """The comparisons of a split, those with the guided base first."""
     of_split = [entry for entry in summary["headline"] if entry["split"] == split]
-    of_split.sort(key=lambda entry: (entry["ours"] != "cca", entry["rival"] != "guided base"))
+    of_split.sort(
+        key=lambda entry: (
+            place_of(entry["ours"], entry["rival"]),
+            entry["ours"] not in ("cca", "guided cca"),
+            entry["rival"] != "guided base",
+        )
+    )
     passes = {arm["name"]: arm["forwards_per_image"] for arm in summary["arms"]}
     shared = shared_cautions([entry["cautions"] for entry in of_split])
     return HeadlineTexts(
@@ -68,7 +76,7 @@ def headline_texts(summary: Summary, split: str) -> HeadlineTexts:
             HeadlineText(
                 entry["standing"],
                 BADGES[entry["standing"]],
-                headline_sentence(entry, passes),
+                headline_sentence(entry, passes, name_of(summary)),
                 [caution for caution in entry["cautions"] if caution not in shared],
             )
             for entry in of_split
@@ -77,16 +85,22 @@ def headline_texts(summary: Summary, split: str) -> HeadlineTexts:
     )
 
 
-def headline_sentence(entry: HeadlineEntry, passes: Mapping[str, int]) -> str:
+def name_of(summary: Summary) -> str:
+    """What the trained model is called; summaries of older versions do not say."""
+    return summary.get("model_name", CCA)
+
+
+def headline_sentence(entry: HeadlineEntry, passes: Mapping[str, int], name: str = CCA) -> str:
     """One comparison by the least favourable judge.
 
     Args:
         entry: of the summary.
         passes: forward passes per image of every arm.
+        name: what the trained model is called.
     """
     metric, difference = METRICS[entry["metric"]], entry["difference"]
     compared = entry["compared"]
-    ours, theirs = (arms_in_words(arms) for arms in (compared["arm"], compared["against"]))
+    ours, theirs = (arms_in_words(arms, name) for arms in (compared["arm"], compared["against"]))
     told = difference_in_words(difference, metric, entry["confidence"])
     if entry["standing"] == "level":
         most = max(abs(difference["low"]), abs(difference["high"]))
@@ -112,7 +126,9 @@ def no_headline(summary: Summary) -> str | None:
     if summary["headline"]:
         return None
     if not any(summary["verdicts"].values()):
-        return "No verdict: the arms of CCA and of the base are not both in this run."
+        return (
+            f"No verdict: the arms of {name_of(summary)} and of the base are not both in this run."
+        )
     count = sum(judge["may_judge"] for judge in summary["judges"])
     if count:
         return "No verdict: the judges compared nothing in common."

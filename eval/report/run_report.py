@@ -19,6 +19,7 @@ from mm_cca.eval.report.pages import templates
 from mm_cca.eval.report.panel_text import (
     ORDER,
     headline_texts,
+    name_of,
     no_headline,
     standing_in_words,
 )
@@ -38,7 +39,7 @@ from mm_cca.eval.summary_types import (
     leading_judge,
 )
 from mm_cca.runs.files import write_json, write_text
-from mm_cca.runs.folder import RunFolder, recipe_of_training
+from mm_cca.runs.folder import RunFolder, recipe_of_training, terms_of_training
 
 MAX_PROBLEMS = 50
 """Images that can't be shown are all counted, and so many are listed."""
@@ -114,7 +115,7 @@ def render(
     arms = judged(summary["arms"], leading)
     columns = score_columns(arms)
     grids, problems = _grids(recipe, run, arms, numbers, leading)
-    training = recipe_of_training(recipe)
+    training, ours = recipe_of_training(recipe), name_of(summary)
     return (
         templates()
         .get_template("report.html.j2")
@@ -130,8 +131,8 @@ def render(
             splits=splits,
             sources=list(dict.fromkeys(arm["source"] for arm in arms)),
             dialled=bool(recipe.sample.dial),
-            cost_plots={split: cost_plot(arms, split) for split in splits},
-            trade_plots={split: trade_plot(arms, split) for split in splits},
+            cost_plots={split: cost_plot(arms, split, ours) for split in splits},
+            trade_plots={split: trade_plot(arms, split, ours) for split in splits},
             grids=grids,
             rows_per_page=recipe.eval.grid_prompts,
             problems=problems[:MAX_PROBLEMS],
@@ -142,6 +143,9 @@ def render(
             loss=asdict(training.loss),
             train=asdict(training.train),
             trained=recipe.run.trained,
+            ours=ours,
+            finetuned=terms_of_training(recipe).is_finetuning,
+            prompt_template=recipe.sample.prompt_template,
             external=recipe.eval.real_reference,
         )
     )
@@ -157,9 +161,9 @@ def _view(summary: Summary, judge: JudgeEntry, splits: list[str]) -> JudgeView:
         "columns": score_columns(arms),
         "best": {split: best_guided(arms, split) for split in splits},
         "differences": {split: [v for v in verdicts if v["split"] == split] for split in splits},
-        "compared": _compared(verdicts),
+        "compared": _compared(verdicts, name_of(summary)),
         "sentences": {
-            split: _verdicts(arms, verdicts if judge["may_judge"] else [], split)
+            split: _verdicts(arms, verdicts if judge["may_judge"] else [], split, name_of(summary))
             for split in splits
         },
         "standing": standing_in_words(judge),
@@ -183,14 +187,14 @@ def _grids(
     return grids, problems
 
 
-def _compared(verdicts: list[VerdictEntry]) -> list[ComparedMetric]:
+def _compared(verdicts: list[VerdictEntry], ours: str) -> list[ComparedMetric]:
     """The metrics of the table of differences."""
     present = differences_of(verdicts[0]) if verdicts else {}
     return [
         {
             "name": name,
             "heading": metric.heading
-            + ("" if metric.higher_is_better else " (negative: CCA is closer)"),
+            + ("" if metric.higher_is_better else f" (negative: {ours} is closer)"),
             "digits": metric.digits,
         }
         for name, metric in METRICS.items()
@@ -198,12 +202,14 @@ def _compared(verdicts: list[VerdictEntry]) -> list[ComparedMetric]:
     ]
 
 
-def _verdicts(arms: list[JudgedArm], verdicts: list[VerdictEntry], split: str) -> VerdictTexts:
-    """Outcomes, sentences and cautions; CCA against the guided base comes first."""
+def _verdicts(
+    arms: list[JudgedArm], verdicts: list[VerdictEntry], split: str, ours: str
+) -> VerdictTexts:
+    """Outcomes, sentences and cautions; the one against the guided base comes first."""
     passes = {arm["name"]: arm["forwards_per_image"] for arm in arms}
     scores = {arm["name"]: arm["scores"][split] for arm in arms}
     of_split = [verdict for verdict in verdicts if verdict["split"] == split]
-    return verdict_texts(of_split, passes, scores)
+    return verdict_texts(of_split, passes, scores, ours=ours)
 
 
 def _training(run: RunFolder, arms: list[JudgedArm]) -> TrainingCurves:

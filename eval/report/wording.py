@@ -11,8 +11,10 @@ from mm_cca.sampling.prompts import PROMPTS
 
 LEVEL, AHEAD, BEHIND = "level", "ahead", "behind"
 BADGES = {LEVEL: "no difference found", AHEAD: AHEAD, BEHIND: BEHIND}
-FIRST = ("cca", "guided base")
-"""The comparison that the project is about comes first."""
+FIRST = [("guided cca", "guided base"), ("cca", "guided base")]
+"""The comparisons that come first; the first of them is made after plain fine-tuning only."""
+CCA = "CCA"
+"""What the trained model is called, but after another objective (``LossTerms.model_name``)."""
 
 
 class VerdictText(TypedDict):
@@ -37,6 +39,7 @@ def verdict_texts(
     passes: Mapping[str, int],
     scores: Mapping[str, Scores],
     warnings: Sequence[str] = (),
+    ours: str = CCA,
 ) -> VerdictTexts:
     """The verdicts of one split by one judge, with everything that is doubtful about them.
 
@@ -45,24 +48,30 @@ def verdict_texts(
         passes: forward passes per image of every arm.
         scores: of every arm on that split.
         warnings: of the summary that concern this split, as ``warnings_about`` gives them.
+        ours: what the trained model is called.
     """
-    ordered = sorted(verdicts, key=lambda verdict: (verdict["ours"], verdict["rival"]) != FIRST)
+    ordered = sorted(verdicts, key=lambda verdict: place_of(verdict["ours"], verdict["rival"]))
     shared = shared_cautions([verdict["cautions"] for verdict in ordered])
     texts: list[VerdictText] = []
     for verdict in ordered:
         result = lead_outcome(verdict)
-        ours, theirs = scores[verdict["arm"]], scores[verdict["against"]]
+        own, others = scores[verdict["arm"]], scores[verdict["against"]]
         texts.append(
             {
                 "outcome": result,
                 "badge": BADGES[result],
-                "sentence": verdict_sentence(verdict, passes)
+                "sentence": verdict_sentence(verdict, passes, ours)
                 + extrapolated_sentence(verdict, scores)
-                + fid_sentence(ours, theirs),
+                + fid_sentence(own, others),
                 "cautions": [text for text in verdict["cautions"] if text not in shared],
             }
         )
     return {"verdicts": texts, "cautions": [*shared, *warnings]}
+
+
+def place_of(ours: str, rival: str) -> int:
+    """Order of a comparison of two kinds of arms; smaller ones come first."""
+    return FIRST.index((ours, rival)) if (ours, rival) in FIRST else len(FIRST)
 
 
 def shared_cautions(cautions: Sequence[Sequence[str]]) -> list[str]:
@@ -89,24 +98,26 @@ def lead_outcome(verdict: VerdictEntry) -> str:
     return outcome(differences_of(verdict)[LEAD], higher_is_better=METRICS[LEAD].higher_is_better)
 
 
-def verdict_sentence(verdict: VerdictEntry, passes: Mapping[str, int]) -> str:
+def verdict_sentence(verdict: VerdictEntry, passes: Mapping[str, int], ours: str = CCA) -> str:
     """One comparison as a sentence: in every metric against the rival's best in that metric.
 
     Args:
         verdict: with the difference in each metric.
         passes: forward passes per image of every arm.
+        ours: what the trained model is called.
     """
-    ours, theirs = verdict["arm"], verdict["against"]
-    parts = [_part(verdict, name) for name in in_sentence(differences_of(verdict))]
-    return f"{_capital(in_words(ours))}: {'; '.join(parts)}; {cost(passes[ours], passes[theirs])}."
+    arm, against = verdict["arm"], verdict["against"]
+    parts = [_part(verdict, name, ours) for name in in_sentence(differences_of(verdict))]
+    told = cost(passes[arm], passes[against])
+    return f"{_capital(in_words(arm, ours))}: {'; '.join(parts)}; {told}."
 
 
-def _part(verdict: VerdictEntry, name: str) -> str:
+def _part(verdict: VerdictEntry, name: str, ours: str) -> str:
     """Such as: behind base+cfg3 in FD (difference ...)."""
     metric, difference = METRICS[name], differences_of(verdict)[name]
     result = outcome(difference, higher_is_better=metric.higher_is_better)
     compared = verdict["compared"][name]
-    rival = arms_in_words(compared["against"])
+    rival = arms_in_words(compared["against"], ours)
     more = [difference_in_words(difference, metric, verdict["confidence"])]
     if compared["arm"] != [verdict["arm"]]:
         more.append(f"as {' or '.join(compared['arm'])}")
@@ -151,8 +162,8 @@ def cost(ours: int, theirs: int) -> str:
     return f"at {ours / theirs:.2g}x the forward passes"
 
 
-def in_words(arm: str) -> str:
-    """An arm's name in a sentence."""
+def in_words(arm: str, ours: str = CCA) -> str:
+    """An arm's name in a sentence, in which the trained model is called ``ours``."""
     source, *parts = arm.split("+")
     settings, guidance = [], []
     for part in parts:
@@ -163,15 +174,17 @@ def in_words(arm: str) -> str:
             settings.append(f"{'temperature' if found[1] == 't' else 'dial'} {found[2]}")
     settled = f" at {' and '.join(settings)}" if settings else ""
     if source == "cca":
-        return f"CCA{settled} " + (f"with {' '.join(guidance)}" if guidance else "without guidance")
+        return f"{ours}{settled} " + (
+            f"with {' '.join(guidance)}" if guidance else "without guidance"
+        )
     if guidance:
         return "+".join([source, *guidance]) + settled
     return f"the {source}{settled} without guidance"
 
 
-def arms_in_words(arms: Sequence[str]) -> str:
+def arms_in_words(arms: Sequence[str], ours: str = CCA) -> str:
     """One arm, or two where the halves of the prompts disagree on which is the best."""
-    return " or ".join(in_words(arm) for arm in arms)
+    return " or ".join(in_words(arm, ours) for arm in arms)
 
 
 def prompts_in_words(split: str) -> str:

@@ -22,6 +22,7 @@ from transformers import (
 from mm_cca.adapters.base import FREE, Defaults, Grid, ImageLayout, rows_with_ends
 from mm_cca.adapters.chameleon_files import refuse_other_kind, tokenizer_from
 from mm_cca.adapters.common import StandardDecoder
+from mm_cca.adapters.headers import reads_headers_only
 from mm_cca.adapters.loading import load_module, reading_checkpoint
 from mm_cca.adapters.vocabulary import CodeTokens
 from mm_cca.adapters.vqgan import (
@@ -141,7 +142,8 @@ class Chameleon(StandardDecoder):
         # As a part of vqmodel the decoder is saved under the names that Anole's folders use.
         attach_decoder(module.model.vqmodel, tensors, source)
         model = cls(module, processor)
-        warn_if_it_cannot_draw(model, path)
+        if not reads_headers_only():
+            warn_if_it_cannot_draw(model, path)
         return model
 
     def layout(self, grid: Grid) -> ImageLayout:

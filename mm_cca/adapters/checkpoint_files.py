@@ -10,10 +10,13 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
+from mm_cca.adapters.headers import header_folder, reads_headers_only, without_content
 from mm_cca.errors import UserError
 
 SINGLE = "model.safetensors"
 """The file of a checkpoint that is not divided; else an index names the files."""
+SAFE_INDEX = f"{SINGLE}.index.json"
+TORCH_INDEX = "pytorch_model.bin.index.json"
 Shape: TypeAlias = tuple[int, ...]
 
 FILE_ERRORS = (OSError, SafetensorError, json.JSONDecodeError)
@@ -75,15 +78,17 @@ def read_tensors(path: str, prefix: str) -> dict[str, torch.Tensor]:
         with _opened(folder / file) as opened:
             for name in opened.keys():  # noqa: SIM118 (safe_open has no __iter__)
                 if name.startswith(prefix):
-                    tensors[name.removeprefix(prefix)] = opened.get_tensor(name)
+                    tensors[name.removeprefix(prefix)] = _content(opened, name)
     return tensors
 
 
 def _places(path: str, wanted: Callable[[str], bool]) -> tuple[Path, dict[str, str]]:
     """The local folder, and the file of every wanted weight; a hub name is downloaded first."""
+    if reads_headers_only() and not Path(path).is_dir():
+        path = str(header_folder(path))
     local = Path(path).is_dir()
     folder = Path(path) if local else Path(snapshot_download(path, allow_patterns=["*.json"]))
-    index, single = folder / f"{SINGLE}.index.json", {"": SINGLE}
+    index, single = folder / SAFE_INDEX, {"": SINGLE}
     if not index.exists():
         if not local:
             folder = Path(snapshot_download(path, allow_patterns=["*.json", SINGLE]))
@@ -100,6 +105,19 @@ def _places(path: str, wanted: Callable[[str], bool]) -> tuple[Path, dict[str, s
             f"{len(files)} files are absent): download the folder again"
         )
     return folder, places
+
+
+def read_file(file: Path) -> dict[str, torch.Tensor]:
+    """All tensors of one ``.safetensors`` file. Raises SafetensorError or OSError."""
+    with safe_open(file, framework="pt") as opened:
+        return {name: _content(opened, name) for name in opened.keys()}  # noqa: SIM118
+
+
+def _content(opened: Any, name: str) -> torch.Tensor:
+    if reads_headers_only():
+        return without_content(opened, name)
+    tensor: torch.Tensor = opened.get_tensor(name)
+    return tensor
 
 
 @contextmanager

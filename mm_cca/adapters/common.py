@@ -175,6 +175,23 @@ def to_uint8(images: torch.Tensor, image_processor: Any) -> torch.Tensor:
     return pixels.round().clamp(0, 255).to(torch.uint8)
 
 
+def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
+    """[...] uint8 -> [...] float32 from -1 to 1: mean and standard deviation .5.
+
+    A table of the 256 levels, computed as the authors' numpy does, so that every value is theirs to
+    the last bit whatever the folder's own image processor says.
+    """
+    return _LEVELS.to(pixels.device)[pixels.long()]
+
+
+def from_unit_range(images: torch.Tensor) -> torch.Tensor:
+    """The inverse of ``to_unit_range``: any float -> uint8, rounded."""
+    return ((images.float() + 1) / 2 * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+_LEVELS = ((torch.arange(256, dtype=torch.float64) * (1 / 255)).float() - 0.5) / 0.5
+
+
 def _statistics(image_processor: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     mean, std = (
         torch.tensor(values, device=device).view(3, 1, 1)

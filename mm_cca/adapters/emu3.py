@@ -5,20 +5,26 @@ An image is ``boi H*W img`` and then rows of codes, each closed by an end-of-lin
 with text; their rows of ``lm_head`` are contiguous. Shapes: see ``adapters/base.py``.
 """
 
+import logging
 from collections.abc import Sequence
 
 import torch
 from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3Processor
 
 from mm_cca.adapters.base import Defaults, Grid, ImageLayout, rows_with_ends
-from mm_cca.adapters.common import StandardDecoder, normalised, pad_id_of, to_uint8
+from mm_cca.adapters.common import StandardDecoder, from_unit_range, pad_id_of, to_unit_range
+from mm_cca.adapters.emu3_tokenizer import with_emu3_words
+from mm_cca.adapters.families import may_be_emu3_chat
 from mm_cca.adapters.loading import (
     expect_family,
     load_module,
+    read_config,
     reading_checkpoint,
     refuse_image_tokenizer,
 )
 from mm_cca.adapters.vocabulary import CodeTokens
+
+log = logging.getLogger(__name__)
 
 
 class Emu3(StandardDecoder):
@@ -45,9 +51,16 @@ class Emu3(StandardDecoder):
         """
         refuse_image_tokenizer(image_tokenizer, "emu3")
         expect_family(path, "emu3")
+        if may_be_emu3_chat(path, read_config(path)):
+            log.warning(
+                "%s looks like Emu3-Chat, which was trained to describe images, not to draw them: "
+                "use Emu3-community/Emu3-Gen-hf, unless you have trained this one to draw.",
+                path,
+            )
         with reading_checkpoint():
             config = Emu3Config.from_pretrained(path)
             processor = Emu3Processor.from_pretrained(path)
+            processor.tokenizer = with_emu3_words(processor.tokenizer, path)
         # Emu3's configs ship 0.1, which would move log-probs between the model and its reference.
         config.text_config.attention_dropout = 0.0  # type: ignore[union-attr]
         module, _ = load_module(
@@ -78,7 +91,9 @@ class Emu3(StandardDecoder):
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        images = normalised(pixels, self._processor.image_processor)
+        # BAAI/Emu3-VisionTokenizer's constants. Stock image processors without a file of their own
+        # take CLIP's mean, which gives other codes.
+        images = to_unit_range(pixels)
         sizes = torch.tensor([pixels.shape[-2:]] * len(pixels))
         codes = self._vq.encode(images.to(self._vq.dtype), sizes).image_tokens
         return torch.stack(list(codes)).flatten(1)
@@ -86,7 +101,7 @@ class Emu3(StandardDecoder):
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, grid: Grid) -> torch.Tensor:
         images = self._vq.decode(codes.view(-1, *grid))
-        return to_uint8(images, self._processor.image_processor)
+        return from_unit_range(images)
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         p = self._processor

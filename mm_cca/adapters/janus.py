@@ -1,4 +1,4 @@
-"""Janus in transformers' own classes: Janus-1.3B, Janus-Pro-1B and -7B.
+"""Janus in transformers' own classes: Janus-1.3B, Janus-Pro-1B and -7B, in either layout.
 
 An image is ``<begin_of_image>`` and then 576 codes, which are not in the text vocabulary: they have
 their own embedding with an aligner, and their own head. The stock ``forward`` has no path
@@ -18,11 +18,12 @@ from transformers import Cache, JanusConfig, JanusForConditionalGeneration, Janu
 from mm_cca.adapters.base import FREE, Defaults, Grid, ImageHead, ImageLayout
 from mm_cca.adapters.common import (
     StandardDecoder,
+    from_unit_range,
     last_hidden,
-    normalised,
     pad_id_of,
-    to_uint8,
+    to_unit_range,
 )
+from mm_cca.adapters.janus_deepseek import read_deepseek
 from mm_cca.adapters.loading import (
     expect_family,
     load_module,
@@ -53,13 +54,17 @@ class Janus(StandardDecoder):
             CheckpointError: a file is missing or damaged, or a weight is missing.
         """
         refuse_image_tokenizer(image_tokenizer, "janus")
-        expect_family(path, "janus")
+        if expect_family(path, "janus", "janus-deepseek").name == "janus-deepseek":
+            return cls(*read_deepseek(path, dtype))
         with reading_checkpoint():
             config = JanusConfig.from_pretrained(path)
             processor = JanusProcessor.from_pretrained(path)
         module, _ = load_module(
             JanusForConditionalGeneration, path, config, dtype, in_float32="vqmodel"
         )
+        if module.lm_head.weight is not module.get_input_embeddings().weight:
+            # The hub's configs don't say so, and stock classes then take it for true.
+            module.config.tie_word_embeddings = False
         return cls(module, processor)
 
     def layout(self, grid: Grid) -> ImageLayout:
@@ -79,24 +84,22 @@ class Janus(StandardDecoder):
             turn: Any = {"role": "user", "content": [{"type": "text", "text": prompt}]}
             text = p.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
             texts.append(f"{text}{p.image_start_token}")
-        ids: list[list[int]] = p.tokenizer(texts)["input_ids"]
-        return ids
+        return self._with_bos(texts)
 
     def unconditional_ids(
         self, conditional: list[int], grid: Grid, negative_prompt: str = ""
     ) -> list[int]:
         if negative_prompt:
             return self.prompt_ids([negative_prompt], grid)[0]
-        tokenizer = self._processor.tokenizer
-        boi = tokenizer.convert_tokens_to_ids(self._processor.image_start_token)
-        kept = (tokenizer.bos_token_id, boi)
-        # As stock generate does: every other token becomes padding, which is attended to.
-        return [token if token in kept else self.pad_id for token in conditional]
+        # As DeepSeek's code does: all but the first and the last token (BOS and begin-of-image)
+        # become padding, which is attended to.
+        return [conditional[0], *[self.pad_id] * (len(conditional) - 2), conditional[-1]]
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         vq = self._vq
-        images = normalised(pixels, self._processor.image_processor)
+        # The VQ's own constants; the folder's image processor is that of the understanding tower.
+        images = to_unit_range(pixels)
         latents = vq.quant_conv(vq.encoder(images.to(vq.dtype))).flatten(2).transpose(1, 2)
         # DeepSeek's quantizer compares directions (codebook_l2_norm), and decoding looks entries up
         # normalised; the stock encode compares lengths too, and so can name another code.
@@ -106,7 +109,7 @@ class Janus(StandardDecoder):
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, grid: Grid) -> torch.Tensor:
         images = self._vq.decode(codes)
-        return to_uint8(images, self._processor.image_processor)
+        return from_unit_range(images)
 
     def embed_codes(self, codes: torch.Tensor) -> torch.Tensor:
         return self._model.prepare_embeddings_for_image_generation(codes)
@@ -129,8 +132,14 @@ class Janus(StandardDecoder):
         return ImageHead(layer.weight, layer.bias, torch.arange(self.codebook_size))
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = self._processor.tokenizer(list(texts))["input_ids"]
-        return ids
+        return self._with_bos(list(texts))
+
+    def _with_bos(self, texts: list[str]) -> list[list[int]]:
+        """Whether a tokenizer of Llama's class adds BOS itself depends on transformers' version."""
+        tokenizer = self._processor.tokenizer
+        bos = tokenizer.bos_token_id
+        rows: list[list[int]] = tokenizer(texts)["input_ids"]
+        return [ids if ids[:1] == [bos] else [bos, *ids] for ids in rows]
 
     def text_states(
         self, ids: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor

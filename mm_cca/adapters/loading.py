@@ -1,6 +1,7 @@
 """Reading a checkpoint so that a wrong or damaged one is reported before any work is done."""
 
 import copy
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,60 +13,86 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mm_cca.adapters.checkpoint_files import (
     FILE_ERRORS,
+    SAFE_INDEX,
+    TORCH_INDEX,
     CheckpointError,
     Shape,
     read_tensors,
     reading_checkpoint,
     shapes,
 )
+from mm_cca.adapters.families import Kind, kind_of
+from mm_cca.adapters.headers import reads_headers_only
 from mm_cca.errors import UserError
 
 __all__ = [
     "FILE_ERRORS",
+    "SAFE_INDEX",
+    "TORCH_INDEX",
     "CheckpointError",
     "expect_family",
     "load_module",
+    "read_config",
     "read_tensors",
     "reading_checkpoint",
     "refuse_image_tokenizer",
     "shapes",
 ]
 
-FAMILIES = {"emu3": "emu3", "chameleon": "chameleon or lumina-mgpt", "janus": "janus"}
-"""model_type of a config.json -> the adapters that read it."""
 
-ORIGINALS = {
-    "Emu3": "This is BAAI's own layout. Use Emu3-community/Emu3-Gen-hf, or convert it with "
-    "transformers' src/transformers/models/emu3/convert_emu3_weights_to_hf.py "
-    "(--vq_model_id BAAI/Emu3-VisionTokenizer --llm_model_id BAAI/Emu3-Gen --output_dir DIR).",
-    "multi_modality": "This is DeepSeek's own layout. Use deepseek-community/Janus-Pro-1B or -7B, "
-    "or convert it with transformers' "
-    "src/transformers/models/janus/convert_janus_weights_to_hf.py.",
-}
-"""model_type of a layout that transformers' own classes can't read -> what to do."""
-
-
-def expect_family(path: str, model_type: str) -> None:
+def expect_family(path: str, *kinds: str) -> Kind:
     """Refuse a folder or hub name of another family.
 
+    Args:
+        path: the folder or hub name.
+        kinds: names of ``families.KINDS``, or model types, that the adapter reads.
+
+    Returns:
+        which of them it is.
+
     Raises:
-        UserError: its ``config.json`` names another ``model_type``.
-        CheckpointError: its ``config.json`` is missing, damaged or without a ``model_type``.
+        UserError: its ``config.json`` is of another kind.
+        CheckpointError: its ``config.json`` is missing, damaged or without a ``model_type``, or
+            its index names a file that isn't there.
     """
-    with reading_checkpoint():
-        found = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
-    if found == model_type:
-        return
-    if found is None:  # transformers takes a folder without the file for an empty config
+    config = read_config(path)
+    if config.get("model_type") is None:
+        # transformers takes a folder without the file for an empty config
         raise CheckpointError("config.json is missing or has no model_type")
-    if found in ORIGINALS:
-        raise UserError(f"model.path {path!r} can't be read: {ORIGINALS[found]}")
-    adapter = FAMILIES.get(str(found))
-    hint = f"set model.adapter to {adapter}" if adapter else "no adapter reads that family"
-    raise UserError(
-        f"model.path {path!r} holds a checkpoint of model_type {found!r}, but model.adapter reads "
-        f"{model_type!r}: {hint}."
-    )
+    found = kind_of(config)
+    if found.name not in kinds:
+        raise UserError(
+            f"model.path {path!r} holds {found.what} (config.json: model_type "
+            f"{config['model_type']!r}), but model.adapter reads {' or '.join(map(repr, kinds))}: "
+            f"{found.advice}."
+        )
+    refuse_absent_shards(path)
+    return found
+
+
+@reading_checkpoint()
+def read_config(path: str) -> dict[str, Any]:
+    """The config.json of a folder or hub name as it is written; {} if a folder has none."""
+    config: dict[str, Any] = PreTrainedConfig.get_config_dict(path)[0]
+    if not isinstance(config, dict):
+        raise CheckpointError(f"config.json holds a {type(config).__name__}, not a map of keys")
+    return config
+
+
+def refuse_absent_shards(path: str) -> None:
+    """Raises CheckpointError if a local folder's index names a weight file that isn't there."""
+    for index in (SAFE_INDEX, TORCH_INDEX):
+        file = Path(path) / index
+        if not file.is_file():
+            continue
+        with reading_checkpoint():
+            named = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+        absent = [name for name in named if not (file.parent / name).exists()]
+        if absent:
+            raise CheckpointError(
+                f"{index} names {len(absent)} file(s) that the folder lacks, such as {absent[0]}: "
+                "download the folder again (hf download repeats only what is missing)"
+            )
 
 
 def refuse_image_tokenizer(image_tokenizer: str | None, family: str) -> None:
@@ -86,6 +113,7 @@ def load_module(
     may_lack: str | None = None,
     in_float32: str | None = None,
     used_elsewhere: str | None = None,
+    weights: dict[str, torch.Tensor] | None = None,
 ) -> tuple[Any, bool]:
     """``cls.from_pretrained``, but weights that it would initialise at random are an error.
 
@@ -95,6 +123,7 @@ def load_module(
         may_lack: start of the names of weights that may come from another file.
         used_elsewhere: start of the names of weights that ``cls`` does not know and the adapter
             reads itself; all others that ``cls`` does not know are reported by transformers.
+        weights: named as in ``cls``, for a layout that it can't read; ``path`` is not opened then.
 
     Returns:
         the module, and whether any weight under ``may_lack`` is missing.
@@ -107,16 +136,19 @@ def load_module(
     known = cls.__module__.startswith(("transformers.", "mm_cca."))
     lacked: list[str] = []
     with reading_checkpoint() if known else nullcontext():
-        if may_lack is not None or Path(path).is_dir():  # else what is downloaded is complete
-            found, own = shapes(path), _shapes_of(cls, config)
+        if may_lack is not None or weights is not None or Path(path).is_dir():
+            own = _shapes_of(cls, config)
+            found = shapes(path) if weights is None else _sizes(weights)
             _refuse_shapes({n: (s, own[n]) for n, s in found.items() if own.get(n, s) != s})
             if may_lack is not None:
                 lacked = [n for n in own if n.startswith(may_lack) and n not in found]
         with _kept_in_float32(cls, in_float32), _not_reported(cls, lacked, used_elsewhere):
             loaded: Any = cls.from_pretrained(
-                path,
+                path if weights is None else None,
                 config=config,
                 dtype=dtype,
+                state_dict=weights,
+                device_map="meta" if reads_headers_only() else None,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # so that they are in the report, with both shapes
             )
@@ -130,10 +162,14 @@ def load_module(
     return module, bool(lacked)
 
 
+def _sizes(weights: dict[str, torch.Tensor]) -> dict[str, Shape]:
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
 def _shapes_of(cls: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, Shape]:
     with torch.device("meta"):
         module = cls(copy.deepcopy(config))
-    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    return _sizes(dict(module.named_parameters()))
 
 
 def _refuse_shapes(differing: dict[str, tuple[Shape, Shape]]) -> None:

@@ -15,6 +15,7 @@ from mm_cca.cli.arguments import (
     add_export_samples,
     add_recipe,
 )
+from mm_cca.config.shipped import ADAPTERS
 
 WELCOME = textwrap.dedent(
     """\
@@ -66,7 +67,7 @@ STAGE_HELP = {
     "sample": "sample the images of every arm",
     "eval": "score every arm",
     "report": "write report.html and report.json",
-    "validate": "check a recipe without reading data or weights",
+    "validate": "check a recipe and its checkpoint's files without reading data or weights",
 }
 
 
@@ -112,6 +113,13 @@ def _add_stages(verbs: Verbs) -> None:
             _add_serve(stage)
         if name == "eval":
             add_comparison(stage)
+        if name == "validate":
+            stage.add_argument(
+                "--recipe-only",
+                action="store_true",
+                help="leave out the checkpoint (config, tokenizer, and the names and shapes of the "
+                "weights; of a hub name only headers and small files are downloaded)",
+            )
 
 
 def _add_serve(report: argparse.ArgumentParser) -> None:
@@ -150,17 +158,18 @@ def _add_tiny(verbs: Verbs) -> None:
         description="Write a tiny random checkpoint in the layout of a family's folder on the hub. "
         "Then, for example: mm-cca train my.yaml model.path=DIR train.max_steps=2",
     )
-    tiny.add_argument("family", help="emu3, chameleon, janus or lumina-mgpt")
+    tiny.add_argument("family", help=f"one of {', '.join(ADAPTERS)}")
     tiny.add_argument("folder", type=Path, help="where to write it")
     tiny.add_argument(
         "--side", type=int, help="codes along each side of an image (default: the family's)"
     )
     tiny.add_argument(
         "--layout",
-        choices=["hub", "transformers"],
+        choices=["hub", "transformers", "deepseek"],
         default="hub",
-        help="the files as the family's folder on the hub has them, or as save_pretrained of "
-        "today's transformers writes them (default: %(default)s)",
+        help="the files as the family's folder on the hub has them, as save_pretrained of "
+        "today's transformers writes them, or (janus) as DeepSeek's own code does "
+        "(default: %(default)s)",
     )
 
 

@@ -149,6 +149,14 @@ def is_set_to(name: str, value: str) -> Condition:
     return Condition(f"{name} is {value}", lambda recipe: value_of(recipe, name) == value)
 
 
+def is_given(name: str) -> Condition:
+    """A dotted key is not null.
+
+    Keys that are null by default decide only where they are set, so that older runs stay valid.
+    """
+    return Condition(f"{name} is set", lambda recipe: value_of(recipe, name) is not None)
+
+
 def is_above_zero(name: str) -> Condition:
     """A dotted key is a number above 0."""
     return Condition(f"{name} is above 0", lambda recipe: value_of(recipe, name) > 0)

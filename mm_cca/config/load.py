@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -48,6 +48,12 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     for key, value in _leaves(raw, schema):
         if (unknown := _unknown_key(key, keys)) is not None:
             errors.append(unknown)
+            continue
+        if isinstance(value, dict):
+            errors.append(
+                f"{key} is {value!r}, a mapping; a text that begins with a brace needs quotes "
+                f"""inside the value: '{key}="{{prompt}} ..."'"""
+            )
             continue
         entry = keys[key]
         if invalid := invalid_choices(entry, value):
@@ -120,7 +126,13 @@ def split_override(override: str) -> tuple[str, Any]:
     try:
         return key, yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise UserError(f"{override!r}: the value can't be read as YAML: {error}") from error
+        hint = (
+            "\nA text that begins with a brace or bracket needs quotes inside the value: "
+            f"""'{key}="{text}"'."""
+            if text.lstrip().startswith(("{", "["))
+            else ""
+        )
+        raise UserError(f"{override!r}: the value can't be read as YAML: {error}{hint}") from error
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -136,11 +148,14 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def _leaves(node: dict[str, Any], schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values, including those in groups that the schema does not have."""
+    """Dotted keys and values, including those in groups that the schema does not have.
+
+    A mapping in the place of a text is a value: YAML reads {prompt} as one.
+    """
     hints = get_type_hints(schema) if is_dataclass(schema) else {}
     for name, value in node.items():
         inner = hints.get(str(name), object)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and str not in (get_args(inner) or (inner,)):
             yield from _leaves(value, inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -58,6 +58,21 @@ class LossTerms:
         return cls(parse_sum(config.objective, OBJECTIVES), config)
 
     @property
+    def is_cca(self) -> bool:
+        """Whether guidance is trained into the model: by CCA, or by its rivals of the same aim."""
+        return "cca" in self.weights or self.needs_base
+
+    @property
+    def is_finetuning(self) -> bool:
+        """Whether it is plain fine-tuning, after which the model needs guidance as before."""
+        return self.weights.keys() == {"nll"}
+
+    @property
+    def model_name(self) -> str:
+        """What the trained model is called in reports."""
+        return "CCA" if self.is_cca else "the fine-tuned model"
+
+    @property
     def needs_negatives(self) -> bool:
         """Whether negative captions are needed."""
         return any(name in self.weights for name in CONTRASTIVE)

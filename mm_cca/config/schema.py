@@ -18,9 +18,11 @@ from mm_cca.config.keys import (
     TRAIN,
     Condition,
     is_above_zero,
+    is_given,
     is_set_to,
     key,
 )
+from mm_cca.config.prompt_templates import ALLOWED as TEMPLATES
 from mm_cca.config.schema_demo import ScorerConfig, TokenizerConfig
 from mm_cca.config.schema_eval import FROM_CAPTIONS, MIN_IMAGES, EvalConfig, SampleConfig
 from mm_cca.config.schema_train import (
@@ -32,6 +34,7 @@ from mm_cca.config.schema_train import (
     LossConfig,
     TrainConfig,
 )
+from mm_cca.config.shipped import ADAPTERS
 
 __all__ = [
     "CONTRASTIVE",
@@ -73,6 +76,7 @@ EDITS = Condition(
     lambda recipe: "edit" in recipe.loss.negatives and WITH_NEGATIVES.holds(recipe),
 )
 ATTRIBUTES = Condition("eval.attributes is not empty", lambda recipe: bool(recipe.eval.attributes))
+TEMPLATED = is_given("data.caption_template")
 KEEPS_BEST = is_set_to("train.keep", "best")
 IMAGES = (TOKENS, REFERENCE, TRAIN, DEMO)
 CAPTIONS = (TOKENS, TRAIN, SAMPLE.given(FROM_CAPTIONS), DEMO)
@@ -106,7 +110,7 @@ class ModelConfig:
     """The checkpoint, and the adapter that reads it."""
 
     adapter: str = key(
-        allowed="emu3, chameleon, janus, lumina-mgpt, or package.module:Class",
+        allowed=f"{', '.join(ADAPTERS)}, or package.module:Class",
         decides=(TOKENS, REFERENCE, TRAIN, SAMPLE),
     )
     """The model family, or your own adapter class for another family (see CONTRIBUTING.md)."""
@@ -118,10 +122,13 @@ class ModelConfig:
     """Precision of the weights in memory. Full fine-tuning needs float32 (half precision rounds
     most updates away) or FSDP; bfloat16 is enough for LoRA and sampling."""
     image_tokenizer: str | None = key(None, decides=(TOKENS, REFERENCE, TRAIN, SAMPLE))
-    """Chameleon family only: the path of vqgan.ckpt, if the checkpoint folder lacks it."""
+    """The image tokenizer, if the checkpoint folder lacks it. Chameleon family and Liquid: the path
+    of vqgan.ckpt. Emu3.5: BAAI/Emu3.5-VisionTokenizer or its folder. SimpleAR:
+    nvidia/Cosmos-1.0-Tokenizer-DV8x16x16, or a folder with its encoder.jit and decoder.jit, of
+    which only the weights are read."""
     tokenizer: str | None = key(None, decides=(TOKENS, REFERENCE, TRAIN, SAMPLE))
-    """Chameleon family only: a folder or hub name that holds the text tokenizer, if the checkpoint
-    lacks it; null: its own, or where a Lumina-mGPT has none, Alpha-VLLM/Lumina-mGPT-7B-768's."""
+    """A folder or hub name that holds the text tokenizer, if the checkpoint lacks it; null: its
+    own, or where a Lumina-mGPT has none, Alpha-VLLM/Lumina-mGPT-7B-768's."""
 
 
 @dataclass
@@ -134,6 +141,14 @@ class DataConfig:
     """Column of the images."""
     caption_column: str = key("caption", decides=CAPTIONS)
     """Column of the captions; in a folder with metadata.jsonl it is often text."""
+    caption_template: str | None = key(
+        None,
+        allowed=TEMPLATES,
+        decides=(TRAIN.given(TEMPLATED), REFERENCE.given(TEMPLATED)),
+    )
+    """Text around every caption in training, with {prompt} in the caption's place; negative
+    captions get it too, the unconditional prompt does not. Usually the same as
+    sample.prompt_template. null: the caption as it is."""
     split_column: str | None = key(None, decides=CAPTIONS)
     """Column that names the split of each row, if one table holds several splits; null: the data
     set's own splits."""

@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 
-from mm_cca.config.keys import ARMS, COMPARISON, EVAL, REPORT, SAMPLE, Condition, key
+from mm_cca.config.keys import ARMS, COMPARISON, EVAL, REPORT, SAMPLE, Condition, is_given, key
 from mm_cca.config.metrics import DEFAULT as DEFAULT_METRICS
 from mm_cca.config.metrics import METRICS
+from mm_cca.config.prompt_templates import ALLOWED as TEMPLATES
 from mm_cca.config.shipped import SHIPPED
 
 MIN_IMAGES = 4
 """Precision and recall need three neighbours, the kernel distance two halves."""
 REAL, RECONSTRUCTION = "real", "reconstruction"
 """What ``eval.reference`` may name besides a place."""
+TEMPLATED = is_given("sample.prompt_template")
 FROM_CAPTIONS = Condition("sample.prompts is null", lambda recipe: recipe.sample.prompts is None)
 
 
@@ -30,6 +32,12 @@ class SampleConfig:
     )
     """Prompts to sample instead of captions of the data (all are used): a file, a folder of files,
     or the built-in set attributes; null: captions."""
+    prompt_template: str | None = key(
+        None, allowed=TEMPLATES, decides=(SAMPLE.given(TEMPLATED), COMPARISON)
+    )
+    """Text around every prompt that is sampled, in all arms, with {prompt} in the prompt's place,
+    such as the words that the model's authors add; negative prompts stay as they are. Images are
+    scored by the prompt without it. null: the prompt as it is."""
     images_per_prompt: int = key(1, at_least=1, decides=(SAMPLE, COMPARISON))
     """Images per prompt, each with its own random numbers."""
     guidance_scales: list[float] = key(

@@ -10,9 +10,12 @@ _PACKAGE = Path(__file__).parents[1]
 
 ADAPTERS = {
     "emu3": "mm_cca.adapters.emu3:Emu3",
+    "emu3p5": "mm_cca.adapters.emu3p5:Emu3p5",
     "chameleon": "mm_cca.adapters.chameleon:Chameleon",
     "janus": "mm_cca.adapters.janus:Janus",
     "lumina-mgpt": "mm_cca.adapters.lumina_mgpt:LuminaMGPT",
+    "liquid": "mm_cca.adapters.liquid:Liquid",
+    "simplear": "mm_cca.adapters.simplear:SimpleAR",
 }
 
 

@@ -6,6 +6,8 @@ Ranges and choices of single keys are declared in the schema.
 from mm_cca.config.constraints import Check, declared_checks, failures
 from mm_cca.config.declarations import declared
 from mm_cca.config.keys import value_of
+from mm_cca.config.prompt_templates import ALLOWED as TEMPLATES
+from mm_cca.config.prompt_templates import is_template
 from mm_cca.config.schema import AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
 from mm_cca.config.validate_eval import eval_checks
 from mm_cca.config.validate_train import loss_checks, train_checks
@@ -26,6 +28,8 @@ def problems(recipe: AnyRecipe) -> list[str]:
     if isinstance(recipe, Recipe):
         checks += [
             _adapter("model.adapter", recipe.model.adapter),
+            _template("data.caption_template", recipe.data.caption_template),
+            _template("sample.prompt_template", recipe.sample.prompt_template),
             *loss_checks(recipe),
             *train_checks(recipe),
         ]
@@ -42,6 +46,10 @@ def _adapter(key: str, adapter: str) -> Check:
 
     known = adapter in ADAPTERS or ":" in adapter
     return key, adapter, known, f"{', '.join(ADAPTERS)}, or package.module:Class"
+
+
+def _template(key: str, template: str | None) -> Check:
+    return key, template, template is None or is_template(template), TEMPLATES
 
 
 def _dial(recipe: Recipe) -> list[Check]:

@@ -3,15 +3,17 @@
 Shapes: B images, V variants, N codes per image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset, Features, Sequence, Value, concatenate_datasets, load_from_disk
+from datasets import Dataset, Features, Value, concatenate_datasets, load_from_disk
+from datasets import Sequence as ListOf
 from tqdm import tqdm
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
+from mm_cca.config.prompt_templates import filled
 from mm_cca.config.schema import DataConfig
 from mm_cca.data.augment import variant_parameters, zoom_and_shift
 from mm_cca.data.images import BadRow, Split, decode_image, load_split, refuse_too_many
@@ -22,7 +24,7 @@ FEATURES = Features(
     {
         "row": Value("int64"),
         "caption": Value("string"),
-        "codes": Sequence(Value("int32")),
+        "codes": ListOf(Value("int32")),
         "problem": Value("string"),
     }
 )
@@ -73,7 +75,7 @@ def prepare_split(
     state.wait_for_everyone()
     model = load_model() if missing else None
     if model is not None:
-        refuse_long_prompts(model, source, config)
+        refuse_long_prompts(model, source.captions, source.rows, config)
     rank_shards = missing[state.process_index :: state.num_processes]
     rows = sum(min(config.rows_per_shard, len(source.rows) - start) for start in rank_shards)
     with tqdm(
@@ -96,16 +98,25 @@ def prepare_split(
     state.wait_for_everyone()
 
 
-def refuse_long_prompts(model: UnifiedModel, source: Split, config: DataConfig) -> None:
-    """Raises UserError if a caption and an image together exceed the decoder's positions."""
+def refuse_long_prompts(
+    model: UnifiedModel, captions: Sequence[str], rows: Sequence[int], config: DataConfig
+) -> None:
+    """Raises UserError if a caption, with ``data.caption_template``, leaves no room for the image.
+
+    Args:
+        model: whose decoder has ``max_tokens`` positions.
+        captions: [n] without the template.
+        rows: [n] of the source, for the message.
+        config: the recipe's ``data``.
+    """
     grid = grid_of(model, config.image_size)
     room = model.max_tokens - len(model.layout(grid).tokens)
     long = []
-    for start in range(0, len(source.captions), CAPTIONS_PER_CALL):
-        captions = source.captions[start : start + CAPTIONS_PER_CALL]
-        for number, ids in enumerate(model.prompt_ids(captions, grid), start):
+    for start in range(0, len(captions), CAPTIONS_PER_CALL):
+        prompts = filled(config.caption_template, captions[start : start + CAPTIONS_PER_CALL])
+        for number, ids in enumerate(model.prompt_ids(prompts, grid), start):
             if len(ids) > room:
-                long.append((len(ids), source.rows[number]))
+                long.append((len(ids), rows[number]))
     if long:
         tokens, row = max(long)
         raise UserError(

@@ -33,12 +33,16 @@ def bake_lora(folder: Path, dial: float) -> None:
 
 def attach_lora(model: UnifiedModel, *, rank: int, alpha: int) -> None:
     """Attach a new LoRA to the layers that the adapter names; everything else is frozen."""
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=model.lora_targets()
-    )
-    # peft matches layers by name, and the frozen image tokenizer has linear layers too.
+    targets = model.lora_targets()
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules=targets)
+    # peft matches layers by the end of their names, and a frozen image tokenizer may have such
+    # layers too. It warns of names that exclude nothing, by listing them all.
     frozen = {id(layer) for part in model.frozen() for layer in part.modules()}
-    config.exclude_modules = [n for n, m in model.module.named_modules() if id(m) in frozen]
+    config.exclude_modules = [
+        name
+        for name, layer in model.module.named_modules()
+        if id(layer) in frozen and name.endswith(tuple(targets))
+    ] or None
     model.module = get_peft_model(model.module, config)  # type: ignore[arg-type]
 
 

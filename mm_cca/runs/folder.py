@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mm_cca.config.load import dump, load_config
+from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import AnyRecipe, Recipe
 from mm_cca.errors import UserError
 from mm_cca.runs.environment import environment
@@ -106,6 +107,12 @@ def open_run(folder: Path) -> tuple[Recipe, RunFolder]:
     run = RunFolder.of(recipe)
     trained = folder if recipe.run.trained is None else run.trained
     return recipe, replace(run, root=folder, trained=trained)
+
+
+def terms_of_training(recipe: Recipe) -> LossTerms:
+    """The objective of the model that is sampled and scored. Raises as ``recipe_of_training``."""
+    training = recipe_of_training(recipe) if "cca" in recipe.run.sources else recipe
+    return LossTerms.of(training.loss)
 
 
 def recipe_of_training(recipe: Recipe) -> Recipe:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from mm_cca.adapters.base import Defaults, Grid, UnifiedModel, grid_of
 from mm_cca.config.keys import SAMPLE
+from mm_cca.config.prompt_templates import filled
 from mm_cca.config.schema import Recipe
 from mm_cca.config.stage_keys import settings_of
 from mm_cca.data.prompt_files import read_prompts
@@ -134,13 +135,15 @@ def _draw_arm(
 def draw_images(
     model: UnifiedModel, recipe: Recipe, arm: Arm, prompts: list[Prompt], grid: Grid
 ) -> tuple[torch.Tensor, int]:
-    """[B, 3, H, W] uint8 images of prompts on the CPU, and the forward passes of each."""
+    """[B, 3, H, W] uint8 images of prompts on the CPU, and the forward passes of each.
+
+    The model reads the prompts in ``sample.prompt_template``.
+    """
     num_codes = model.layout(grid).num_codes
     uniforms = np.stack([image_stream(recipe.sample.seed, p.index, num_codes) for p in prompts])
     settings = sampling_settings(recipe, arm, model.defaults)
-    codes, forward_passes = sample_codes(
-        model, [p.caption for p in prompts], grid, uniforms, settings
-    )
+    texts = filled(recipe.sample.prompt_template, (p.caption for p in prompts))
+    codes, forward_passes = sample_codes(model, texts, grid, uniforms, settings)
     return model.decode(codes, grid).cpu(), forward_passes
 
 
@@ -154,6 +157,9 @@ def _draw_batch(
 ) -> list[dict[str, Any]]:
     """Write the images of a batch to ``folder`` and return their lines of the manifest."""
     settings = sampling_settings(recipe, arm, model.defaults)
+    template = recipe.sample.prompt_template
+    # Only where it is set; "prompt" is what the image is scored by.
+    given = {} if template is None else {"prompt_template": template}
     started = time.perf_counter()
     pixels, forward_passes = draw_images(model, recipe, arm, batch, grid)
     seconds = (time.perf_counter() - started) / len(batch)
@@ -163,6 +169,7 @@ def _draw_batch(
             "split": prompt.split,
             "row": prompt.row,
             "prompt": prompt.caption,
+            **given,
             "seed": [recipe.sample.seed, prompt.index],
             "guidance_scale": arm.guidance_scale,
             "sampling": {

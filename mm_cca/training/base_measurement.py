@@ -60,7 +60,14 @@ def measure_base(
         UserError: NaN or infinity.
     """
     model, device = policy.model, accelerator.device
-    collate = Collator(model, cache, recipe.data.image_size, device, with_unconditional=True)
+    collate = Collator(
+        model,
+        cache,
+        recipe.data.image_size,
+        device,
+        template=recipe.data.caption_template,
+        with_unconditional=True,
+    )
     was_training = policy.training
     policy.eval()
     unconditional, negative = [], []

@@ -121,7 +121,14 @@ def prepare_reference(recipe: Recipe, run: RunFolder) -> None:
     accelerator.wait_for_everyone()
     policy = CodeLogProbs(model, layout, whole_vocabulary=recipe.loss.whole_vocabulary)
     policy.to(accelerator.device).eval()
-    collate = Collator(model, cache, recipe.data.image_size, accelerator.device, drawn=drawn)
+    collate = Collator(
+        model,
+        cache,
+        recipe.data.image_size,
+        accelerator.device,
+        template=recipe.data.caption_template,
+        drawn=drawn,
+    )
     _fill(run.reference, num_places, accelerator, policy, schedule, collate, recipe)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
+from mm_cca.config.prompt_templates import filled
 from mm_cca.data.texts import TextStream
 from mm_cca.data.token_cache import TokenCache
 from mm_cca.modeling.inputs import PaddedTokens, left_pad
@@ -74,14 +75,17 @@ class Collator:
         image_size: Sequence[int],
         device: torch.device,
         *,
+        template: str | None,
         with_unconditional: bool = False,
         texts: TextStream | None = None,
         drawn: DrawnPictures | None = None,
     ) -> None:
+        """``template`` is data.caption_template, for own and negative captions."""
         self._model = model
         self._cache = cache
         self._grid = grid_of(model, image_size)
         self._device = device
+        self._template = template
         self._with_unconditional = with_unconditional
         self._texts = texts
         self._drawn = drawn
@@ -92,14 +96,14 @@ class Collator:
         own = [self._cache.captions[i] for i in pairs.rows.tolist()]
         negatives: list[str] = pairs.negatives.T.flatten().tolist()
         num_negatives = pairs.negatives.shape[1]
-        ids = self._model.prompt_ids(own, self._grid)
+        ids = self._prompt_ids(own)
         # Tokenised row by row, so only where needed.
         needed = (
             range(len(own)) if self._with_unconditional else np.flatnonzero(pairs.dropped).tolist()
         )
         unconditional = {i: self._model.unconditional_ids(ids[i], self._grid) for i in needed}
         if negatives:
-            ids = ids + self._model.prompt_ids(negatives, self._grid)
+            ids = ids + self._prompt_ids(negatives)
         dropped = np.tile(pairs.dropped, 1 + num_negatives)
         ids = [unconditional[i % len(own)] if dropped[i] else row for i, row in enumerate(ids)]
         same = [normalise(own[i % len(own)]) == normalise(c) for i, c in enumerate(negatives)]
@@ -121,6 +125,9 @@ class Collator:
             texts=self._text_rows(pairs),
             num_drawn=0 if drawn is None else len(drawn),
         )
+
+    def _prompt_ids(self, captions: Sequence[str]) -> list[list[int]]:
+        return self._model.prompt_ids(filled(self._template, captions), self._grid)
 
     def _drawn_codes(self, pairs: Pairs) -> torch.Tensor | None:
         if self._drawn is None:

@@ -19,6 +19,7 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
+from mm_cca.config.prompt_templates import filled
 from mm_cca.config.schema import Recipe
 from mm_cca.config.stage_keys import num_steps
 from mm_cca.data.token_cache import FEATURES, TokenCache, open_cache
@@ -161,7 +162,7 @@ def _draw_rows(
     parts = []
     for start in range(0, len(numbers), recipe.sample.batch_size):
         batch = numbers[start : start + recipe.sample.batch_size]
-        captions = [cache.captions[row] for row, _ in batch]
+        captions = filled(recipe.data.caption_template, (cache.captions[row] for row, _ in batch))
         uniforms = [image_stream(SEED + n, cache.source_rows[row], num_codes) for row, n in batch]
         codes, _ = sample_codes(model, captions, grid, np.stack(uniforms), SamplingSettings())
         parts.append(codes.cpu().int())
@@ -211,7 +212,11 @@ def _places(drawn: TokenCache, cache: TokenCache) -> np.ndarray:
 
 def _settings(recipe: Recipe, model: UnifiedModel) -> dict[str, Any]:
     """Everything the pictures of one caption depend on."""
+    template = recipe.data.caption_template
+    # Only where it is set, so that pictures drawn without one stay valid.
+    prompts = {} if template is None else {"data.caption_template": template}
     return {
+        **prompts,
         "model.dtype": recipe.model.dtype,
         "data.image_size": list(recipe.data.image_size),
         "loss.ddo_images": recipe.loss.ddo_images,

@@ -13,7 +13,7 @@ from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import LossConfig, Recipe, TrainConfig
 from mm_cca.data.texts import TextStream, read_texts
-from mm_cca.data.token_cache import TokenCache, open_cache
+from mm_cca.data.token_cache import TokenCache, open_cache, refuse_long_prompts
 from mm_cca.errors import UserError
 from mm_cca.modeling.logprobs import CodeLogProbs, CodeTerms
 from mm_cca.modeling.lora import attach_lora
@@ -73,9 +73,9 @@ def set_up(
         folder: gets the plan of negatives of every epoch, and the digest of the base.
 
     Raises:
-        UserError: a checkpoint that can't be read, data too small for the batch or for negatives,
-            a reference cache that does not fit, a precision that can't be trained, train.ema with
-            FSDP.
+        UserError: a checkpoint that can't be read, captions that are too long, data too small for
+            the batch or for negatives, a reference cache that does not fit, a precision that can't
+            be trained, train.ema with FSDP.
     """
     config, terms = recipe.train, LossTerms.of(loss)
     set_seed(config.seed)
@@ -86,6 +86,8 @@ def set_up(
     plan_writer = PlanWriter(folder / "negatives", cache, show=accelerator.is_main_process)
     schedule = training_schedule(recipe, cache, terms, plan_writer)
     model = load_checkpoint(recipe.model)
+    if recipe.data.caption_template is not None:  # perhaps set after prepare
+        refuse_long_prompts(model, cache.captions, cache.source_rows, recipe.data)
     if accelerator.is_main_process:
         record_base(model.module, folder)
     # Their digest is that of the base, without a LoRA.
@@ -112,6 +114,7 @@ def set_up(
         cache,
         recipe.data.image_size,
         accelerator.device,
+        template=recipe.data.caption_template,
         with_unconditional=terms.needs_base,
         texts=_texts(recipe, cache) if terms.needs_text else None,
         drawn=drawn,

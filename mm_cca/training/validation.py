@@ -80,7 +80,13 @@ class Validation:
             return cls(None, setup, folder / "best")
         cache = open_cache(run.tokens / recipe.data.heldout_split, recipe.data.variants)
         accelerator = setup.accelerator
-        collate = Collator(setup.model, cache, recipe.data.image_size, accelerator.device)
+        collate = Collator(
+            setup.model,
+            cache,
+            recipe.data.image_size,
+            accelerator.device,
+            template=recipe.data.caption_template,
+        )
         return cls(
             lambda: heldout_nll(accelerator, setup.policy, collate, len(cache), recipe),
             setup,

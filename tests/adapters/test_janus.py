@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
-from PIL import Image
 from safetensors.torch import load_file
 from transformers import JanusForConditionalGeneration, JanusProcessor
 
 from mm_cca import load_adapter
 from mm_cca.adapters.base import UnifiedModel
+from mm_cca.adapters.common import from_unit_range, to_unit_range
 from mm_cca.errors import UserError
 from mm_cca.modeling.inputs import left_pad
 from mm_cca.modeling.logprobs import CodeLogProbs
@@ -21,7 +21,7 @@ from mm_cca.modeling.lora import attach_lora
 from mm_cca.modeling.sampler import SamplingSettings, sample_codes
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.weights import load_source
-from mm_cca.testing.tiny import write_tiny
+from mm_cca.testing.tiny import LAYOUTS, write_tiny
 from tests.support import runs
 from tests.support.closeness import assert_close
 
@@ -30,10 +30,10 @@ HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 PROMPTS = ["red owl, noto style", "a", "small waving hand and three green owls"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=LAYOUTS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "janus"
-    write_tiny("janus", folder, side=4)
+    write_tiny("janus", folder, side=4, layout=request.param)
     return folder
 
 
@@ -46,7 +46,7 @@ def model(folder: Path) -> UnifiedModel:
 
 @pytest.fixture(scope="module")
 def stock(folder: Path) -> tuple[JanusForConditionalGeneration, JanusProcessor]:
-    model = JanusForConditionalGeneration.from_pretrained(folder).eval()
+    model = JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     return model, JanusProcessor.from_pretrained(folder)
 
 
@@ -127,12 +127,37 @@ def test_logps_equal_a_loop_through_the_stock_modules(model: UnifiedModel, stock
     assert_close(ours, torch.tensor(expected), 1e-4)
 
 
-@torch.no_grad()
-def test_pixels_are_normalised_as_the_stock_processor_does(model: UnifiedModel, stock):
-    stock_model, processor = stock
+def _from_minus_one_to_one(pixels: torch.Tensor) -> torch.Tensor:
+    """VLMImageProcessor of DeepSeek with the mean and deviation of its own folders, in numpy."""
+    scaled = (pixels.numpy() * (1 / 255)).astype(np.float32)
+    half = np.array(0.5, dtype=np.float32)
+    return torch.from_numpy((scaled - half) / half)
+
+
+def test_the_levels_of_a_pixel():
+    """Every one of the 256, to the last bit; black, white and the first step by hand."""
+    pixels = torch.arange(256, dtype=torch.uint8)
+    levels = to_unit_range(pixels)
+    assert torch.equal(levels, _from_minus_one_to_one(pixels))
+    assert levels[[0, 255]].tolist() == [-1, 1]
+    assert_close(levels[1], torch.tensor(-253 / 255), 1e-7)
+    assert torch.equal(from_unit_range(levels), pixels)
+    assert from_unit_range(torch.tensor([-1.4, 1.4])).tolist() == [0, 255]
+
+
+def test_a_processor_of_clip_changes_no_code(model: UnifiedModel):
     pixels = torch.randint(0, 256, (2, 3, 64, 64)).to(torch.uint8)
-    images = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pixels]
-    values = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    before = model.encode(pixels)
+    model._processor.image_processor.image_mean = [0.9, 0.1, 0.5]
+    assert torch.equal(model.encode(pixels), before)
+
+
+@torch.no_grad()
+def test_pixels_are_normalised_as_deepseek_does(model: UnifiedModel, stock):
+    """From -1 to 1, although the processor of one of the layouts holds CLIP's mean."""
+    stock_model, _ = stock
+    pixels = torch.randint(0, 256, (2, 3, 64, 64)).to(torch.uint8)
+    values = _from_minus_one_to_one(pixels)
     vq = stock_model.model.vqmodel
     latents = vq.quant_conv(vq.encoder(values)).permute(0, 2, 3, 1).flatten(1, 2)
     directions = F.normalize(vq.quantize.embedding.weight, dim=-1)
@@ -148,18 +173,18 @@ def test_encoding_is_the_stock_encoders_where_lengths_say_nothing(model: Unified
     vq = model.module.model.vqmodel
     vq.quantize.embedding.weight.copy_(F.normalize(vq.quantize.embedding.weight, dim=-1))
     pixels = torch.randint(0, 256, (2, 3, 64, 64)).to(torch.uint8)
-    images = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pixels]
-    values = stock[1].image_processor(images, return_tensors="pt")["pixel_values"]
+    values = _from_minus_one_to_one(pixels)
     expected = vq.encode(values).image_tokens.view(2, -1)
     assert model.encode(pixels).tolist() == expected.tolist()
 
 
 @torch.no_grad()
 def test_decoding_is_decode_image_tokens(model: UnifiedModel, stock):
-    stock_model, processor = stock
+    stock_model, _ = stock
     codes = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(1))
-    images = stock_model.decode_image_tokens(codes)
-    expected = processor.postprocess(list(images.float()), return_tensors="pt")["pixel_values"]
+    images = stock_model.decode_image_tokens(codes).permute(0, 3, 1, 2)
+    shown = np.clip((images.float().numpy() + 1) / 2 * 255, 0, 255)
+    expected = torch.from_numpy(shown.astype(np.uint8))
     ours = model.decode(codes, GRID)
     assert expected.shape == ours.shape == (2, 3, 64, 64)
     difference = (ours.int() - expected.int()).abs()
@@ -188,10 +213,10 @@ def test_the_text_head_is_frozen_unless_tied(model: UnifiedModel):
 
 
 def _tied(folder: Path, target: Path) -> Path:
-    model = JanusForConditionalGeneration.from_pretrained(folder)
+    model = JanusForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     model.config.tie_word_embeddings = True
     model.tie_weights()
-    shutil.copytree(folder, target)
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("model*"))
     model.save_pretrained(target)
     assert HEAD not in load_file(target / "model.safetensors")
     return target
@@ -207,12 +232,12 @@ def test_a_tied_text_head_goes_the_whole_way(folder: Path, tmp_path: Path, tunin
     values["train"] |= {"reference": "lora", "lora_rank": 2} if tuning == "lora" else {}
     recipe = runs.do(runs.write_recipe(tmp_path / "recipe.yaml", values))
     trained = tmp_path / "run" / "train" / "model"
-    before = JanusForConditionalGeneration.from_pretrained(base)
+    before = JanusForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
     if tuning == "full":
         assert HEAD not in load_file(trained / "model.safetensors")
-        after = JanusForConditionalGeneration.from_pretrained(trained)
+        after = JanusForConditionalGeneration.from_pretrained(trained, dtype=torch.float32)
     else:
-        loaded = JanusForConditionalGeneration.from_pretrained(base)
+        loaded = JanusForConditionalGeneration.from_pretrained(base, dtype=torch.float32)
         after = PeftModel.from_pretrained(loaded, str(trained)).merge_and_unload()
     assert after.lm_head.weight is after.get_parameter(EMBEDDING)
     moved = not torch.equal(after.get_parameter(EMBEDDING), before.get_parameter(EMBEDDING))

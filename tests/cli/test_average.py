@@ -178,7 +178,7 @@ def test_without_a_recorded_base_its_path_is_compared(trained: Path, tmp_path: P
 
 def test_another_size_of_the_model(trained: Path, tmp_path: Path):
     """Without digests and with the same path, the tensors themselves are compared."""
-    write_tiny("emu3", tmp_path / "tiny", side=2)
+    write_tiny("emu3", tmp_path / "tiny", side=2, layout="transformers")
     other = Path(shutil.copytree(trained / "b", tmp_path / "other"))
     (other / "train" / "base.json").unlink()
     shutil.copy(tmp_path / "tiny" / "model.safetensors", other / "train" / "model")

@@ -20,7 +20,7 @@ from mm_cca.cli.commands.demo_session import DemoSession
 from tests.support import runs
 from tests.support.training import at
 
-TITLES = ("base", "base with guidance", "CCA, no guidance")
+TITLES = ("base", "base with guidance", "CCA, without guidance")
 SCALE, DIAL = "number input for Guidance scale", "number input for Dial of CCA"
 COST = re.compile(r"^[\w.+]+: \d+\.\d\d s, \d+ forward passes$")
 OUTSIDE = re.compile(r"^(?!https?://(127\.0\.0\.1|localhost)[:/])")

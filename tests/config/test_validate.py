@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mm_cca.config.shipped import ADAPTERS
 from tests.support import runs
 
 
@@ -25,7 +26,7 @@ def path(tmp_path: Path) -> Path:
         ("data.max_bad=-1", "0 or more"),
         ("data.encode_batch_size=0", "1 or more"),
         ("data.rows_per_shard=0", "1 or more"),
-        ("model.adapter=show-o", "emu3, chameleon, janus, lumina-mgpt, or package.module:Class"),
+        ("model.adapter=show-o", f"{', '.join(ADAPTERS)}, or package.module:Class"),
         ("model.dtype=float8", "float32, bfloat16, float16"),
         ("train.compile=true", "false with loss.objective=cca"),
         ("loss.objective=dpoo", "cca, cca_code, nll, dpo"),

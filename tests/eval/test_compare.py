@@ -92,6 +92,17 @@ def test_every_differing_field_is_named(files: list[Path], capsys: pytest.Captur
     assert error.count("  - ") == 5
 
 
+@pytest.mark.parametrize(("template", "code"), [(None, 0), ("a {prompt}", 2)])
+def test_a_key_that_the_older_result_did_not_have(
+    files: list[Path], template: str | None, code: int, capsys: pytest.CaptureFixture[str]
+):
+    ours, theirs = result(alignment=2.0), result(alignment=2.5)
+    theirs["protocol"]["sampling"]["prompt_template"] = template
+    assert compared(files, [ours, theirs]) == code
+    told = f"sampling.prompt_template: 'not recorded' against {template!r}"
+    assert (told in capsys.readouterr().err) == (code == 2)
+
+
 def test_a_difference_may_be_allowed(files: list[Path], capsys: pytest.CaptureFixture[str]):
     ours, theirs = result(alignment=2.0), result(alignment=2.5)
     theirs["protocol"]["device"] = "H100"

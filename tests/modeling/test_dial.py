@@ -23,7 +23,7 @@ from mm_cca.modeling.lora import attach_lora, write_trained
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
 from mm_cca.sampling.weights import load_source
-from mm_cca.testing.tiny import FAMILIES, write_tiny
+from mm_cca.testing.tiny import FAMILIES, image_tokenizer_of, tokenizer_of, write_tiny
 from tests.support import runs
 from tests.support.closeness import assert_close
 from tests.support.third_party import THIRD_PARTY, write_third_party
@@ -33,17 +33,18 @@ PROMPTS = ["red owl", "a small waving hand"]
 
 def recipe_of(root: Path, name: str, tuning: str) -> Recipe:
     """A recipe whose run in ``root`` has a "trained" model: the base with random changes."""
-    folder, vqgan = (root / "base", root / "base" / "vqgan.ckpt")
+    folder = root / "base"
+    image_tokenizer = image_tokenizer_of(name, folder)
     if name == THIRD_PARTY:
         write_tiny("lumina-mgpt", root / "vq", side=4)
-        vqgan = root / "vq" / "vqgan.ckpt"
-        write_third_party(folder, vqgan)
+        image_tokenizer = image_tokenizer_of("lumina-mgpt", root / "vq")
+        write_third_party(folder, Path(str(image_tokenizer)))
     else:
         write_tiny(name, folder, side=2)
     values = runs.tiny_recipe(root, folder, root / "no-data")
-    values["model"].update(adapter=name, image_tokenizer=str(vqgan) if vqgan.exists() else None)
-    if name == "lumina-mgpt":
-        values["model"]["tokenizer"] = str(folder / "tokenizer")
+    values["model"].update(
+        adapter=name, image_tokenizer=image_tokenizer, tokenizer=tokenizer_of(name, folder)
+    )
     side = {"emu3": 16, THIRD_PARTY: 64}.get(name, 32)
     values["data"]["image_size"] = [side, side]
     values["train"]["tuning"] = tuning
@@ -188,6 +189,8 @@ def tie(folder: Path) -> None:
     model = JanusForConditionalGeneration.from_pretrained(folder)
     model.config.tie_word_embeddings = True
     model.tie_weights()
+    for file in folder.glob("model*"):
+        file.unlink()
     model.save_pretrained(folder)
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
 

@@ -6,6 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mm_cca.demo.small_emu3 import bpe
+from mm_cca.testing.tiny import image_tokenizer_of, tokenizer_of
 from mm_cca.testing.tiny.sizes import CAPTIONS
 
 THIRD_PARTY = "tests.example_adapter:AppendedCodes"
@@ -48,10 +49,12 @@ def write_third_party(folder: Path, vqgan: Path) -> None:
 
 def checkpoint_paths(folders: Path, name: str) -> dict[str, object]:
     """What a recipe's ``model`` says of an adapter's tiny checkpoint, in the hub's layout."""
-    vqgan = str(folders / "lumina-mgpt" / "vqgan.ckpt")
-    folder = "third-party" if name == THIRD_PARTY else name
+    if name == THIRD_PARTY:
+        vqgan = image_tokenizer_of("lumina-mgpt", folders / "lumina-mgpt")
+        return {"path": str(folders / "third-party"), "image_tokenizer": vqgan}
+    folder = folders / name
     return {
-        "path": str(folders / folder),
-        "image_tokenizer": vqgan if name in ("lumina-mgpt", THIRD_PARTY) else None,
-        "tokenizer": str(folders / name / "tokenizer") if name == "lumina-mgpt" else None,
+        "path": str(folder),
+        "image_tokenizer": image_tokenizer_of(name, folder),
+        "tokenizer": tokenizer_of(name, folder),
     }

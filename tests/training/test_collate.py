@@ -32,7 +32,7 @@ def _codes(rows: torch.Tensor, variants: torch.Tensor) -> torch.Tensor:
 @pytest.fixture
 def collate(tiny_model: UnifiedModel) -> Collator:
     cache = SimpleNamespace(captions=CAPTIONS, codes=_codes)
-    return Collator(tiny_model, cache, (16, 16), torch.device("cpu"))
+    return Collator(tiny_model, cache, (16, 16), torch.device("cpu"), template=None)
 
 
 def _prompts(batch: MicroBatch) -> list[list[int]]:
@@ -45,6 +45,18 @@ def test_own_prompts_come_first_then_the_negatives(collate: Collator, tiny_model
     empty = tiny_model.unconditional_ids([], GRID)
     owl, hand, same = tiny_model.prompt_ids(CAPTIONS, GRID)
     assert _prompts(collate(PAIRS)) == [owl, owl, empty, hand, same, empty]
+
+
+def test_a_template_is_around_own_and_negative_captions_only(tiny_model: UnifiedModel):
+    """Which captions are equal is decided without it; dropped prompts have no text at all."""
+    cache = SimpleNamespace(captions=CAPTIONS, codes=_codes)
+    template, device = "Draw {prompt}!", torch.device("cpu")
+    batch = Collator(tiny_model, cache, (16, 16), device, template=template)(PAIRS)
+    empty = tiny_model.unconditional_ids([], GRID)
+    written = ["Draw red owl!", "Draw small waving hand!", "Draw Red  OWL!"]
+    owl, hand, same = tiny_model.prompt_ids(written, GRID)
+    assert _prompts(batch) == [owl, owl, empty, hand, same, empty]
+    assert batch.counts_as_positive.tolist() == [False, True, True]
 
 
 def test_equal_captions_and_dropped_conditions_count_as_positive(collate: Collator):
@@ -85,7 +97,9 @@ def test_unconditional_and_texts_only_where_they_are_needed(
     cache = SimpleNamespace(captions=CAPTIONS, codes=_codes)
     device = torch.device("cpu")
     texts = TextStream(["x y z", "owl"], seed=0)
-    full = Collator(tiny_model, cache, (16, 16), device, with_unconditional=True, texts=texts)
+    full = Collator(
+        tiny_model, cache, (16, 16), device, template=None, with_unconditional=True, texts=texts
+    )
     batch = full(PAIRS)
     assert [
         ids[mask].tolist()

@@ -37,8 +37,12 @@ def _drawn(tmp_path: Path, pictures: int = 1) -> TokenCache:
 def test_they_are_plain_samples_of_the_base_for_the_visited_captions(
     recipe: Path, tmp_path: Path, tiny_folder: Path
 ):
-    """One step of 4 of 16 images, two pictures each; guidance and temperature stay out of it."""
+    """One step of 4 of 16 images, two pictures each; guidance and temperature stay out of it.
+
+    Training's template is read too, sampling's is not.
+    """
     keys = [DDO, "train.max_steps=1", "loss.ddo_images=2", "sample.temperature=0.1"]
+    keys += ["data.caption_template=small {prompt}", "sample.prompt_template=red {prompt}"]
     loaded = runs.do(recipe, *keys, stages=["prepare"])
     cache = open_cache(RunFolder.of(loaded).tokens / "train", 1)
     schedule = training_schedule(loaded, cache, LossTerms.of(loaded.loss))
@@ -51,10 +55,17 @@ def test_they_are_plain_samples_of_the_base_for_the_visited_captions(
     for row in rows:
         for epoch in (0, 1, 2):
             stream = image_stream(SEED + epoch % 2, cache.source_rows[row], 16)[None]
-            captions = [cache.captions[row]]
+            captions = [f"small {cache.captions[row]}"]
             expected, _ = sample_codes(model, captions, GRID, stream, SamplingSettings())
             found = pictures.codes(np.array([row]), np.array([epoch]))
             assert torch.equal(found, expected)
+
+
+def test_pictures_for_another_template_are_refused(recipe: Path):
+    keys = [DDO, "train.max_steps=1"]
+    runs.do(recipe, *keys, stages=["prepare"])
+    with pytest.raises(UserError, match=r"data\.caption_template"):
+        runs.do(recipe, *keys, "data.caption_template=small {prompt}", stages=["prepare"])
 
 
 def test_more_steps_and_other_seeds_add_what_is_missing(
@@ -154,7 +165,7 @@ def test_drawn_rows_come_last_under_the_own_prompts(
     cache = open_cache(RunFolder.of(loaded).tokens / "train", 1)
     pictures = DrawnPictures(_drawn(tmp_path), cache)
     model = load_adapter("emu3", str(tiny_folder))
-    collate = Collator(model, cache, (16, 16), torch.device("cpu"), drawn=pictures)
+    collate = Collator(model, cache, (16, 16), torch.device("cpu"), template=None, drawn=pictures)
     pairs = training_schedule(loaded, cache, LossTerms.of(loaded.loss)).step(0)
     batch = collate(pairs)
     assert 0 < pairs.dropped.sum() < 4

@@ -22,7 +22,7 @@ const thumbOf = (column, row) => (row in column.thumbs ? `data:image/webp;base64
 const isMissing = (column, row) => column.missing.includes(row);
 const captionOf = (row) => grid().captions[row];
 const alignmentOf = (name, row) => grid().scores[name]?.alignment[row];
-const gainOf = (row) => alignmentOf("cca", row) - alignmentOf(grid().baseline, row);
+const gainOf = (row) => alignmentOf(grid().ours, row) - alignmentOf(grid().baseline, row);
 const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(1);
 
 // ---- which rows, in which order
@@ -61,11 +61,11 @@ function thumb(column, row) {
 function tableRow(row) {
   const head = element("th", { scope: "row" }, captionOf(row));
   head.setAttribute("role", "rowheader");
-  if (grid().baseline) head.append(element("small", { textContent: `CCA ${signed(gainOf(row))}` }));
+  if (grid().baseline) head.append(element("small", { textContent: `${grid().name} ${signed(gainOf(row))}` }));
   const made = element("tr", {}, head);
   made.setAttribute("role", "row");
   for (const column of columns()) {
-    const cell = element("td", { className: column.name === "cca" ? "cca" : "" }, thumb(column, row));
+    const cell = element("td", { className: column.name === grid().ours ? "cca" : "" }, thumb(column, row));
     cell.setAttribute("role", "cell");
     made.append(cell);
   }
@@ -73,7 +73,7 @@ function tableRow(row) {
 }
 
 function heading() {
-  const names = columns().map((c) => element("th", { scope: "col", className: c.name === "cca" ? "cca" : "", textContent: c.name }));
+  const names = columns().map((c) => element("th", { scope: "col", className: c.name === grid().ours ? "cca" : "", textContent: c.name }));
   return element("thead", {}, element("tr", {}, element("th", { scope: "col", textContent: "prompt" }), ...names));
 }
 
@@ -83,7 +83,7 @@ function render() {
   const first = state.page * DATA.rows, last = Math.min(first + DATA.rows, rows.length);
   byId("grid").replaceChildren(heading(), element("tbody", {}, ...rows.slice(first, last).map(tableRow)));
   const total = grid().captions.length.toLocaleString("en");
-  const against = grid().baseline ? ` The number under an image is its alignment; "CCA" next to a prompt is the alignment of CCA minus that of ${grid().baseline}.` : "";
+  const against = grid().baseline ? ` The number under an image is its alignment; "${grid().name}" next to a prompt is the alignment of ${grid().ours} minus that of ${grid().baseline}.` : "";
   byId("status").textContent = rows.length ? `${rows.length.toLocaleString("en")} of ${total} prompts.${against}` : `No prompt has these words (${total} searched).`;
   byId("page").textContent = rows.length ? `${(first + 1).toLocaleString("en")} to ${last.toLocaleString("en")} of ${rows.length.toLocaleString("en")}` : "none";
   byId("pager").hidden = numPages() === 1;
@@ -114,7 +114,7 @@ function listColumns() {
   for (const option of byId("order").options) {
     if (option.value === "original") continue;
     option.disabled = !baseline;
-    option.textContent = `largest ${option.value}${baseline ? ` of CCA over ${baseline}` : " (needs base and cca)"}`;
+    option.textContent = `largest ${option.value}${baseline ? ` of ${grid().ours} over ${baseline}` : " (needs base and cca)"}`;
   }
   if (!baseline) byId("order").value = state.order = "original";
 }

@@ -37,7 +37,7 @@ function scoresOf(name, row) {
     entries.push(["alignment", scores.alignment[row].toFixed(1)]);
     entries.push(["captions that fit better", scores.rank[row].toLocaleString("en")]);
   }
-  if (grid().baseline) entries.push([`CCA minus ${grid().baseline}`, signed(gainOf(row))]);
+  if (grid().baseline) entries.push([`${grid().ours} minus ${grid().baseline}`, signed(gainOf(row))]);
   return entries;
 }
 

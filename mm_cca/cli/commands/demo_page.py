@@ -9,7 +9,7 @@ from mm_cca.cli.commands.demo_session import DemoImage, DemoSession
 from mm_cca.cli.commands.serve import HOST
 from mm_cca.errors import UserError
 
-TITLES = ("base", "base with guidance", "CCA, no guidance")
+BASE_TITLES = ("base", "base with guidance")
 SIDE = 320
 EXAMPLE = "a red apple"
 
@@ -18,22 +18,25 @@ def page_of(session: DemoSession, prompt: str = EXAMPLE) -> gr.Blocks:
     """Prompt, seed, guidance scale and dial above three images."""
     scales = session.recipe.sample.guidance_scales
     start = scales[len(scales) // 2] if scales else 3
+    trained = session.terms.model_name
+    how = "with the same guidance" if session.terms.is_finetuning else "without guidance"
+    titles = (*BASE_TITLES, f"{trained}, {how}")
     with gr.Blocks(title="mm_cca: with and without guidance", analytics_enabled=False) as page:
         gr.Markdown(
             "# With and without guidance\nThe same prompt and random numbers, sampled three ways: "
             "the base, the base with classifier-free guidance (two forward passes per code), and "
-            "the CCA model without guidance."
+            f"{trained} {how}.{template_of(session)}"
         )
         with gr.Row():  # on a phone, anything at least SIDE wide gets its own row
             text = gr.Textbox(prompt, label="Prompt", scale=3, min_width=SIDE)
             seed = gr.Number(0, label="Seed", precision=0)
         with gr.Row():
             scale = gr.Slider(1, 10, start, step=0.1, label="Guidance scale", min_width=SIDE)
-            dial_label = "Dial of CCA: 0 is the base, 1 as trained"
+            dial_label = f"Dial of {trained}: 0 is the base, 1 as trained"
             dial = gr.Slider(0, 2, 1, step=0.05, label=dial_label, min_width=SIDE)
         button = gr.Button("Sample", variant="primary")
         with gr.Row():
-            images, costs = zip(*map(image_column, TITLES), strict=True)
+            images, costs = zip(*map(image_column, titles), strict=True)
 
         def sample(text: str, seed: int | None, scale: float, dial: float) -> list[Any]:
             try:
@@ -43,7 +46,7 @@ def page_of(session: DemoSession, prompt: str = EXAMPLE) -> gr.Blocks:
             except UserError as error:
                 # Not gr.Error, which covers the images and prints a traceback.
                 gr.Warning(str(error))
-                return [gr.skip()] * 2 * len(TITLES)
+                return [gr.skip()] * 2 * len(titles)
             return [*(enlarged(one.image) for one in samples), *(cost_of(one) for one in samples)]
 
         gr.on(
@@ -54,6 +57,12 @@ def page_of(session: DemoSession, prompt: str = EXAMPLE) -> gr.Blocks:
             show_progress_on=images,
         )
     return page
+
+
+def template_of(session: DemoSession) -> str:
+    """A sentence on ``sample.prompt_template``, after a space; empty without one."""
+    template = session.recipe.sample.prompt_template
+    return "" if template is None else f" Your prompt is put into the template `{template}`."
 
 
 def image_column(title: str) -> tuple[gr.Image, gr.Markdown]:

@@ -1,4 +1,5 @@
-"""Sample one prompt with the base, the guided base and CCA at any dial; same random numbers.
+"""Sample one prompt with the base, the guided base and the trained model at any dial; same
+random numbers.
 
 A LoRA run keeps one model in memory, whose adapter is scaled or switched off. A full fine-tune
 keeps two: the base, and the trained model at the last dial.
@@ -6,7 +7,7 @@ keeps two: the base, and the trained model at the last dial.
 
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,10 +16,11 @@ from peft import PeftModel
 from PIL import Image
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
+from mm_cca.config.prompt_templates import filled
 from mm_cca.errors import UserError
 from mm_cca.modeling.lora import dial_lora
 from mm_cca.modeling.sampler import image_stream, sample_codes
-from mm_cca.runs.folder import open_run
+from mm_cca.runs.folder import open_run, terms_of_training
 from mm_cca.sampling.arms import Arm
 from mm_cca.sampling.draw import sampling_settings
 from mm_cca.sampling.weights import load_source
@@ -44,23 +46,32 @@ class DemoSession:
             UserError: not a run folder, not trained yet, or a checkpoint that can't be read.
         """
         self.recipe, self._run = open_run(folder)
+        self.terms = terms_of_training(self.recipe)
         self._dial = 1.0
         self._trained: UnifiedModel | None = load_source(self.recipe, self._run, "cca")
         is_lora = isinstance(self._trained.module, PeftModel)
         self._base = self._trained if is_lora else load_source(self.recipe, self._run, "base")
 
     def sample(self, prompt: str, seed: int, scale: float, dial: float) -> list[DemoImage]:
-        """Base, guided base and CCA at ``dial``, in this order.
+        """Base, guided base and the trained model at ``dial``, in this order.
+
+        The trained model is sampled without guidance, but after plain fine-tuning with it. The
+        prompt is put into ``sample.prompt_template``; guidance leads away from the first of
+        ``sample.negative_prompts``.
 
         Raises:
             UserError: an empty prompt, a scale below 1, a dial below 0.
         """
         _check(prompt, seed, scale, dial)
-        guided = Arm("base", scale)
+        negative = self.recipe.sample.negative_prompts[0]
+        guided = Arm("base", scale, negative, negative_number=1 if negative else 0)
+        trained = guided if self.terms.is_finetuning else Arm("base", 1.0)
         return [
             self._sample_arm(self._base, Arm("base", 1.0), prompt, seed),
             self._sample_arm(self._base, guided, prompt, seed),
-            self._sample_arm(self._trained_at(dial), Arm("cca", 1.0, dial=dial), prompt, seed),
+            self._sample_arm(
+                self._trained_at(dial), replace(trained, source="cca", dial=dial), prompt, seed
+            ),
         ]
 
     def _trained_at(self, dial: float) -> UnifiedModel:
@@ -82,7 +93,8 @@ class DemoSession:
         settings = sampling_settings(self.recipe, arm, model.defaults)
         with _as_source(model, arm.source):
             started = time.perf_counter()
-            codes, passes = sample_codes(model, [prompt], grid, uniforms, settings)
+            texts = filled(self.recipe.sample.prompt_template, [prompt])
+            codes, passes = sample_codes(model, texts, grid, uniforms, settings)
             pixels = model.decode(codes, grid).cpu()[0]
             seconds = time.perf_counter() - started
         return DemoImage(

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from mm_cca.config.load import dump
 from mm_cca.config.metrics import METRICS
 from mm_cca.config.mixtures import LossTerms
-from mm_cca.config.schema import WITH_BASE, Recipe
+from mm_cca.config.schema import Recipe
 from mm_cca.config.shipped import shipped
 from mm_cca.config.stage_keys import STEPS_DONE
 from mm_cca.errors import UserError
@@ -36,21 +36,34 @@ def export(args: argparse.Namespace) -> int:
 
 LICENCES = {
     "emu3": "BAAI's Emu3 weights are Apache-2.0.",
+    "emu3p5": "BAAI's Emu3.5 weights are Apache-2.0.",
     "chameleon": "Chameleon's weights are under the Chameleon Research License: non-commercial.",
     "lumina-mgpt": "A derivative of Chameleon (Chameleon Research License: non-commercial).",
     "janus": "Janus's weights are under the DeepSeek Model License.",
+    "liquid": "Liquid's code is under the MIT licence. Its weights are built on Gemma, whose terms "
+    "of use apply too; the image tokenizer is Chameleon's (non-commercial).",
+    "simplear": "SimpleAR's code is under the MIT licence. Its weights are built on Qwen2.5 "
+    "(Apache-2.0); the image tokenizer is under the NVIDIA Open Model License.",
 }
 """Licences of the families' published weights; another base may have another licence."""
 WITH_MM_CCA = (
     "Sample it with `mm_cca`: set `model.path` to this folder in a recipe and run "
     "`mm-cca run RECIPE run.stages=[prepare,sample]`."
 )
+_AS_THE_BASE = (
+    "The authors' scripts read this folder as they read the base (set their guidance to 1), and "
+    "plain transformers as `{stock}`; codes follow the tokenizer's vocabulary. "
+)
 HOW = {
     "emu3": "`generation_config.json` is set accordingly; use plain `generate` with a "
     "`prefix_allowed_tokens_fn` for the grid of codes.",
+    "emu3p5": "BAAI's own code reads the folder (set `classifier_free_guidance` to 1), and plain "
+    "transformers as `Qwen3ForCausalLM`. " + WITH_MM_CCA,
     "janus": "Plain `generate` always uses guidance (it fails with scale 1). " + WITH_MM_CCA,
     "chameleon": "Plain transformers can't generate images with this family. " + WITH_MM_CCA,
     "lumina-mgpt": "Plain transformers can't generate images with this family. " + WITH_MM_CCA,
+    "liquid": _AS_THE_BASE.format(stock="GemmaForCausalLM") + WITH_MM_CCA,
+    "simplear": _AS_THE_BASE.format(stock="Qwen2ForCausalLM") + WITH_MM_CCA,
 }
 """How to sample the exported model."""
 
@@ -159,13 +172,14 @@ def _card(
             f"the scores below have it as arm `cca+dial{dial:g}`, if it was sampled."
         )
     licence = LICENCES.get(recipe.model.adapter, "See the licence of the base.")
+    prompts = _prompts(recipe)
     text = f"""---
 {data.to_yaml()}
 ---
 
 # {Path(recipe.model.path).name}, fine-tuned with mm_cca
 
-`{recipe.model.path}`, fine-tuned on `{recipe.data.path}` {_method(recipe)} {how}{averaged}
+`{recipe.model.path}`, fine-tuned on `{recipe.data.path}` {_method(recipe)} {how}{prompts}{averaged}
 
 ## Licence
 
@@ -186,13 +200,35 @@ The licence of the base also applies to this model. {licence}
 
 def _method(recipe: Recipe) -> str:
     objective = recipe.loss.objective
-    if not {"cca", *WITH_BASE} & LossTerms.of(recipe.loss).weights.keys():
+    terms = LossTerms.of(recipe.loss)
+    if terms.is_finetuning:
+        return (
+            f"with `mm_cca` and the objective `{objective}` (plain fine-tuning). Sample it with "
+            "guidance, as the base."
+        )
+    if not terms.is_cca:
         return f"with `mm_cca` and the objective `{objective}`."
     return (
         f"with `mm_cca` and the objective `{objective}` (CCA: "
         "[arXiv 2410.09347](https://arxiv.org/abs/2410.09347)), which replaces classifier-free "
         "guidance. **Sample it without guidance**: scale 1, one forward pass per token."
     )
+
+
+def _prompts(recipe: Recipe) -> str:
+    """A paragraph on the templates of training and sampling; empty without any."""
+    parts = [
+        f"{name} were put into the template `{template}`"
+        for name, template in (
+            ("captions of training", recipe.data.caption_template),
+            ("sampled prompts", recipe.sample.prompt_template),
+        )
+        if template is not None
+    ]
+    if not parts:
+        return ""
+    said = " and ".join(parts)
+    return f"\n\n**Prompts**: {said}. Put your prompt in the place of `{{prompt}}`."
 
 
 def _scores(run_folder: Path) -> str:

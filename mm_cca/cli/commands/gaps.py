@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from mm_cca.adapters.base import Grid, UnifiedModel, grid_of
 from mm_cca.cli.commands.quiet import quiet_libraries
+from mm_cca.config.prompt_templates import filled
 from mm_cca.config.schema import Recipe
 from mm_cca.data.token_cache import TokenCache, open_cache
 from mm_cca.errors import UserError
@@ -108,15 +109,19 @@ def _gaps_of(
     """The first ``count`` images; each image's wrong caption is that of the next one."""
     base, tuned = models
     device, size = PartialState().device, recipe.train.micro_batch_size
-    whole = recipe.loss.whole_vocabulary
+    whole, template = recipe.loss.whole_vocabulary, recipe.data.caption_template
     policies = [CodeLogProbs(m, m.layout(grid), whole_vocabulary=whole).eval() for m in models]
     parts = []
     with tqdm(total=count, desc="gaps of codes", unit="img") as bar:
         for start in range(0, count, size):
             rows = list(range(start, min(start + size, count)))
             codes = cache.codes(torch.tensor(rows), torch.zeros(len(rows), dtype=torch.long))
-            own = base.prompt_ids([cache.captions[i] for i in rows], grid)
-            wrong = base.prompt_ids([cache.captions[(i + 1) % count] for i in rows], grid)
+            own, wrong = (
+                base.prompt_ids(
+                    filled(template, (cache.captions[(i + shift) % count] for i in rows)), grid
+                )
+                for shift in (0, 1)
+            )
             without = [base.unconditional_ids(ids, grid) for ids in own]
             prompts = [left_pad(ids, base.pad_id).to(device) for ids in (own, wrong, without)]
             with training_attention(device):

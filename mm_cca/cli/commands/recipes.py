@@ -21,7 +21,28 @@ def validate(args: argparse.Namespace) -> int:
         print(f"Note: {key} {path} is not there yet. Make it with: {command}")
     for note in _tokenizers(recipe):
         print(f"Note: {note}")
+    if not args.recipe_only:
+        _check_checkpoint(recipe)
     return 0
+
+
+def _check_checkpoint(recipe: "AnyRecipe") -> None:
+    from mm_cca.adapters.check import UnreachableError, check_checkpoint
+    from mm_cca.config.schema import Recipe
+    from mm_cca.config.shipped import command_for
+
+    if not isinstance(recipe, Recipe) or command_for(recipe.model.path) is not None:
+        return  # trains no checkpoint, or one that is still to be made
+    path = recipe.model.path
+    try:
+        parameters = check_checkpoint(recipe.model, recipe.data.image_size)
+    except UnreachableError as error:
+        print(f"Note: the files of model.path {path} were not checked: {error}")
+    else:
+        print(
+            f"model.path {path} fits the adapter {recipe.model.adapter}: {parameters / 1e9:.2f} "
+            "billion parameters by the headers of its files, no weights read."
+        )
 
 
 def _tokenizers(recipe: "AnyRecipe") -> Iterator[str]:

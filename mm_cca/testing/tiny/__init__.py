@@ -6,7 +6,6 @@ code on a tiny and on a real checkpoint. The grid of codes is the real one unles
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
 
 import torch
 
@@ -14,17 +13,31 @@ from mm_cca.errors import UserError
 from mm_cca.testing.tiny.sizes import Layout
 from mm_cca.testing.tiny.tiny_chameleon import write_chameleon, write_lumina_mgpt
 from mm_cca.testing.tiny.tiny_emu3 import write_emu3
+from mm_cca.testing.tiny.tiny_emu3p5 import IMAGE_FOLDER, write_emu3p5
 from mm_cca.testing.tiny.tiny_janus import write_janus
+from mm_cca.testing.tiny.tiny_liquid import write_liquid
+from mm_cca.testing.tiny.tiny_simplear import COSMOS_FOLDER, write_simplear
 
 FAMILIES: dict[str, tuple[Callable[[Path, int, Layout], None], int]] = {
     "emu3": (write_emu3, 90),
+    "emu3p5": (write_emu3p5, 64),
     "chameleon": (write_chameleon, 32),
     "janus": (write_janus, 24),
     "lumina-mgpt": (write_lumina_mgpt, 32),
+    "liquid": (write_liquid, 32),
+    "simplear": (write_simplear, 64),
 }
-"""Function that writes a checkpoint, and the side of the real ones' grid (720, 512, 384 and 512
-pixels)."""
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+"""Function that writes a checkpoint, and the side of the real ones' grid (720, 1024, 512, 384,
+512, 512 and 1024 pixels)."""
+IMAGE_TOKENIZERS = {
+    "lumina-mgpt": "vqgan.ckpt",
+    "emu3p5": IMAGE_FOLDER,
+    "liquid": "vqgan.ckpt",
+    "simplear": COSMOS_FOLDER,
+}
+"""Where the tiny folder holds what ``model.image_tokenizer`` must name; others have their own."""
+LAYOUTS: tuple[Layout, ...] = ("hub", "transformers")
+"""Those that every family has."""
 
 
 def write_tiny(
@@ -36,7 +49,7 @@ def write_tiny(
         family: a key of ``FAMILIES``.
         folder: where to write it; must not contain a ``config.json`` yet.
         side: codes along each side of an image; None: as many as the real checkpoints have.
-        layout: the hub's folder, or what ``save_pretrained`` writes today.
+        layout: the hub's folder, what ``save_pretrained`` writes today, or DeepSeek's own (Janus).
         seed: of the weights.
 
     Raises:
@@ -44,6 +57,8 @@ def write_tiny(
     """
     if family not in FAMILIES:
         raise UserError(f"there is no tiny {family!r}; allowed: {', '.join(FAMILIES)}.")
+    if layout not in LAYOUTS and (family, layout) != ("janus", "deepseek"):
+        raise UserError(f"--layout is {layout!r}; allowed for {family}: {', '.join(LAYOUTS)}.")
     if (folder / "config.json").exists():
         raise UserError(f"{folder} holds a checkpoint already; choose another folder.")
     if side is not None and side < 1:
@@ -55,3 +70,15 @@ def write_tiny(
         write(folder, real_side if side is None else side, layout)
     except OSError as error:
         raise UserError(f"{folder} can't be written: {error}") from error
+
+
+def image_tokenizer_of(family: str, folder: Path) -> str | None:
+    """``model.image_tokenizer`` for a folder that ``write_tiny`` wrote."""
+    name = IMAGE_TOKENIZERS.get(family)
+    return None if name is None else str(folder / name)
+
+
+def tokenizer_of(family: str, folder: Path) -> str | None:
+    """``model.tokenizer`` for a folder that ``write_tiny`` wrote, where the hub's lacks one."""
+    own = folder / "tokenizer"
+    return str(own) if family == "lumina-mgpt" and own.exists() else None

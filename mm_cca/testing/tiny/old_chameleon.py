@@ -71,7 +71,7 @@ def write_old_configs(folder: Path, config: ChameleonConfig, *, architecture: st
 def write_old_tokenizer(folder: Path, words: PreTrainedTokenizerFast) -> None:
     """``LlamaTokenizerFast`` by name, but with Chameleon's own splitting in tokenizer.json."""
     words.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    special = {
+    special: dict[str, object] = {
         "bos_token": "<s>",
         "eos_token": "</s>",
         "pad_token": "<pad>",
@@ -126,7 +126,8 @@ def write_old_processor(folder: Path, side: int) -> None:
 def write_shards(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     """Two safetensors files of about the same size and their index."""
     total = sum(weight.nbytes for weight in weights.values())
-    places, parts, size = {}, ({}, {}), 0
+    parts: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {})
+    places, size = {}, 0
     for name, weight in weights.items():
         number = int(size > total / 2)
         parts[number][name] = weight.contiguous()

@@ -6,9 +6,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-Layout: TypeAlias = Literal["hub", "transformers"]
+Layout: TypeAlias = Literal["hub", "transformers", "deepseek"]
 """``hub``: the files, names, shapes and configs of the family's folder on the hub.
-``transformers``: what ``save_pretrained`` of today's transformers writes."""
+``transformers``: what ``save_pretrained`` of today's transformers writes.
+``deepseek``: Janus only, as DeepSeek's own code writes it."""
 
 HIDDEN = 32
 WEIGHT_SPREAD = 0.3

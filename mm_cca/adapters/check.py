@@ -1,0 +1,68 @@
+"""Does a checkpoint fit its adapter? Looked up in its files' headers; no weights are read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+from mm_cca.adapters import load_checkpoint
+from mm_cca.adapters.base import grid_of
+from mm_cca.adapters.headers import header_folder, headers_only
+from mm_cca.config.schema import ModelConfig
+from mm_cca.config.shipped import shipped
+from mm_cca.errors import UserError
+
+
+class UnreachableError(Exception):
+    """The hub, or a repository on it, can't be reached."""
+
+
+def check_checkpoint(config: ModelConfig, image_size: Sequence[int]) -> int:
+    """Everything that reading the checkpoint would refuse, told before its weights are read.
+
+    Config, tokenizer and processor are read; index, names and shapes of the weights are compared
+    with the model's, and a prompt and the layout of an image are made. Of a hub name only the small
+    files and the headers of the weights are downloaded.
+
+    Args:
+        image_size: height and width in pixels.
+
+    Returns:
+        the number of parameters.
+
+    Raises:
+        UserError: what ``load_adapter`` would say, or a size that the checkpoint can't draw.
+        UnreachableError: a hub name whose files can't be looked at.
+    """
+    with headers_only():
+        folder = _local(shipped(config.path))
+        try:
+            model = load_checkpoint(config, folder)
+            grid = grid_of(model, image_size)
+            model.layout(grid)
+            model.prompt_ids(["a red owl"], grid)
+        except UserError as error:
+            raise UserError(str(error).replace(folder, config.path)) from error
+    return sum(parameter.numel() for parameter in model.module.parameters())
+
+
+def _local(path: str) -> str:
+    if Path(path).is_dir() or path.count("/") != 1:
+        return path
+    try:
+        folder = header_folder(path)
+    except GatedRepoError as error:
+        raise UserError(
+            f"model.path {path!r} is a repository that asks for consent: accept its conditions on "
+            "its page, then log in with: hf auth login"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"model.path {path!r} is neither a folder nor a repository on the hub that this "
+            "machine may read. A private one needs: hf auth login"
+        ) from error
+    except OSError as error:
+        raise UnreachableError(str(error).splitlines()[0]) from error
+    if not list(folder.glob("*.safetensors")):
+        raise UnreachableError("its weights are no .safetensors files, so they have no headers")
+    return str(folder)
