@@ -16,7 +16,7 @@ from mm_cca import load_adapter
 from mm_cca.adapters.loading import CheckpointError, load_module
 from mm_cca.config.shipped import ADAPTERS
 from mm_cca.errors import UserError
-from mm_cca.testing.tiny import write_tiny
+from mm_cca.testing.tiny import image_tokenizer_of, tokenizer_of, write_tiny
 from tests.support.checkpoints import SINGLE, copy_with, last_weight_file, weights_of
 from tests.support.third_party import THIRD_PARTY, checkpoint_paths
 
@@ -49,12 +49,17 @@ def test_a_tokenizer_where_none_is_wanted(adapter: str, folders: Path):
 @pytest.mark.parametrize("family", ["chameleon", "lumina-mgpt"])
 @pytest.mark.parametrize("number", [1, 2])
 def test_an_index_that_names_an_absent_shard(family: str, number: int, tmp_path: Path):
-    write_tiny(family, tmp_path / family, side=4, layout="hub")
+    write_tiny(family, tmp_path, side=4)
     shard = f"model-{number:05d}-of-00002.safetensors"
-    (tmp_path / family / shard).unlink()
-    told = rf"model\.safetensors\.index\.json names {shard}, which is not in .*download the folder"
+    (tmp_path / shard).unlink()
+    told = rf"model\.safetensors\.index\.json names 1 file.*, such as {shard}: download the folder"
     with pytest.raises(UserError, match=told):
-        load_adapter(family, **checkpoint_paths(tmp_path, family))
+        load_adapter(
+            family,
+            str(tmp_path),
+            image_tokenizer=image_tokenizer_of(family, tmp_path),
+            tokenizer=tokenizer_of(family, tmp_path),
+        )
 
 
 @pytest.mark.parametrize(
