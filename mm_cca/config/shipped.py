@@ -66,15 +66,15 @@ LUMINA_TOKENIZER = "Alpha-VLLM/Lumina-mGPT-7B-768"
 
 
 def has_tokenizer(path: str) -> bool:
-    """Whether a checkpoint folder, or a hub name if it can be reached, has a tokenizer.json."""
+    """Whether a checkpoint folder has a tokenizer.json, or a hub name, downloaded or reachable."""
+    name = "tokenizer.json"
     if Path(path).is_dir():
-        return (Path(path) / "tokenizer.json").exists()
-    from huggingface_hub import file_exists
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+        return (Path(path) / name).exists()
+    from huggingface_hub import file_exists, try_to_load_from_cache
 
     try:
-        return file_exists(path, "tokenizer.json")
-    except (OSError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled):
+        return isinstance(try_to_load_from_cache(path, name), str) or file_exists(path, name)
+    except Exception:  # neither a hub name nor reachable, in any of the ways of its HTTP client
         return False
 
 

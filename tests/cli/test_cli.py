@@ -11,6 +11,7 @@ from mm_cca import cli
 from mm_cca.config.load import dump, load_config
 from mm_cca.config.shipped import shipped_recipes
 from mm_cca.errors import UserError
+from mm_cca.testing.tiny import write_tiny
 from tests.support import runs
 
 VERBS = (
@@ -170,6 +171,23 @@ def test_a_run_says_how_to_make_what_is_missing(
     assert error.endswith("Make it with: python -m mm_cca.demo.build_emoji --size 64\n")
     assert cli.main(["run", "emoji-anneal"]) == 2
     assert capsys.readouterr().err.endswith("Make it with: mm-cca run emoji-pretrain\n")
+
+
+def test_validate_says_where_luminas_tokenizer_comes_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["validate", "--recipe-only", "lumina-mgpt-7b-512-lora", "data.path=x"]
+    assert cli.main(words) == 0
+    told = "that of Alpha-VLLM/Lumina-mGPT-7B-768 is used then. model.tokenizer names another one."
+    assert "-512 has none" in (said := capsys.readouterr().out)
+    assert told in said
+    write_tiny("lumina-mgpt", tmp_path / "hub", side=2)
+    assert cli.main([*words, f"model.path={tmp_path / 'hub'}"]) == 0
+    assert f"model.path {tmp_path / 'hub'} has no tokenizer: {told}" in capsys.readouterr().out
+    write_tiny("lumina-mgpt", tmp_path / "own", side=2, layout="transformers")
+    assert cli.main([*words, f"model.path={tmp_path / 'own'}"]) == 0
+    assert cli.main([*words, f"model.tokenizer={tmp_path}"]) == 0
+    assert "tokenizer" not in capsys.readouterr().out
 
 
 def test_validate_reads_neither_data_nor_weights(recipe: Path, capsys: pytest.CaptureFixture[str]):

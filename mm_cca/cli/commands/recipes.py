@@ -19,6 +19,8 @@ def validate(args: argparse.Namespace) -> int:
     print(f"{args.recipe} is valid.")
     for key, path, command in _to_make(recipe):
         print(f"Note: {key} {path} is not there yet. Make it with: {command}")
+    for note in _tokenizers(recipe):
+        print(f"Note: {note}")
     if not args.recipe_only:
         _check_checkpoint(recipe)
     return 0
@@ -41,6 +43,23 @@ def _check_checkpoint(recipe: "AnyRecipe") -> None:
             f"model.path {path} fits the adapter {recipe.model.adapter}: {parameters / 1e9:.2f} "
             "billion parameters by the headers of its files, no weights read."
         )
+
+
+def _tokenizers(recipe: "AnyRecipe") -> Iterator[str]:
+    """What else is downloaded or must be there because Lumina-mGPT's folders lack it."""
+    from mm_cca.config.schema import Recipe
+    from mm_cca.config.shipped import LUMINA_TOKENIZER
+
+    if not isinstance(recipe, Recipe) or recipe.model.adapter != "lumina-mgpt":
+        return
+    model, folder = recipe.model, Path(recipe.model.path)
+    if model.tokenizer is not None or (folder / "tokenizer.json").exists():
+        return
+    lacking = "has no tokenizer" if folder.is_dir() else "may have no tokenizer (-512 has none)"
+    yield (
+        f"model.path {model.path} {lacking}: that of {LUMINA_TOKENIZER} is used then. "
+        "model.tokenizer names another one."
+    )
 
 
 def _to_make(recipe: "AnyRecipe") -> Iterator[tuple[str, str, str]]:
