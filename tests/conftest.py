@@ -6,6 +6,9 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+# Before huggingface_hub is imported: a test that names a model of the hub must not wait for it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState

@@ -14,7 +14,7 @@ from mm_cca.errors import UserError
 
 
 class UnreachableError(Exception):
-    """The hub, or a repository on it, can't be reached."""
+    """There is nothing to look at: no such folder, or the hub can't be reached."""
 
 
 def check_checkpoint(config: ModelConfig, image_size: Sequence[int]) -> int:
@@ -32,7 +32,7 @@ def check_checkpoint(config: ModelConfig, image_size: Sequence[int]) -> int:
 
     Raises:
         UserError: what ``load_adapter`` would say, or a size that the checkpoint can't draw.
-        UnreachableError: a hub name whose files can't be looked at.
+        UnreachableError: a folder that is not there, or a hub name whose files can't be looked at.
     """
     with headers_only():
         folder = _local(shipped(config.path))
@@ -47,8 +47,10 @@ def check_checkpoint(config: ModelConfig, image_size: Sequence[int]) -> int:
 
 
 def _local(path: str) -> str:
-    if Path(path).is_dir() or path.count("/") != 1:
+    if Path(path).is_dir():
         return path
+    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise UnreachableError("there is no such folder (yet), and it is no name on the hub")
     try:
         folder = header_folder(path)
     except GatedRepoError as error:

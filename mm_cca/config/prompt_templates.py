@@ -35,6 +35,8 @@ AUTHORS = {
         "watermark, username, blurry.",
         "baaivision/Emu3, image_generation.py",
     ),
+    # "You are a helpful assistant for t2i task" is part of the adapter's prompt.
+    "emu3p5": AuthorsPrompts(None, "", "baaivision/Emu3.5, configs/example_config_t2i.py"),
     # Anole was trained on three prefixes, equally often; "draw a dog" is its README's example.
     "chameleon": AuthorsPrompts(
         "Draw a picture of {prompt}",

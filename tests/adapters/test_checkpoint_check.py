@@ -116,7 +116,9 @@ def _validate(hub: FakeHub, tmp_path: Path, name: str, **environment: str):
     recipe = runs.write_recipe(tmp_path / "recipe.yaml", values)
     return subprocess.run(
         [sys.executable, "-m", "mm_cca.cli", "validate", str(recipe)],
-        env=os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")} | environment,
+        env=os.environ
+        | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+        | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -148,6 +150,14 @@ def test_a_hub_name_that_does_not_fit(hub: FakeHub, tmp_path: Path, name: str, t
     assert f"org/{name}" in done.stderr
     assert "Traceback" not in done.stderr
     assert str(tmp_path) not in done.stderr
+
+
+def test_a_folder_that_is_not_there_is_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    values = runs.tiny_recipe(tmp_path, tmp_path / "none", tmp_path / "no-data")
+    assert cli.main(["validate", str(runs.write_recipe(tmp_path / "recipe.yaml", values))]) == 0
+    assert (
+        f"the files of model.path {tmp_path / 'none'} were not checked" in capsys.readouterr().out
+    )
 
 
 def test_a_hub_that_cannot_be_reached_is_a_note(hub: FakeHub, tmp_path: Path):

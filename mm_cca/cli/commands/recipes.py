@@ -27,13 +27,17 @@ def validate(args: argparse.Namespace) -> int:
 
 
 def _check_checkpoint(recipe: "AnyRecipe") -> None:
-    from mm_cca.adapters.check import UnreachableError, check_checkpoint
+    """Print what the checkpoint's files show. Raises UserError if they don't fit the recipe."""
     from mm_cca.config.schema import Recipe
-    from mm_cca.config.shipped import command_for
+    from mm_cca.config.shipped import SHIPPED, command_for
 
-    if not isinstance(recipe, Recipe) or command_for(recipe.model.path) is not None:
-        return  # trains no checkpoint, or one that is still to be made
+    if not isinstance(recipe, Recipe):
+        return
     path = recipe.model.path
+    if path in SHIPPED or command_for(path) is not None:  # comes with the package, or made later
+        return
+    from mm_cca.adapters.check import UnreachableError, check_checkpoint
+
     try:
         parameters = check_checkpoint(recipe.model, recipe.data.image_size)
     except UnreachableError as error:
