@@ -87,6 +87,7 @@ def test_report_json_has_every_arm(report: dict[str, Any]):
         "floors",
         "verdicts",
         "warnings",
+        "model_name",
         "protocol",
     }
     assert [arm["name"] for arm in report["arms"]] == ARMS
