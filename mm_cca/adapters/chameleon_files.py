@@ -7,8 +7,10 @@ weights, but another text around an image: read by the wrong adapter they draw, 
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
+from mm_cca.adapters.checkpoint_files import UnreachableError
 from mm_cca.adapters.loading import CheckpointError, expect_family, reading_checkpoint, shapes
 from mm_cca.errors import UserError
 
@@ -73,6 +75,17 @@ def rows_of_query_norm(path: str) -> int | None:
     return shape[0] if len(shape) == 2 else None
 
 
+def _downloaded(source: str, key: str) -> str:
+    """The small files of a hub name. One call, which fails at once where there is no network."""
+    try:
+        return snapshot_download(source, allow_patterns=["*.json", "*.jinja"])
+    except (OSError, ValueError) as error:
+        raise UnreachableError(
+            f"the tokenizer of {key} {source!r} can't be downloaded: {str(error).splitlines()[0]}. "
+            "Set model.tokenizer to a folder that holds tokenizer.json and tokenizer_config.json."
+        ) from error
+
+
 def tokenizer_from(source: str, path: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder or hub name, exactly as its tokenizer.json says.
 
@@ -88,9 +101,10 @@ def tokenizer_from(source: str, path: str) -> PreTrainedTokenizerFast:
         CheckpointError: config.json is missing or damaged.
     """
     key = "model.path" if source == path else "model.tokenizer"
+    folder = source if Path(source).is_dir() else _downloaded(source, key)
     try:
         with reading_checkpoint():
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except CheckpointError as error:
         raise UserError(
             f"the tokenizer of {key} {source!r} can't be read by this adapter: {error}\nSet "

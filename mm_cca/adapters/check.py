@@ -7,14 +7,11 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import grid_of
+from mm_cca.adapters.checkpoint_files import UnreachableError
 from mm_cca.adapters.headers import header_folder, headers_only
 from mm_cca.config.schema import ModelConfig
 from mm_cca.config.shipped import shipped
 from mm_cca.errors import UserError
-
-
-class UnreachableError(Exception):
-    """There is nothing to look at: no such folder, or the hub can't be reached."""
 
 
 def check_checkpoint(config: ModelConfig, image_size: Sequence[int]) -> int:
@@ -41,6 +38,8 @@ def check_checkpoint(config: ModelConfig, image_size: Sequence[int]) -> int:
             grid = grid_of(model, image_size)
             model.layout(grid)
             model.prompt_ids(["a red owl"], grid)
+        except UnreachableError:
+            raise
         except UserError as error:
             raise UserError(str(error).replace(folder, config.path)) from error
     return sum(parameter.numel() for parameter in model.module.parameters())

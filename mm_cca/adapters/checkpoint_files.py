@@ -27,6 +27,10 @@ class CheckpointError(Exception):
     """A file of the checkpoint is missing, damaged, or not what it should be."""
 
 
+class UnreachableError(UserError):
+    """There is nothing to look at: no such folder, or the hub can't be reached."""
+
+
 @contextmanager
 def reading_checkpoint() -> Iterator[None]:
     """Around calls of ``from_pretrained``: what they raise becomes CheckpointError.

@@ -36,7 +36,8 @@ def _check_checkpoint(recipe: "AnyRecipe") -> None:
     path = recipe.model.path
     if path in SHIPPED or command_for(path) is not None:  # comes with the package, or made later
         return
-    from mm_cca.adapters.check import UnreachableError, check_checkpoint
+    from mm_cca.adapters.check import check_checkpoint
+    from mm_cca.adapters.checkpoint_files import UnreachableError
 
     try:
         parameters = check_checkpoint(recipe.model, recipe.data.image_size)
