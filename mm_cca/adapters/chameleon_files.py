@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
-from mm_cca.adapters.checkpoint_files import UnreachableError
+from mm_cca.adapters.checkpoint_files import UnreachableError, is_hub_name
 from mm_cca.adapters.loading import CheckpointError, expect_family, reading_checkpoint, shapes
+from mm_cca.config.shipped import LUMINA_TOKENIZER
 from mm_cca.errors import UserError
 
 LUMINA_KEYS = ("mask_image_logits", "z_loss_weight")
@@ -77,13 +79,19 @@ def rows_of_query_norm(path: str) -> int | None:
 
 def _downloaded(source: str, key: str) -> str:
     """The small files of a hub name. One call, which fails at once where there is no network."""
+    told = (
+        f"the tokenizer of {key} {source!r} can't be read by this adapter: {{}}. Set "
+        "model.tokenizer to a folder or hub name that holds tokenizer.json and "
+        f"tokenizer_config.json, such as {LUMINA_TOKENIZER}, which has Chameleon's."
+    )
+    if not is_hub_name(source):
+        raise UserError(told.format("there is no such folder"))
     try:
         return snapshot_download(source, allow_patterns=["*.json", "*.jinja"])
+    except LocalEntryNotFoundError as error:  # no network, and never downloaded
+        raise UnreachableError(told.format(str(error).splitlines()[0])) from error
     except (OSError, ValueError) as error:
-        raise UnreachableError(
-            f"the tokenizer of {key} {source!r} can't be downloaded: {str(error).splitlines()[0]}. "
-            "Set model.tokenizer to a folder that holds tokenizer.json and tokenizer_config.json."
-        ) from error
+        raise UserError(told.format(str(error).splitlines()[0])) from error
 
 
 def tokenizer_from(source: str, path: str) -> PreTrainedTokenizerFast:

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import grid_of
-from mm_cca.adapters.checkpoint_files import UnreachableError
+from mm_cca.adapters.checkpoint_files import UnreachableError, is_hub_name
 from mm_cca.adapters.headers import header_folder, headers_only
 from mm_cca.config.schema import ModelConfig
 from mm_cca.config.shipped import shipped
@@ -48,7 +49,7 @@ def check_checkpoint(config: ModelConfig, image_size: Sequence[int]) -> int:
 def _local(path: str) -> str:
     if Path(path).is_dir():
         return path
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
+    if not is_hub_name(path):
         raise UnreachableError("there is no such folder (yet), and it is no name on the hub")
     try:
         folder = header_folder(path)
@@ -63,7 +64,20 @@ def _local(path: str) -> str:
             "machine may read. A private one needs: hf auth login"
         ) from error
     except OSError as error:
-        raise UnreachableError(str(error).splitlines()[0]) from error
+        return _downloaded_before(path, error)
     if not list(folder.glob("*.safetensors")):
         raise UnreachableError("its weights are no .safetensors files, so they have no headers")
     return str(folder)
+
+
+def _downloaded_before(path: str, error: OSError) -> str:
+    """The folder in the hub's cache: machines with GPUs often have no network."""
+    try:
+        folder = snapshot_download(path, local_files_only=True)
+    except OSError:
+        raise UnreachableError(
+            f"it was never downloaded here, and the hub: {str(error).splitlines()[0]}"
+        ) from error
+    if not (Path(folder) / "config.json").exists():
+        raise UnreachableError("only parts of it were downloaded, without its config.json")
+    return folder

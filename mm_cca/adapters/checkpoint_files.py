@@ -17,6 +17,8 @@ SINGLE = "model.safetensors"
 """The file of a checkpoint that is not divided; else an index names the files."""
 SAFE_INDEX = f"{SINGLE}.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""Any one of them is a text tokenizer."""
 Shape: TypeAlias = tuple[int, ...]
 
 FILE_ERRORS = (OSError, SafetensorError, json.JSONDecodeError)
@@ -47,6 +49,19 @@ def reading_checkpoint() -> Iterator[None]:
         raise
     except Exception as error:
         raise CheckpointError(f"{type(error).__name__}: {error}") from error
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether it can be OWNER/NAME on the hub: not a folder, and not below one."""
+    parts = path.split("/")
+    return len(parts) == 2 and parts[0] not in ("", ".", "..", "~") and not Path(parts[0]).is_dir()
+
+
+def refuse_without_tokenizer(path: str) -> None:
+    """Raises CheckpointError if a local folder holds no file of a text tokenizer."""
+    folder = Path(path)
+    if folder.is_dir() and not any((folder / name).exists() for name in TOKENIZERS):
+        raise CheckpointError("tokenizer.json is missing: download the folder again")
 
 
 @reading_checkpoint()

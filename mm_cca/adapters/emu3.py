@@ -12,6 +12,7 @@ import torch
 from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3Processor
 
 from mm_cca.adapters.base import Defaults, Grid, ImageLayout, rows_with_ends
+from mm_cca.adapters.checkpoint_files import refuse_without_tokenizer
 from mm_cca.adapters.common import StandardDecoder, from_unit_range, pad_id_of, to_unit_range
 from mm_cca.adapters.emu3_tokenizer import with_emu3_words
 from mm_cca.adapters.families import may_be_emu3_chat
@@ -57,6 +58,7 @@ class Emu3(StandardDecoder):
                 "use Emu3-community/Emu3-Gen-hf, unless you have trained this one to draw.",
                 path,
             )
+        refuse_without_tokenizer(path)
         with reading_checkpoint():
             config = Emu3Config.from_pretrained(path)
             processor = Emu3Processor.from_pretrained(path)

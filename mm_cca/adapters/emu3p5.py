@@ -18,6 +18,7 @@ from transformers.utils.hub import cached_file
 
 from mm_cca.adapters.base import Defaults, Grid, ImageLayout, rows_with_ends
 from mm_cca.adapters.common import StandardDecoder, pad_id_of
+from mm_cca.adapters.families import kind_of
 from mm_cca.adapters.ibq import IBQ, IMAGE_TOKENIZER, read_ibq
 from mm_cca.adapters.loading import CheckpointError, expect_family, load_module, reading_checkpoint
 from mm_cca.adapters.tiktoken_bpe import read_tiktoken
@@ -76,18 +77,8 @@ class Emu3p5(StandardDecoder):
         vq: IBQ,
         config: dict[str, Any],
     ) -> None:
-        codebook, total = vq.config.num_embeddings, module.config.vocab_size
-        vocabulary = tokenizer.get_vocab()
-        for token in (ROW_END, "<|image end|>"):
-            if token not in vocabulary:
-                raise UserError(f"the tokenizer has no token {token!r}. {NO_TOKENIZER}")
-        self._row_end, first = vocabulary[ROW_END], vocabulary["<|image end|>"] + 1
-        if first + codebook != total:
-            raise UserError(
-                f"the checkpoint's vocabulary of {total} is not {first} text and special tokens "
-                f"with the image tokenizer's {codebook} codes: model.path, model.image_tokenizer "
-                "and the text tokenizer are not of the same family."
-            )
+        codebook, vocabulary = vq.config.num_embeddings, tokenizer.get_vocab()
+        self._row_end, first = vocabulary[ROW_END], _first_code(vocabulary)
         module.vqmodel = vq
         self._raw_config = config
         super().__init__(
@@ -126,6 +117,7 @@ class Emu3p5(StandardDecoder):
             )
         words = read_tokenizer([path, image_tokenizer] if tokenizer is None else [tokenizer])
         vq = read_ibq(image_tokenizer)  # before reading the large files
+        _refuse_other_vocabulary(config.vocab_size, words.get_vocab(), vq.config.num_embeddings)
         module, _ = load_module(Qwen3ForCausalLM, path, config, dtype)
         return cls(module, words, vq, raw)
 
@@ -191,7 +183,7 @@ def _read_config(path: str) -> tuple[dict[str, Any], Qwen3Config]:
             f"model.path {path!r} is the image tokenizer: set it as model.image_tokenizer, and "
             "model.path to BAAI/Emu3.5-Image."
         )
-    if found == "Emu3" and "head_dim" not in raw:
+    if found == "Emu3" and kind_of(raw).name != "emu3p5":
         raise UserError(
             f"model.path {path!r} is Emu3 (vocabulary {raw.get('vocab_size')}), not Emu3.5: set "
             "model.path to Emu3-community/Emu3-Gen-hf and model.adapter to emu3."
@@ -206,6 +198,24 @@ def _read_config(path: str) -> tuple[dict[str, Any], Qwen3Config]:
     # Their class ships 0.1, which would move log-probs between the model and its reference.
     with reading_checkpoint():
         return raw, Qwen3Config.from_dict(shape | {"attention_dropout": 0.0})
+
+
+def _first_code(vocabulary: dict[str, int]) -> int:
+    """Codes are what follows the special tokens, of which this is the last."""
+    return vocabulary["<|image end|>"] + 1
+
+
+def _refuse_other_vocabulary(total: int, vocabulary: dict[str, int], codebook: int) -> None:
+    for token in (ROW_END, "<|image end|>"):
+        if token not in vocabulary:
+            raise UserError(f"the tokenizer has no token {token!r}. {NO_TOKENIZER}")
+    first = _first_code(vocabulary)
+    if first + codebook != total:
+        raise UserError(
+            f"the checkpoint's vocabulary of {total} is not {first} text and special tokens "
+            f"with the image tokenizer's {codebook} codes: model.path (perhaps plain Qwen3), "
+            "model.image_tokenizer and the text tokenizer are not of the same family."
+        )
 
 
 def read_tokenizer(sources: Sequence[str]) -> PreTrainedTokenizerFast:

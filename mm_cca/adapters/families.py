@@ -85,8 +85,15 @@ KINDS: list[Kind] = [
         "set model.adapter to chameleon or lumina-mgpt",
         _is("chameleon"),
     ),
-    Kind("gemma", "Liquid (Gemma)", "set model.adapter to liquid", _is("gemma")),
-    Kind("qwen2", "SimpleAR (Qwen2)", "set model.adapter to simplear", _is("qwen2")),
+    Kind(
+        "gemma", "Gemma, as Liquid is", "if it is Liquid, set model.adapter to liquid", _is("gemma")
+    ),
+    Kind(
+        "qwen2",
+        "Qwen2, as SimpleAR is",
+        "if it is SimpleAR, set model.adapter to simplear",
+        _is("qwen2"),
+    ),
 ]
 """Looked through in this order: the first that matches decides."""
 

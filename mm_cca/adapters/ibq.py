@@ -5,12 +5,14 @@ names and without the decoder. Chameleon's classes are the same network under th
 file and in every version; a test compares the two. Shapes: see ``adapters/base.py``.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import ChameleonVQVAEConfig, PreTrainedConfig
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
+from mm_cca.adapters.checkpoint_files import is_hub_name
 from mm_cca.adapters.loading import CheckpointError, read_tensors, reading_checkpoint
 from mm_cca.adapters.vqgan import VQDecoder
 from mm_cca.errors import UserError
@@ -65,6 +67,10 @@ def read_ibq(source: str) -> IBQ:
     Raises:
         UserError: another image tokenizer, or a file is missing or damaged.
     """
+    if not Path(source).is_dir() and not is_hub_name(source):
+        raise UserError(
+            f"model.image_tokenizer {source!r} can't be read: there is no such folder; {ALLOWED}."
+        )
     try:
         with reading_checkpoint():
             raw: dict[str, Any] = PreTrainedConfig.get_config_dict(source)[0]

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import Cache, JanusConfig, JanusForConditionalGeneration, JanusProcessor
 
 from mm_cca.adapters.base import FREE, Defaults, Grid, ImageHead, ImageLayout
+from mm_cca.adapters.checkpoint_files import refuse_without_tokenizer
 from mm_cca.adapters.common import (
     StandardDecoder,
     from_unit_range,
@@ -56,6 +57,7 @@ class Janus(StandardDecoder):
         refuse_image_tokenizer(image_tokenizer, "janus")
         if expect_family(path, "janus", "janus-deepseek").name == "janus-deepseek":
             return cls(*read_deepseek(path, dtype))
+        refuse_without_tokenizer(path)
         with reading_checkpoint():
             config = JanusConfig.from_pretrained(path)
             processor = JanusProcessor.from_pretrained(path)

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from mm_cca.adapters.checkpoint_files import refuse_without_tokenizer
 from mm_cca.adapters.janus_deepseek_weights import config_of, stock_weights, stored_weights
 from mm_cca.adapters.loading import (
     CheckpointError,
@@ -52,6 +53,7 @@ def read_deepseek(
     with reading_checkpoint():
         folder = _folder(path)
         refuse_absent_shards(str(folder))
+        refuse_without_tokenizer(str(folder))
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         vocabulary = _vocabulary(folder)
         tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(
@@ -66,6 +68,7 @@ def read_deepseek(
         JanusForConditionalGeneration, path, config, dtype, in_float32="vqmodel", weights=weights
     )
     tower: Any = config.vision_config
+    module.name_or_path = path  # what a saved LoRA names as its base
     settings = module.generation_config
     settings.pad_token_id = tokenizer.pad_token_id
     settings.bos_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id

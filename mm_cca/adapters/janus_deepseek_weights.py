@@ -115,7 +115,12 @@ def _read(file: Path) -> Weights:
     if file.suffix == ".safetensors":
         return read_file(file)
     place, mapped = ("meta", False) if reads_headers_only() else ("cpu", True)
-    loaded: Weights = torch.load(file, map_location=place, weights_only=True, mmap=mapped)
+    try:
+        loaded: Weights = torch.load(file, map_location=place, weights_only=True, mmap=mapped)
+    except Exception as error:  # torch raises nearly anything for a damaged file
+        raise CheckpointError(
+            f"{file.name} is damaged ({type(error).__name__}: {error}): download it again"
+        ) from error
     return loaded
 
 

@@ -20,10 +20,11 @@ from mm_cca.adapters.appended_codes import (
     refuse_other_vocabulary,
 )
 from mm_cca.adapters.base import Defaults, Grid
+from mm_cca.adapters.checkpoint_files import refuse_without_tokenizer
 from mm_cca.adapters.headers import reads_headers_only
 from mm_cca.adapters.loading import expect_family, load_module, reading_checkpoint
 from mm_cca.adapters.vqgan import (
-    WHERE,
+    META,
     attach_decoder,
     decode_codes,
     fill_encoder,
@@ -54,8 +55,9 @@ class Liquid(AppendedCodes):
             CheckpointError: a file is missing or damaged, or a weight is missing.
         """
         if image_tokenizer is None:
-            raise UserError(f"a Liquid checkpoint holds no image tokenizer. {WHERE}")
+            raise UserError(f"a Liquid checkpoint holds no image tokenizer. {META}")
         expect_family(path, "gemma")
+        refuse_without_tokenizer(path)
         with reading_checkpoint():
             config = GemmaConfig.from_pretrained(path)
             tokenizer = AutoTokenizer.from_pretrained(path)

@@ -21,6 +21,7 @@ from mm_cca.adapters.appended_codes import (
     refuse_other_vocabulary,
 )
 from mm_cca.adapters.base import Defaults, Grid
+from mm_cca.adapters.checkpoint_files import refuse_without_tokenizer
 from mm_cca.adapters.cosmos import PIXELS_PER_CODE, CosmosTokenizer, shape_of
 from mm_cca.adapters.cosmos_network import CosmosShape
 from mm_cca.adapters.headers import reads_headers_only
@@ -61,6 +62,7 @@ class SimpleAR(AppendedCodes):
                 f"{COSMOS}, or to a folder with its {' and '.join(FILES)}."
             )
         expect_family(path, "qwen2")
+        refuse_without_tokenizer(path)
         with reading_checkpoint():
             config = Qwen2Config.from_pretrained(path)
             tokenizer = AutoTokenizer.from_pretrained(path)

@@ -30,10 +30,12 @@ from mm_cca.errors import UserError
 
 PREFIXES = ("model.vqmodel.", "vqmodel.", "")
 PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
-WHERE = (
+META = (
     "Set model.image_tokenizer to Meta's vqgan.ckpt (in the Chameleon download, folder tokenizer/; "
-    "also as a .safetensors file), or use a checkpoint that holds the decoder, such as "
-    "leloy/Anole-7b-v0.1-hf."
+    "also as a .safetensors file)."
+)
+WHERE = (
+    f"{META} Or use a Chameleon checkpoint that holds the decoder, such as leloy/Anole-7b-v0.1-hf."
 )
 
 
@@ -202,6 +204,8 @@ def read_image_tokenizer(source: str) -> dict[str, torch.Tensor]:
 
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     """A Lightning or plain checkpoint; only tensors and plain values are ever unpickled."""
+    if not path.exists():
+        raise UserError(f"model.image_tokenizer {str(path)!r} is not there. {META}")
     try:
         with torch.serialization.safe_globals([(_Inert, name) for name in LIGHTNING]):
             place = "meta" if reads_headers_only() else "cpu"

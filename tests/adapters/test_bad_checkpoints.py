@@ -261,3 +261,38 @@ def test_an_unknown_tiny_family(tmp_path: Path):
 def test_a_tiny_checkpoint_overwrites_nothing(folders: Path):
     with pytest.raises(UserError, match="holds a checkpoint already"):
         write_tiny("janus", folders / "janus")
+
+
+@pytest.mark.parametrize("family", ["liquid", "simplear"])
+def test_a_folder_without_a_tokenizer(family: str, folders: Path, tmp_path: Path):
+    where = _copy_of(folders, family, tmp_path / "copy")
+    for file in (tmp_path / "copy").iterdir():
+        of_text = file.name in ("merges.txt", "vocab.json") or "token" in file.name
+        if of_text and file.is_file():
+            file.unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing: download the folder again"):
+        load_adapter(family, **where)
+
+
+@pytest.mark.parametrize("family", ["chameleon", "lumina-mgpt", "liquid"])
+def test_an_image_tokenizer_that_is_not_there(family: str, folders: Path):
+    where = checkpoint_paths(folders, family) | {"image_tokenizer": "vqgan.ckpt"}
+    with pytest.raises(UserError, match=r"'vqgan\.ckpt' is not there\. Set .* Chameleon download"):
+        load_adapter(family, **where)
+
+
+def test_a_tokenizer_folder_that_is_not_there(folders: Path):
+    where = checkpoint_paths(folders, "lumina-mgpt")
+    with pytest.raises(UserError, match="there is no such folder"):
+        load_adapter("lumina-mgpt", **where | {"tokenizer": f"{where['path']}/tokenzier"})
+
+
+def test_emu3p5_without_head_dim_is_not_sent_to_emu3(folders: Path, tmp_path: Path):
+    """Its vocabulary tells it; both adapters look at the same table of kinds."""
+    where = _copy_of(folders, "emu3p5", tmp_path / "copy")
+    config = {"model_type": "Emu3", "vocab_size": 282926}
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"set model\.adapter to emu3p5"):
+        load_adapter("emu3", str(tmp_path / "copy"))
+    with pytest.raises(UserError, match="vocabulary of 282926 is not"):
+        load_adapter("emu3p5", **where)

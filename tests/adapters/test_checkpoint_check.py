@@ -1,6 +1,7 @@
 """``mm-cca validate`` looks into the checkpoint's files: config, index, headers, tokenizer."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mm_cca import cli, load_adapter
 from mm_cca.adapters.check import check_checkpoint
+from mm_cca.adapters.checkpoint_files import UnreachableError
 from mm_cca.config.schema import ModelConfig
 from mm_cca.errors import UserError
 from mm_cca.testing.tiny import FAMILIES, LAYOUTS, image_tokenizer_of, tokenizer_of, write_tiny
@@ -164,3 +166,25 @@ def test_a_hub_that_cannot_be_reached_is_a_note(hub: FakeHub, tmp_path: Path):
     done = _validate(hub, tmp_path, "good", HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 0, done.stderr
     assert "the files of model.path org/good were not checked" in done.stdout
+
+
+def test_without_a_network_what_was_downloaded_is_checked(
+    emu3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In the hub's cache, as machines with GPUs have it."""
+    from huggingface_hub import constants
+
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / "1"
+    shutil.copytree(emu3, snapshot)
+    (tmp_path / "models--org--tiny" / "refs").mkdir()
+    (tmp_path / "models--org--tiny" / "refs" / "main").write_text("1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    config = _config("emu3", emu3)
+    config.path = "org/tiny"
+    assert check_checkpoint(config, [32, 32]) > 0
+    config.adapter = "janus"
+    with pytest.raises(UserError, match=r"set model\.adapter to emu3"):
+        check_checkpoint(config, [32, 32])
+    config.path = "org/never"
+    with pytest.raises(UnreachableError, match="never downloaded here"):
+        check_checkpoint(config, [32, 32])

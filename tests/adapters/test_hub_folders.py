@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from mm_cca import load_adapter
 from mm_cca.errors import UserError
+from mm_cca.modeling.lora import attach_lora
 from mm_cca.testing.tiny import write_tiny
 from mm_cca.testing.tiny.shards import INDEX
 from tests.support.closeness import assert_close
@@ -225,7 +226,7 @@ def test_a_missing_tokenizer(name: str, tiny: Path, tmp_path: Path):
     for file in folder.iterdir():
         if file.name in ("merges.txt", "vocab.json") or "token" in file.name:
             file.unlink()
-    with pytest.raises(UserError, match="can't be read by the adapter"):
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing: download the folder again"):
         load_adapter(TINY[name][0], str(folder))
 
 
@@ -311,3 +312,18 @@ def test_emu3_chat_is_told_from_emu3_gen(
     with caplog.at_level(logging.WARNING):
         load_adapter("emu3", str(folder))
     assert ("looks like Emu3-Chat" in caplog.text) == warned
+
+
+def test_a_damaged_file_of_deepseeks_names_it(tiny: Path, tmp_path: Path):
+    folder = _copy(tiny, "deepseek", tmp_path)
+    file = next(folder.glob("pytorch_model*.bin"))
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(UserError, match=rf"{file.name} is damaged .*download it again"):
+        load_adapter("janus", str(folder))
+
+
+def test_a_lora_on_deepseeks_layout_names_its_base(tiny: Path, tmp_path: Path):
+    folder = _copy(tiny, "deepseek", tmp_path)
+    model = load_adapter("janus", str(folder))
+    attach_lora(model, rank=2, alpha=2)
+    assert model.module.peft_config["default"].base_model_name_or_path == str(folder)
