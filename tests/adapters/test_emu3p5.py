@@ -228,7 +228,8 @@ def test_decoding_is_codebook_projection_decoder(model: UnifiedModel):
     images = (vq.decoder(vq.post_quant_conv(entries)) + 1) * 127.5
     ours = model.decode(codes, GRID)
     assert ours.shape == (1, 3, 48, 80)
-    assert (ours.float() - images.clamp(0, 255)).abs().max() <= 0.5
+    # Rounded to whole numbers; the last bits of a sum depend on the number of threads.
+    assert (ours.float() - images.clamp(0, 255)).abs().max() <= 0.5 + 1e-3
 
 
 def test_saving_keeps_baais_layout_without_the_image_tokenizer(
