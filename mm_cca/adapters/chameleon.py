@@ -24,7 +24,7 @@ from mm_cca.adapters.chameleon_files import refuse_other_kind, tokenizer_from
 from mm_cca.adapters.common import StandardDecoder
 from mm_cca.adapters.headers import reads_headers_only
 from mm_cca.adapters.loading import load_module, reading_checkpoint
-from mm_cca.adapters.vocabulary import CodeTokens
+from mm_cca.adapters.vocabulary import CodeTokens, refuse_without_vocabulary_map
 from mm_cca.adapters.vqgan import (
     attach_decoder,
     decode_codes,
@@ -124,6 +124,7 @@ class Chameleon(StandardDecoder):
         """A checkpoint with its image decoder; encoder weights too, where the folder lacks them."""
         with reading_checkpoint():
             config = ChameleonConfig.from_pretrained(path)
+        refuse_without_vocabulary_map(config.vocabulary_map)
         config.attention_dropout = 0.0
         source = path if image_tokenizer is None else image_tokenizer
         tensors = read_image_tokenizer(source)

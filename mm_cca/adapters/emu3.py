@@ -23,7 +23,7 @@ from mm_cca.adapters.loading import (
     reading_checkpoint,
     refuse_image_tokenizer,
 )
-from mm_cca.adapters.vocabulary import CodeTokens
+from mm_cca.adapters.vocabulary import CodeTokens, refuse_without_vocabulary_map
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class Emu3(StandardDecoder):
             config = Emu3Config.from_pretrained(path)
             processor = Emu3Processor.from_pretrained(path)
             processor.tokenizer = with_emu3_words(processor.tokenizer, path)
+        refuse_without_vocabulary_map(config.vocabulary_map)
         # Emu3's configs ship 0.1, which would move log-probs between the model and its reference.
         config.text_config.attention_dropout = 0.0  # type: ignore[union-attr]
         module, _ = load_module(

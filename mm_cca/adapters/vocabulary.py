@@ -4,12 +4,24 @@ Shapes: K image codes, R rows of the head, D hidden size, V vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from mm_cca.adapters.base import ImageHead
 from mm_cca.errors import UserError
+
+NO_IMAGE_TOKENS = (
+    "the checkpoint's vocabulary holds no image tokens (vocabulary_map in its config.json): it "
+    "can't draw, or the file is not its family's."
+)
+
+
+def refuse_without_vocabulary_map(vocabulary_map: Any) -> None:
+    """Raises UserError for null, which stock classes fail at without saying so."""
+    if not vocabulary_map:
+        raise UserError(NO_IMAGE_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,7 @@ class CodeTokens:
     def of(cls, img2bpe: dict[int, int]) -> "CodeTokens":
         """From a map of code to id. Raises UserError if there are none or they form no block."""
         if not img2bpe:
-            raise UserError("the checkpoint's vocabulary holds no image tokens.")
+            raise UserError(NO_IMAGE_TOKENS)
         ids = torch.tensor([img2bpe[code] for code in sorted(img2bpe)])
         first, last = int(ids.min()), int(ids.max())
         if last - first + 1 != len(ids):
