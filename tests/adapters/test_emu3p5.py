@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import ChameleonVQVAEConfig, Qwen3Config, Qwen3ForCausalLM
 
 from mm_cca import load_adapter
@@ -300,88 +300,6 @@ def test_the_words_are_found_in_either_folder(folder: Path, tmp_path: Path, plac
     words = str(target) if place == "tokenizer" else None
     found = Emu3p5.load(str(copy), torch.float32, str(images), words)
     assert found.prompt_ids(PROMPTS, GRID) == load(folder).prompt_ids(PROMPTS, GRID)
-
-
-@pytest.mark.parametrize(
-    ("config", "told"),
-    [
-        ({"model_type": "Emu3", "vocab_size": 184622}, r"Emu3 \(vocabulary 184622\), not Emu3\.5"),
-        ({"model_type": "emu3"}, "set model.adapter to emu3"),
-        ({"model_type": "Emu3p5VisionVQ"}, "is the image tokenizer: set it as"),
-        ({"vocab_size": 5}, r"missing or has no model_type"),
-        ([1, 2], "can't be read by the adapter 'emu3p5'"),
-    ],
-)
-def test_another_kind_of_folder(config: object, told: str, folder: Path, tmp_path: Path):
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=told):
-        load(tmp_path, image_tokenizer=image_tokenizer_of("emu3p5", folder))
-
-
-def test_without_an_image_tokenizer(folder: Path):
-    with pytest.raises(UserError, match=r"image_tokenizer is null; allowed.*VisionTokenizer"):
-        load(folder, image_tokenizer=None)
-
-
-def test_without_words(folder: Path, tmp_path: Path):
-    shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns(WORDS))
-    with pytest.raises(UserError, match=rf"no tokenizer in .*src/{WORDS}: copy that folder"):
-        load(tmp_path / "copy")
-
-
-@pytest.mark.parametrize("rows", [slice(0, 32), slice(0, 60)])
-def test_an_image_tokenizer_with_another_codebook(folder: Path, tmp_path: Path, rows: slice):
-    images = _copy_of_images(folder, tmp_path)
-    tensors = load_file(images / "model.safetensors")
-    name = "quantize.embedding.weight"
-    save_file(tensors | {name: tensors[name][rows].clone()}, images / "model.safetensors")
-    config = json.loads((images / "config.json").read_text()) | {"codebook_size": rows.stop}
-    (images / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=rf"is not \d+ text.*{rows.stop} codes.*same family"):
-        load(folder, image_tokenizer=str(images))
-
-
-def _copy_of_images(folder: Path, tmp_path: Path) -> Path:
-    source = Path(str(image_tokenizer_of("emu3p5", folder)))
-    return Path(shutil.copytree(source, tmp_path / "images"))
-
-
-@pytest.mark.parametrize(
-    ("damage", "told"),
-    [
-        (lambda at: (at / "config.json").unlink(), "missing or has no model_type"),
-        (lambda at: (at / "config.json").write_text("[1]"), "can't be read"),
-        (
-            lambda at: (at / "config.json").write_text('{"model_type": "Emu3VisionVQ"}'),
-            "holds a 'Emu3VisionVQ', not Emu3.5's image tokenizer",
-        ),
-        (
-            lambda at: (at / "config.json").write_text('{"model_type": "Emu3p5VisionVQ"}'),
-            "can't be read: KeyError",
-        ),
-        (lambda at: (at / "model.safetensors").unlink(), "lacks 243 weights, such as decoder"),
-        (
-            lambda at: (at / "config.json").write_text(
-                (at / "config.json").read_text().replace('"ch": 32', '"ch": 64')
-            ),
-            r"decoder\.conv_in\.bias has shape \[128\], but config.json describes \[256\]",
-        ),
-        (lambda at: (at / "model.safetensors").write_bytes(b"garbage"), "can't be read"),
-    ],
-)
-def test_a_damaged_image_tokenizer(folder: Path, tmp_path: Path, damage, told: str):
-    images = _copy_of_images(folder, tmp_path)
-    damage(images)
-    with pytest.raises(UserError, match=rf"model\.image_tokenizer '.*{told}"):
-        load(folder, image_tokenizer=str(images))
-
-
-def test_a_file_instead_of_a_folder(folder: Path, tmp_path: Path):
-    (tmp_path / "vqgan.ckpt").write_bytes(b"x")
-    with pytest.raises(
-        UserError, match=r"model\.image_tokenizer.*can't be read.*folder that holds"
-    ):
-        load(folder, image_tokenizer=str(tmp_path / "vqgan.ckpt"))
 
 
 def test_a_side_of_three_digits(model: UnifiedModel):
