@@ -1,6 +1,5 @@
 """Two runs side by side, if they were scored in the same way."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +11,15 @@ from mm_cca.config.keys import COMPARISON
 from mm_cca.config.schema import SampleConfig
 from mm_cca.config.stage_keys import keys_of
 from mm_cca.errors import UserError
-from mm_cca.eval.summary_types import JudgeProtocol, Score, ScoringProtocol, Summary, judged
+from mm_cca.eval.summary_files import read_comparable
+from mm_cca.eval.summary_types import (
+    OWN_SAMPLER,
+    JudgeProtocol,
+    Score,
+    ScoringProtocol,
+    Summary,
+    judged,
+)
 
 FREE_FIELDS = (
     # Of the sampling's keys, prompts and their number are covered by num_prompts, prompts_sha256.
@@ -45,7 +52,7 @@ def compare(first: Path, second: Path, *, allowed: Sequence[str] = ()) -> None:
     Raises:
         UserError: not such files, or protocols that differ in what is not allowed, field by field.
     """
-    results = [_read(first), _read(second)]
+    results = [read_comparable(first), read_comparable(second)]
     differing = differences(results[0]["protocol"], results[1]["protocol"])
     _refuse_unknown(allowed, results)
     refused = {
@@ -65,7 +72,8 @@ def compare(first: Path, second: Path, *, allowed: Sequence[str] = ()) -> None:
 
 def differences(first: ScoringProtocol, second: ScoringProtocol) -> Differences:
     """The fields that must agree and don't."""
-    ours, theirs = dict(_leaves(first)), dict(_leaves(second))
+    without = {"engine": OWN_SAMPLER}  # also in protocols that are older than the field
+    ours, theirs = (without | dict(_leaves(protocol)) for protocol in (first, second))
     return {
         key: (ours.get(key, ABSENT), theirs.get(key, ABSENT))
         for key in sorted(ours.keys() | theirs.keys())
@@ -125,21 +133,6 @@ def _leaves(node: object, prefix: str = "") -> Iterator[tuple[str, object]]:
         return
     for key, value in node.items():
         yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
-
-
-def _read(path: Path) -> Summary:
-    try:
-        summary: Summary = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read: {error}") from error
-    if not isinstance(summary, dict) or not {"arms", "protocol"} <= summary.keys():
-        raise UserError(f"{path} has no scores; use a run's report.json or eval/summary.json.")
-    if "judges" not in summary["protocol"]:
-        raise UserError(
-            f"{path} was scored by an older mm_cca, without scores by judge: delete that run's "
-            "folder eval and run `mm-cca eval RECIPE` again."
-        )
-    return summary
 
 
 def _refuse_unknown(allowed: Sequence[str], results: list[Summary]) -> None:

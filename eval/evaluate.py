@@ -4,7 +4,6 @@ Every rank extracts features, judge by judge, so that only one judge is in memor
 main rank turns them into scores.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,17 +30,23 @@ from mm_cca.eval.language import measure_text, texts_of
 from mm_cca.eval.panel import headline_of
 from mm_cca.eval.per_prompt import PER_PROMPT, write_per_prompt
 from mm_cca.eval.protocol import protocol_of
+from mm_cca.eval.score_warnings import about_engines
+from mm_cca.eval.summary_files import SUMMARY
 from mm_cca.eval.summary_types import INCEPTION, ArmEntry, SplitScores, Summary
 from mm_cca.runs.files import write_json
 from mm_cca.runs.folder import RunFolder, terms_of_training
-from mm_cca.runs.stage import Stage
+from mm_cca.runs.places import digests_of
+from mm_cca.runs.stage import Stage, recorded
 from mm_cca.sampling.arms import Arm, arms_of
-from mm_cca.sampling.manifest import read_manifest
+from mm_cca.sampling.manifest import EngineFacts, read_manifest
 from mm_cca.sampling.prompts import prompts_of, refuse_few_prompts
 
 
-def evaluate_arms(recipe: Recipe, run: RunFolder) -> None:
+def evaluate_arms(recipe: Recipe, run: RunFolder) -> bool:
     """Write ``eval/ARM.json``, ``eval/per_prompt.json`` and ``eval/summary.json``.
+
+    Returns:
+        Whether anything was scored; not where all was there already.
 
     Raises:
         UserError: an arm is not fully sampled or lacks images, or a judge, an extractor or a
@@ -49,13 +54,11 @@ def evaluate_arms(recipe: Recipe, run: RunFolder) -> None:
     """
     state = PartialState()
     arms = arms_of(recipe)
-    stage = Stage(run.eval, _settings(recipe, run, arms))
+    stage = eval_stage(recipe, run, arms)
     done = stage.is_done()
     state.wait_for_everyone()  # before the main rank writes what the others have just read
     if done:
-        return
-    if state.is_main_process:
-        stage.begin()
+        return False
     texts = None if recipe.eval.text_nll is None else texts_of(recipe)
     prompts = prompts_of(recipe, run)
     refuse_few_prompts(recipe, prompts)
@@ -63,21 +66,60 @@ def evaluate_arms(recipe: Recipe, run: RunFolder) -> None:
     _refuse_bad_judges(recipe)
     inception = _inception(recipe)
     captions = captions_of(recipe, run, prompts)
+    # A single judge stays loaded; several were loaded to be compared.
+    only = _scorer(recipe, recipe.eval.scorer[0]) if len(recipe.eval.scorer) == 1 else None
+    if state.is_main_process:  # all checks have passed
+        run.begin(stage, recipe)
     scored = _with_all_metrics(recipe)
     context = RunToJudge(scored, run, arms, prompts, captions, Reconstructor(recipe, run))
     judgements = []
     for number, name in enumerate(recipe.eval.scorer, 1):
         # The first judge's pass extracts Inception's features, too: they have no judge.
-        extractors = Extractors(_scorer(recipe, name), inception if number == 1 else None)
+        scorer = _scorer(recipe, name) if only is None else only
+        extractors = Extractors(scorer, inception if number == 1 else None)
         judgements.append(judgement_of(context, extractors, number))
-        del extractors
+        del extractors, scorer
         release_memory()
     context.reconstructor.release()
     said = [judgement for judgement in judgements if judgement is not None]
     if state.is_main_process:
         _write(context, said, inception, texts)
-        stage.finish()
+        names = (SUMMARY, PER_PROMPT)
+        digests = digests_of(run.eval / name for name in names)
+        stage.finish(files=dict(zip(names, digests, strict=True)))
     state.wait_for_everyone()
+    return True
+
+
+def eval_stage(
+    recipe: Recipe, run: RunFolder, arms: list[Arm], planned: Mapping[Arm, Stage] | None = None
+) -> Stage:
+    """The stage of the scores.
+
+    Args:
+        recipe: a validated recipe.
+        run: its folder.
+        arms: of the recipe.
+        planned: the stages of arms that are sampled before.
+
+    Raises:
+        UserError: an arm is not sampled yet.
+    """
+    settings = _settings(recipe, run, arms, planned or {})
+    return Stage(run.eval, settings, results=(SUMMARY,))
+
+
+def refuse_unloadable(recipe: Recipe) -> None:
+    """Load every judge and extractor once, before hours of work for them.
+
+    Raises:
+        UserError: one can't be loaded or reached, or lacks a package.
+    """
+    _refuse_bad_judges(recipe)
+    if len(recipe.eval.scorer) == 1:
+        _scorer(recipe, recipe.eval.scorer[0])
+    _inception(recipe)
+    release_memory()
 
 
 def _write(
@@ -90,14 +132,15 @@ def _write(
     by_judge = {judgement.entry["name"]: judgement for judgement in judgements}
     sampled_with = read_manifest(run.samples / arms[0].name)[0].get("sampling", {})
     truths = judgements[0].truths
+    entries = [_arm_entry(run, arm, _scores_of(arm.name, judgements)) for arm in arms]
     judging = {name: j.verdicts for name, j in by_judge.items() if j.entry["may_judge"]}
     summary: Summary = {
         "judges": [judgement.entry for judgement in judgements],
         "headline": headline_of(judging),
-        "arms": [_arm_entry(run, arm, _scores_of(arm.name, judgements)) for arm in arms],
+        "arms": entries,
         "floors": {name: _scores_of(name, judgements) for name in context.floors},
         "verdicts": {name: judgement.verdicts for name, judgement in by_judge.items()},
-        "warnings": _warnings(recipe, by_judge),
+        "warnings": [*_warnings(recipe, by_judge), *about_engines(entries)],
         "model_name": terms_of_training(recipe).model_name,
         "protocol": protocol_of(
             recipe,
@@ -106,6 +149,7 @@ def _write(
             truths,
             context.captions,
             sampled_with,
+            entries,
         ),
     }
     if texts is not None:
@@ -118,7 +162,7 @@ def _write(
         {split: truth.prompts for split, truth in truths.items()},
         {name: judgement.numbers for name, judgement in by_judge.items()},
     )
-    write_json(run.eval / "summary.json", summary)
+    write_json(run.eval / SUMMARY, summary)
 
 
 def _scores_of(name: str, judgements: Sequence[Judgement]) -> dict[str, SplitScores]:
@@ -151,15 +195,20 @@ def _with_all_metrics(recipe: Recipe) -> Recipe:
     return replace(recipe, eval=replace(recipe.eval, metrics=metrics))
 
 
-def _settings(recipe: Recipe, run: RunFolder, arms: list[Arm]) -> dict[str, Any]:
+def _settings(
+    recipe: Recipe, run: RunFolder, arms: list[Arm], planned: Mapping[Arm, Stage]
+) -> dict[str, Any]:
     settings = settings_of(EVAL, recipe)
     if recipe.eval.real_reference is not None:
         settings["eval.reference (names and sizes)"] = files_digest(recipe.eval.real_reference)
     for arm in arms:
-        path = run.samples / arm.name / "stage.json"
-        if not path.exists() or not json.loads(path.read_text())["done"]:
+        stored = recorded(run.samples / arm.name)
+        if arm in planned:
+            settings[f"arm {arm.name}"] = planned[arm].settings
+        elif stored is not None and stored["done"]:
+            settings[f"arm {arm.name}"] = stored["settings"]
+        else:
             raise UserError(f"arm {arm.name} is not sampled yet: run `mm-cca sample RECIPE` first.")
-        settings[f"arm {arm.name}"] = json.loads(path.read_text())["settings"]
     return settings
 
 
@@ -209,7 +258,7 @@ def _inception(recipe: Recipe) -> Inception | None:
 
 def _arm_entry(run: RunFolder, arm: Arm, scores: dict[str, SplitScores]) -> ArmEntry:
     lines = read_manifest(run.samples / arm.name)
-    return {
+    entry: ArmEntry = {
         "name": arm.name,
         "source": arm.source,
         "guidance_scale": arm.guidance_scale,
@@ -220,3 +269,6 @@ def _arm_entry(run: RunFolder, arm: Arm, scores: dict[str, SplitScores]) -> ArmE
         "seconds_per_image": float(np.mean([line["seconds"] for line in lines])),
         "scores": scores,
     }
+    if "engine" in lines[0]:
+        entry["engine"] = str(EngineFacts(**lines[0]["engine"]))
+    return entry

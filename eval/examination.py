@@ -9,7 +9,6 @@ Shapes: n images, one a prompt; F feature size; c distinct captions of the whole
 captions, at most one a prompt and kind of attribute.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn.functional import normalize
+from typing_extensions import TypedDict
 
+from mm_cca.config.read_files import json_of
 from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
 from mm_cca.eval.features.scorer import Scorer
@@ -25,6 +26,16 @@ from mm_cca.eval.ground_truth import SplitTruth
 from mm_cca.eval.metrics.retrieval import among_best, cosines, retrieval_ranks
 from mm_cca.eval.summary_types import Examination, Examinations, Margin
 from mm_cca.negatives import load_words, variants
+
+
+class _ExaminedJudge(TypedDict):
+    sha256: str
+    examination: Examinations | None
+
+
+class _Examined(TypedDict):
+    judges: list[_ExaminedJudge]
+
 
 STANDARD_ERRORS = 2.0
 """A margin counts as above 0 from so many of its standard errors."""
@@ -197,14 +208,9 @@ def earlier_examinations(path: str | None) -> dict[str, Examinations]:
     """
     if path is None:
         return {}
-    try:
-        judges = json.loads(Path(path).read_text())["judges"]
-        found = {j["sha256"]: j["examination"] for j in judges if j["examination"] is not None}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"eval.examined {path} can't be read ({error!r}); it must be eval/summary.json of a "
-            "run of this version of mm_cca."
-        ) from error
+    advice = "eval.examined must be eval/summary.json of a run of this version of mm_cca."
+    judges = json_of(Path(path), _Examined, advice)["judges"]
+    found = {j["sha256"]: j["examination"] for j in judges if j["examination"] is not None}
     if not found:
         raise UserError(
             f"eval.examined {path} examined no judge; name a run with the base on captions of the "

@@ -44,7 +44,7 @@ def measure_text(
     nll: dict[str, np.ndarray] = {}
     for source in sources:
         model = load_source(recipe, run, source)
-        nll[source] = _nll(model, texts, recipe.sample.batch_size)
+        nll[source] = _nll(model, texts, recipe.sample.batch_size_without_auto)
         del model
         release_memory()
     base = nll.get("base")

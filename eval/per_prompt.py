@@ -3,10 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from mm_cca.config.read_files import is_there, json_of, reading, shaped
 from mm_cca.errors import UserError
 from mm_cca.eval.summary_types import ImageNumbers, SplitNumbers
 from mm_cca.runs.files import write_text
@@ -60,12 +61,14 @@ def read_per_prompt(path: Path) -> dict[str, SplitNumbers]:
     """Split -> what ``write_per_prompt`` wrote.
 
     Raises:
-        UserError: the run was scored before this file existed.
+        UserError: the run was scored before this file existed, or it is damaged.
     """
-    numbers: dict[str, SplitNumbers] = json.loads(path.read_text()) if path.exists() else {}
+    again = f"Delete {path.parent} and run `mm-cca eval RECIPE` again."
+    numbers = json_of(path, dict[str, dict[str, Any]], again) if is_there(path) else {}
     if not numbers or any("judges" not in of_split for of_split in numbers.values()):
         raise UserError(
             f"{path} has no numbers by judge, so the images can't be sorted: this run was scored "
-            f"by an older mm_cca. Delete {path.parent} and run `mm-cca eval RECIPE` again."
+            f"by an older mm_cca. {again}"
         )
-    return numbers
+    with reading(path, again):
+        return {split: shaped(of_split, SplitNumbers) for split, of_split in numbers.items()}

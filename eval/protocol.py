@@ -1,6 +1,6 @@
 """How the scores were computed: everything that another run must share to be comparable."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -19,7 +19,14 @@ from mm_cca.eval.features.references import ReferenceSet
 from mm_cca.eval.features.scorer import Scorer
 from mm_cca.eval.ground_truth import SplitTruth
 from mm_cca.eval.metrics.bootstrap import intervals_text
-from mm_cca.eval.summary_types import JudgeProtocol, ReferenceEntry, ScoringProtocol
+from mm_cca.eval.summary_types import (
+    OWN_SAMPLER,
+    ArmEntry,
+    DrawnBy,
+    JudgeProtocol,
+    ReferenceEntry,
+    ScoringProtocol,
+)
 
 PACKAGES = (
     "torch",
@@ -55,6 +62,7 @@ def protocol_of(
     truths: Mapping[str, SplitTruth],
     captions: list[str],
     sampled_with: Mapping[str, Any],
+    arms: Sequence[ArmEntry],
 ) -> ScoringProtocol:
     """The protocol block of a summary.
 
@@ -65,12 +73,15 @@ def protocol_of(
         truths: of any judge, by split.
         captions: all that retrieval ranks, in their order.
         sampled_with: temperature, top_k and top_p where the recipe leaves them to the family.
+        arms: that were scored.
     """
     seed = recipe.sample.seed
     texts = {split: [prompt.caption for prompt in t.prompts] for split, t in truths.items()}
     references = {split: truth.reference for split, truth in truths.items()}
     return {
         "judges": dict(judges),
+        **_engine(arms),
+        **_buckets(recipe),
         "inception_sha256": None if inception is None else inception.sha256,
         "metrics": {
             name: f"{METRICS[name].definition}; on {METRICS[name].source.value}"
@@ -97,6 +108,19 @@ def protocol_of(
         "device": _device(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
+
+
+def _engine(arms: Sequence[ArmEntry]) -> DrawnBy:
+    """What drew the arms without guidance; nothing if no engine did, as in older protocols."""
+    drawn_by = {arm.get("engine", OWN_SAMPLER) for arm in arms if arm["guidance_scale"] == 1.0}
+    if drawn_by <= {OWN_SAMPLER}:
+        return {}
+    return {"engine": " and ".join(sorted(drawn_by))}
+
+
+def _buckets(recipe: Recipe) -> DrawnBy:
+    """Nothing where all images have one size, as in older protocols."""
+    return {"buckets": recipe.data.buckets} if recipe.data.buckets else {}
 
 
 def _reference(reference: ReferenceSet | None) -> ReferenceEntry | None:

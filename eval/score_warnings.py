@@ -1,7 +1,7 @@
 """Sentences about scores that are not reliable as they are, for ``summary["warnings"]`` and for the
 ``cautions`` of a verdict."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mm_cca.config.metrics import LEAD, METRICS, FeatureSource, ReferenceNeed
 from mm_cca.config.schema import Recipe
@@ -11,7 +11,7 @@ from mm_cca.eval.ground_truth import SplitTruth
 from mm_cca.eval.metrics.distances import KERNEL_SUBSET_SIZE, kernel_subset_size
 from mm_cca.eval.metrics.frechet import PER_DIMENSION
 from mm_cca.eval.metrics.intervals import FEW_PROMPTS
-from mm_cca.eval.summary_types import Scores
+from mm_cca.eval.summary_types import OWN_SAMPLER, ArmEntry, Scores
 
 SMALL_SUBSETS = {"kernel_distance": 100, "kid": KERNEL_SUBSET_SIZE}
 """Subsets of fewer images than this get a warning."""
@@ -62,12 +62,14 @@ def _about_numbers(recipe: Recipe, split: str, truth: SplitTruth, ours: Features
         size = ours.of(metric.source).shape[1]
         if 0 < min(n, m) <= size:
             warnings.append(
-                f"{split}: {name} of {n} images and {m} references in {size} dimensions has "
-                "singular covariances and is dominated by bias; compare only at the same number "
-                "of images, and with the floor of real images."
+                f"{split}: {metric.heading} of {n} images and {m} references in {size} dimensions "
+                "has singular covariances and is dominated by bias; compare only at the same "
+                "number of images, and with the floor of real images."
             )
         else:
-            warnings += [f"{split}: {caution}" for caution in per_dimension(name, n, size)]
+            warnings += [
+                f"{split}: {caution}" for caution in per_dimension(metric.heading, n, size)
+            ]
     if reference is not None and reference.statistics is not None:
         if reference.statistics.protocol["extractor"] == NOT_RECORDED:
             warnings.append(
@@ -125,6 +127,25 @@ def about_choice(num_prompts: int) -> list[str]:
     return [
         f"{num_prompts} prompts are too few to halve: the best arms were chosen on the prompts "
         "that they are judged on, which favours whoever had more to choose from."
+    ]
+
+
+def about_engines(arms: Sequence[ArmEntry]) -> list[str]:
+    """A warning where arms were drawn by unlike samplers, and so not with the same random numbers.
+
+    Differences of arms are paired by prompt. That holds whoever drew them: each prompt's difference
+    has its own noise, and intervals are over prompts. Shared noise would only narrow them.
+    """
+    drawn_by: dict[str, list[str]] = {}
+    for arm in arms:
+        drawn_by.setdefault(arm.get("engine", OWN_SAMPLER), []).append(arm["name"])
+    if len(drawn_by) <= 1:
+        return []
+    listed = "; ".join(f"{', '.join(names)} by {engine}" for engine, names in drawn_by.items())
+    return [
+        f"arms were drawn by unlike samplers ({listed}): on the same prompts, but not with the "
+        "same random numbers. Differences across them are paired by prompt only, so their "
+        "intervals are right but wider, and rows of images differ in noise as well."
     ]
 
 

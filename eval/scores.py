@@ -26,6 +26,13 @@ from mm_cca.eval.metrics.attributes import answers
 from mm_cca.eval.metrics.distances import cmmd, inception_score, kernel_distance
 from mm_cca.eval.metrics.frechet import frechet_at_infinity
 from mm_cca.eval.metrics.intervals import mean_interval, share_interval
+from mm_cca.eval.metrics.jackknife import (
+    FEWEST_PROMPTS,
+    frechet_without,
+    groups_of_prompts,
+    jackknife_interval,
+    recall_without,
+)
 from mm_cca.eval.metrics.prdc import density_coverage, precision_recall
 from mm_cca.eval.metrics.retrieval import among_best, cosines, retrieval_ranks
 from mm_cca.eval.summary_types import Interval, Score, Scores
@@ -128,6 +135,9 @@ OF_SETS |= {reconstruction_name(name): OF_SETS[name] for name in AGAINST_RECONST
 
 EXTRAPOLATED = ("frechet_distance", reconstruction_name("frechet_distance"))
 """Shown at infinitely many images, too. Not FID: its 2,048 dimensions would take minutes."""
+RECALLS = ("recall", reconstruction_name("recall"))
+PLOTTED = (*EXTRAPOLATED, *RECALLS)
+"""Fidelity and diversity, which are plotted with an interval."""
 
 
 def measure(features: Features, truth: SplitTruth) -> ArmScores:
@@ -151,7 +161,8 @@ def per_prompt(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
 def scores_of(recipe: Recipe, measured: ArmScores, truth: SplitTruth) -> Scores:
     """The scores of ``eval.metrics`` in their order, then the attributes.
 
-    Each has a ``value``; a mean over prompts also ``low`` and ``high``, its 95 % interval.
+    Each has a ``value``; means over prompts, Frechet distances and recalls also ``low`` and
+    ``high``, their 95 % interval.
     """
     seed = recipe.sample.seed
     sets = {
@@ -164,6 +175,8 @@ def scores_of(recipe: Recipe, measured: ArmScores, truth: SplitTruth) -> Scores:
             scores[name] = OF_SETS[name](sets[METRICS[name].reference])
             if name in EXTRAPOLATED:
                 scores[name]["extrapolated"] = _extrapolated(name, measured, truth, seed)
+            if name in PLOTTED:
+                scores[name] |= _spread(name, scores[name]["value"], measured, truth, seed)
         else:
             metric = PER_IMAGE[name]
             means = per_prompt(metric.factor * metric.values(measured), truth.groups)
@@ -184,3 +197,20 @@ def _extrapolated(name: str, measured: ArmScores, truth: SplitTruth, seed: int) 
     return frechet_at_infinity(
         measured.features.scorer, truth.groups, reference.target(FeatureSource.SCORER), seed=seed
     )
+
+
+def _spread(name: str, value: float, measured: ArmScores, truth: SplitTruth, seed: int) -> Score:
+    """The interval over prompts of a number of the whole set; nothing where prompts are few."""
+    reference = truth.compared_with(METRICS[name])
+    assert reference is not None
+    prompts = groups_of_prompts(int(truth.groups.max()) + 1, seed=seed)
+    if len(prompts) < FEWEST_PROMPTS:
+        return {"value": value}
+    features = measured.features.scorer
+    if name in RECALLS:
+        assert reference.features is not None
+        recalls = recall_without(features, reference.features.scorer, prompts[truth.groups])
+        return cast(Score, jackknife_interval(value, recalls, most=1.0))
+    target = reference.target(FeatureSource.SCORER)
+    distances = frechet_without(features, truth.groups, target, prompts)
+    return cast(Score, jackknife_interval(value, distances))

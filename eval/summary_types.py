@@ -1,7 +1,9 @@
 """What ``eval/summary.json``, ``report.json``, ``per_prompt.json`` and ``sweep.json`` hold."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NotRequired, TypedDict, cast
+from typing import Any, Literal, NotRequired, cast
+
+from typing_extensions import TypedDict
 
 
 class Interval(TypedDict):
@@ -15,7 +17,8 @@ class Interval(TypedDict):
 class Score(TypedDict):
     """One metric of one arm on one split.
 
-    ``low`` and ``high`` belong to means over prompts, ``deviation`` to the Inception score;
+    ``low`` and ``high`` belong to means over prompts, Frechet distances and recalls (not in
+    summaries of older versions), ``deviation`` to the Inception score;
     ``count`` (of prompts) and ``chance`` (share right by guessing) to attributes; ``extrapolated``
     (to infinitely many images) to Frechet distances of the scorer.
     """
@@ -40,7 +43,10 @@ INCEPTION = "inception"
 
 
 class ArmFields(TypedDict):
-    """What an arm is; points of a sweep have ``values`` (of the swept keys) and ``signals``."""
+    """What an arm is; points of a sweep have ``values`` (of the swept keys) and ``signals``.
+
+    ``engine`` is what drew it, such as ``vllm 0.32.0, bfloat16``; without it, our own sampler.
+    """
 
     name: str
     source: str
@@ -50,6 +56,7 @@ class ArmFields(TypedDict):
     num_images: int
     forwards_per_image: int
     seconds_per_image: float
+    engine: NotRequired[str]
     values: NotRequired[dict[str, Any]]
     signals: NotRequired[dict[str, float]]
 
@@ -209,7 +216,19 @@ class JudgeProtocol(TypedDict):
     captions_cut: dict[str, int]
 
 
-class ScoringProtocol(TypedDict):
+OWN_SAMPLER = "our own sampler"
+"""What drew an arm without ``engine``."""
+
+
+class DrawnBy(TypedDict):
+    """What drew the arms without guidance, if an engine drew any, and the image sizes besides
+    ``data.image_size``, if there are any."""
+
+    engine: NotRequired[str]
+    buckets: NotRequired[list[str]]
+
+
+class ScoringProtocol(DrawnBy):
     """Everything that another run must share to be comparable; dictionaries are by split.
 
     ``judges`` is by the sha256 of the weights: names may differ.
@@ -281,6 +300,20 @@ class BestArms(TypedDict):
     control: str | None
 
 
+class SweepVerdict(TypedDict):
+    """A point's alignment minus that of the best guided base, ``rival``, by one judge on one split;
+    over the ``seeds`` of the point."""
+
+    point: str
+    seeds: int
+    judge: str
+    split: str
+    rival: str
+    difference: Interval
+    confidence: float
+    standing: Standing
+
+
 class SweepSummary(TypedDict):
     """``diverged`` is name -> reason; ``over_seeds`` is by judge, ``best`` by judge and split."""
 
@@ -292,6 +325,7 @@ class SweepSummary(TypedDict):
     warnings: list[str]
     protocol: ScoringProtocol
     best: dict[str, dict[str, BestArms]]
+    verdicts: list[SweepVerdict]
 
 
 class ImageNumbers(TypedDict):

@@ -4,15 +4,38 @@
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for editors and type checkers
+    from mm_cca import negatives, objectives
+    from mm_cca.adapters import load_adapter
+    from mm_cca.api import decode, encode, generate, load_run, logprobs
+    from mm_cca.config.load import load_config
+    from mm_cca.errors import UserError
 
 _MODULE_OF = {
     "load_config": "mm_cca.config.load",
     "load_adapter": "mm_cca.adapters",
     "UserError": "mm_cca.errors",
+    "decode": "mm_cca.api",
+    "encode": "mm_cca.api",
+    "generate": "mm_cca.api",
+    "load_run": "mm_cca.api",
+    "logprobs": "mm_cca.api",
 }
 _SUBMODULES = ("objectives", "negatives")
-__all__ = ["UserError", "load_adapter", "load_config", "negatives", "objectives"]
+__all__ = [
+    "UserError",
+    "decode",
+    "encode",
+    "generate",
+    "load_adapter",
+    "load_config",
+    "load_run",
+    "logprobs",
+    "negatives",
+    "objectives",
+]
 
 
 def __getattr__(name: str) -> Any:

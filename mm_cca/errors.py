@@ -11,3 +11,12 @@ class Diverged(UserError):
 
 class Interrupted(Exception):
     """SIGTERM or Ctrl-C while training: the state is saved, and the same command resumes."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of Python, of a GPU, or of torch's allocator on a CPU, which has no type of its own."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )

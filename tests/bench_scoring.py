@@ -18,7 +18,7 @@ import datasets
 from mm_cca.config.metrics import DEFAULT
 from mm_cca.config.shipped import shipped
 from mm_cca.testing.tiny import write_tiny
-from tests.bench_training import measured
+from tests.support.processes import measured
 from tests.support.towers import write_inception
 
 ON_SCORER = ",".join([*DEFAULT, "density", "coverage", "cmmd"])

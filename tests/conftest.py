@@ -18,11 +18,14 @@ from transformers import Emu3VQVAE, Emu3VQVAEConfig
 from mm_cca import load_adapter
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.demo import small_emu3 as tiny
-from mm_cca.testing.tiny import FAMILIES, write_tiny
+from mm_cca.testing.tiny import FAMILIES, LAYOUTS, write_tiny
+from mm_cca.testing.tiny.sizes import Layout
 from tests.support import runs
 from tests.support.third_party import write_third_party
 from tests.support.training import LONG, at
 
+# Else each run would take the cores that are free, and other threads round otherwise.
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 CHROMIUM = Path("/usr/bin/chromium")
 # A shell starts background jobs with SIGINT ignored, and children inherit that: servers that the
 # tests stop by SIGINT would then never end.
@@ -139,13 +142,33 @@ def whole(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run" / "train"
 
 
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("families")
+def _write_all(root: Path, layout: Layout) -> Path:
     for family in FAMILIES:
-        write_tiny(family, root / family, side=4, layout="transformers")  # one weight file each
+        write_tiny(family, root / family, side=4, layout=layout)
     write_third_party(root / "third-party", root / "lumina-mgpt" / "vqgan.ckpt")
     return root
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every family as transformers saves it: one weight file each."""
+    return _write_all(tmp_path_factory.mktemp("families"), "transformers")
+
+
+@pytest.fixture(scope="session")
+def hub_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every family as the hub has it, and ``deepseek``: Janus in DeepSeek's own layout."""
+    root = _write_all(tmp_path_factory.mktemp("hub_families"), "hub")
+    write_tiny("janus", root / "deepseek", side=4, layout="deepseek")
+    return root
+
+
+@pytest.fixture(scope="session", params=LAYOUTS)
+def both_folders(request: pytest.FixtureRequest) -> Path:
+    """``folders`` and ``hub_folders``, one after the other."""
+    name = "hub_folders" if request.param == "hub" else "folders"
+    found: Path = request.getfixturevalue(name)
+    return found
 
 
 @pytest.fixture

@@ -20,7 +20,15 @@ from transformers import (
 )
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
-from mm_cca.adapters.base import FREE, Defaults, Grid, ImageLayout
+from mm_cca.adapters.base import (
+    BEYOND_TOKENIZER,
+    FREE,
+    Defaults,
+    EngineServing,
+    Grid,
+    ImageLayout,
+)
+from mm_cca.adapters.chat_templates import PROMPT, joined, literal
 from mm_cca.adapters.common import StandardDecoder, pad_id_of
 from mm_cca.adapters.loading import expect_family, load_module, reading_checkpoint
 from mm_cca.adapters.vocabulary import CodeTokens
@@ -42,6 +50,7 @@ class AppendedCodes(StandardDecoder):
 
     name = "appended-codes"
     defaults = Defaults(guidance_scale=7.0, temperature=0.99, top_k=4096, top_p=0.96)
+    engine_serving = EngineServing(BEYOND_TOKENIZER)  # codes are no tokens of its tokenizer
 
     def __init__(
         self, language: LlamaForCausalLM, vq: ChameleonVQVAE, tokenizer: PreTrainedTokenizerFast
@@ -80,6 +89,9 @@ class AppendedCodes(StandardDecoder):
         self, conditional: list[int], grid: Grid, negative_prompt: str = ""
     ) -> list[int]:
         return self.prompt_ids([negative_prompt or "<unconditional>"], grid)[0]
+
+    def chat_template(self, grid: Grid) -> str | None:
+        return joined(literal("<s>"), PROMPT, literal("<boi>"))  # for an engine's chat requests
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return self._processor([f"<s>{text}" for text in texts])["input_ids"]

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 STAGE = {"modeling", "data", "adapters", "runs", "config", "negatives", "objectives", "errors"}
 ALLOWED = {
     "cli": {"testing", "eval", "training", "sampling", "demo"} | STAGE,
+    "api": {"sampling"} | STAGE,
     "testing": {"demo", "modeling", "adapters", "errors"},
     "eval": {"training", "sampling"} | STAGE - {"objectives"},
     "training": STAGE,
@@ -24,6 +25,7 @@ ALLOWED = {
     "objectives": {"errors"},
     "errors": set(),
     "recipes": set(),
+    "vllm_plugin": set(),
 }
 """The table of CONTRIBUTING.md."""
 EVAL_TRAINING = {"mm_cca.training.health"}
@@ -72,7 +74,7 @@ EVAL = "mm_cca.eval."
 INSIDE_EVAL = {
     "metrics": {"metrics", "summary_types"},
     "features": {"features", "metrics"},
-    "report": {"report", "per_prompt", "summary_types"},
+    "report": {"report", "comparison_types", "per_prompt", "summary_files", "summary_types"},
 }
 
 
@@ -91,6 +93,19 @@ def test_only_the_command_line_imports_the_report():
         if any(target.startswith(f"{EVAL}report") for target in imports_of(module))
     }
     assert importers == {"cli", "eval"}
+
+
+def test_vllm_is_only_imported_by_its_plugin():
+    """An engine lives in an environment of its own, and its plugin knows nothing of ours."""
+    packages = {}
+    for module, path in PATHS.items():
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = [alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names]
+        names += [str(n.module) for n in nodes if isinstance(n, ast.ImportFrom)]
+        packages[module] = {name.split(".")[0] for name in names}
+    users = {module for module, names in packages.items() if names & {"vllm", "mm_cca_vllm"}}
+    assert users == {module for module in PATHS if package_of(module) == "vllm_plugin"}
+    assert all("mm_cca" not in packages[module] for module in users)
 
 
 def test_every_package_has_its_rules():

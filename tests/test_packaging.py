@@ -4,12 +4,15 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
+import types
 import zipfile
 from importlib import import_module, metadata, resources
 from pathlib import Path
 
 import pytest
 
+from mm_cca.adapters.janus_engine import ARCHITECTURE
 from mm_cca.config.shipped import SHIPPED
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +68,7 @@ def test_wheel_holds_what_is_no_code(wheel: zipfile.ZipFile):
         "mm_cca/demo/NOTICE.md",
         "mm_cca/py.typed",
         "mm_cca/negatives/words.yaml",
+        "mm_cca/vllm_plugin/pyproject.toml",  # pip installs it in an engine's environment
     } <= inside
     shipped = (ROOT / "mm_cca" / "demo" / "emoji.parquet").read_bytes()
     assert wheel.read("mm_cca/demo/emoji.parquet") == shipped
@@ -91,6 +95,27 @@ def test_wheel_holds_nothing_else(wheel: zipfile.ZipFile):
     assert len(tops) == 2, tops
     assert "mm_cca" in tops
     assert not [name for name in wheel.namelist() if "tests" in name or name.startswith("runs/")]
+
+
+def test_the_plugin_of_vllm_declares_one_entry_point():
+    """One in ``vllm.logits_processors`` would stop other servers from starting."""
+    folder = ROOT / "mm_cca" / "vllm_plugin"
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"] == {
+        "vllm.general_plugins": {"mm_cca_janus": "mm_cca_vllm:register"}
+    }
+    assert project["dependencies"] == []
+    registered: dict[str, str] = {}
+    registry = types.SimpleNamespace(register_model=registered.__setitem__)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.setitem(sys.modules, "vllm", types.SimpleNamespace(ModelRegistry=registry))
+        import_module("mm_cca_vllm").register()
+    (place,) = registered.values()
+    module, _, name = place.partition(":")
+    assert list(registered) == [name] == [ARCHITECTURE]
+    source = (folder / f"{module.replace('.', '/')}.py").read_text()
+    assert f"class {name}(" in source
 
 
 def test_wheel_has_the_command(wheel: zipfile.ZipFile):

@@ -17,6 +17,8 @@ DOCUMENTS = (
     "recipes/README.md",
     "eval/README.md",
     "mm_cca/demo/README.md",
+    "docs/python.md",
+    "docs/free-gpu.md",
 )
 TEXTS = {name: (ROOT / name).read_text() for name in DOCUMENTS}
 README = TEXTS["README.md"]
@@ -65,7 +67,21 @@ def test_a_command_is_well_formed(words: list[str], tmp_path: Path):
     if args.verb == "tiny":
         assert cli.main([*words[:2], str(tmp_path / "tiny"), "--side", "2"]) == 0
         return
-    if args.verb in ("average", "bench", "export", "export-samples", "demo", "gaps"):
+    needs_run = (
+        "average",
+        "bench",
+        "compare",
+        "export",
+        "export-samples",
+        "demo",
+        "gaps",
+        "push",
+        "runs",
+        "serve",
+        "vote",
+        "watch",
+    )
+    if args.verb in needs_run:
         return  # needs a finished run: test_average.py, test_export.py, test_gaps.py ...
     if args.verb == "eval" and args.compare:
         return  # test_compare.py

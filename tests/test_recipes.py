@@ -22,11 +22,14 @@ from mm_cca.config.load import load_config
 from mm_cca.config.schema import Recipe
 from mm_cca.config.shipped import ADAPTERS, shipped_recipes
 from mm_cca.testing.tiny import image_tokenizer_of, tokenizer_of, write_tiny
+from mm_cca.training.simulated_step import quantized_bytes
 from tests.support import runs
 
 LARGE = [name for name in shipped_recipes() if not name.startswith(("emoji", "coco"))]
 FINETUNE = [name for name in LARGE if name.endswith("-finetune")]
 CCA = [name for name in LARGE if name not in FINETUNE]
+PREVIEWED = [name for name in LARGE if name.endswith(("-finetune", "-lora"))]
+"""The others train all weights."""
 
 
 def _header(name: str) -> str:
@@ -71,6 +74,19 @@ def test_dry_run_on_a_tiny_checkpoint(name: str, tmp_path: Path):
         assert abs(first["positive_gap"]) <= 1e-3
         assert second["code_negative_gap"] != 0, "the first step moved nothing"
     assert (tmp_path / "run" / "train" / "model").is_dir()
+    sheets = sorted(path.name for path in (tmp_path / "run" / "train").glob("previews/*.png"))
+    assert sheets == (["step-000000.png", "step-000002.png"] if name in PREVIEWED else [])
+
+
+@pytest.mark.parametrize("name", [*PREVIEWED, "emoji"])
+def test_the_header_speaks_of_previews(name: str):
+    recipe = load_config(name)
+    assert isinstance(recipe, Recipe)
+    number = {1: "one prompt", 2: "two prompts", 4: "four prompts"}[recipe.sample.num_previews]
+    assert (recipe.sample.every, recipe.sample.preview_prompts) == ("auto", [])
+    assert f"# Previews: {number} with and without guidance" in _header(name)
+    # Guided sampling takes as much memory.
+    assert 2 * recipe.sample.num_previews <= recipe.sample.batch_size_without_auto
 
 
 def test_the_headers_offer_the_papers_objective(tmp_path: Path):
@@ -183,6 +199,18 @@ def test_the_header_counts_emu3s_weights_right(emu3_at_full_size: Emu3, name: st
     size = sum(p.numel() * (4 if "vqmodel" in name else 2) for name, p in parameters) / 1e9
     (told,) = re.findall(r"([\d.]+) GB of weights", _header(name))
     assert float(told) == pytest.approx(size, abs=0.1)
+
+
+def test_the_header_counts_emu3s_quantised_weights_right(emu3_at_full_size: Emu3):
+    """Packed in the blocks, else two bytes for every parameter, four in the image tokenizer."""
+    size = 0
+    for name, p in emu3_at_full_size.module.named_parameters():
+        if ".layers." in name and p.ndim == 2 and "vqmodel" not in name:
+            size += quantized_bytes(*p.shape, "nf4")
+        else:
+            size += p.numel() * (4 if "vqmodel" in name else 2)
+    (told,) = re.findall(r"([\d.]+) GB of weights", _header("emu3-gen-qlora"))
+    assert float(told) == pytest.approx(size / 1e9, abs=0.05)
 
 
 QWEN_1_5B = {

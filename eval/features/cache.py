@@ -7,15 +7,18 @@ other weights, preprocessing, libraries or devices get a file of their own.
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from mm_cca.config.read_files import is_there, reading
 from mm_cca.errors import UserError
 from mm_cca.eval.features.extract import Extractors, Features, extract
 from mm_cca.eval.features.image_sets import ImageSet
@@ -41,7 +44,7 @@ def extract_once(
     key = hashlib.sha256(repr([*made_from, images.count, *_probe(extractors)]).encode())
     path = folder / f"{key.hexdigest()[:32]}.safetensors"
     # Rank 0 decides for all: another run may finish the file between the ranks' checks.
-    if gather_object([path.exists()])[0]:
+    if gather_object([is_there(path)])[0]:
         return _read(path)
     features = extract(images, extractors)
     if PartialState().is_main_process:
@@ -60,13 +63,26 @@ def _probe(extractors: Extractors) -> list[str]:
 
 
 def _read(path: Path) -> Features:
-    try:
+    with reading(path, "Delete it to recompute."):
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            sha256 = file.metadata()["sha256"]
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} can't be read: {error}\nDelete it to recompute.") from error
+            metadata = file.metadata() or {}
+            sha256 = metadata["sha256"]
+        if metadata.get("features_sha256") not in (None, _digest(tensors)):
+            raise ValueError("its features are not those that were written")
+        if not all(bool(value.isfinite().all()) for value in tensors.values()):
+            raise ValueError("it holds NaN or infinity")
+        if "scorer" not in tensors:
+            raise ValueError("it has no features of the scorer")
     return Features(tensors["scorer"], tensors.get("inception"), tensors.get("logits"), sha256)
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _write(path: Path, features: Features) -> None:
@@ -78,7 +94,8 @@ def _write(path: Path, features: Features) -> None:
     present = {name: t.contiguous() for name, t in tensors.items() if t is not None}
     try:
         with atomic_path(path) as temporary:
-            save_file(present, temporary, metadata={"sha256": features.sha256})
-    except (OSError, SafetensorError) as error:
+            metadata = {"sha256": features.sha256, "features_sha256": _digest(present)}
+            save_file(present, temporary, metadata=metadata)
+    except (OSError, SafetensorError, UserError) as error:
         # The scores don't need the file, and shared tokens may be read-only.
         print(f"features of real images were not saved: {error}", file=sys.stderr)

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from mm_cca.config.schema import Recipe
-from mm_cca.data.images import fitted, load_images, load_split, open_image
+from mm_cca.data.images import fitted, image_bytes, load_images, load_split, open_image
 from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError
 from mm_cca.eval.features.distributed import map_over_ranks
@@ -44,10 +44,18 @@ def size_of(recipe: Recipe) -> list[int]:
     return recipe.eval.image_size or recipe.data.image_size
 
 
+def resized_to(recipe: Recipe) -> list[int] | None:
+    """What drawn pictures are resized to before they are scored; None: they have that size.
+
+    With buckets the pictures of an arm have several, and extractors read one.
+    """
+    return size_of(recipe) if recipe.data.buckets else recipe.eval.image_size
+
+
 def sampled_images(recipe: Recipe, run: RunFolder, arm: str, prompts: list[Prompt]) -> ImageSet:
     """An arm's images for these prompts."""
     files = [picture_file(run.samples / arm, prompt.index) for prompt in prompts]
-    return _files(f"{arm} {prompts[0].split}", files, recipe.eval.image_size)
+    return _files(f"{arm} {prompts[0].split}", files, resized_to(recipe))
 
 
 def folder_images(folder: Path, size: list[int]) -> ImageSet:
@@ -102,8 +110,8 @@ def real_bytes_digest(recipe: Recipe, run: RunFolder, split: str, rows: Sequence
         cells = table[places[start : start + ROWS_PER_READ]][recipe.data.image_column]
         for cell in cells:
             try:
-                raw = cell["bytes"] or Path(cell["path"]).read_bytes()
-            except OSError as error:
+                raw = image_bytes(cell)
+            except ValueError as error:
                 raise UserError(f"an image of {recipe.data.path} can't be read: {error}") from error
             digest.update(hashlib.sha256(raw).digest())
         return digest.hexdigest()

@@ -1,10 +1,11 @@
 """Real images, encoded and decoded by the base's image tokenizer: the best its decoder can do."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib import metadata
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import release_memory
@@ -15,7 +16,7 @@ from mm_cca.config.schema import Recipe
 from mm_cca.data.images import fitted
 from mm_cca.data.token_cache import open_cache
 from mm_cca.errors import UserError
-from mm_cca.eval.features.image_sets import RESIZE, ImageSet, size_of
+from mm_cca.eval.features.image_sets import RESIZE, ImageSet, resized_to, size_of
 from mm_cca.runs.folder import RunFolder
 from mm_cca.sampling.weights import load_source
 
@@ -31,10 +32,6 @@ class Reconstructor:
     def _model(self) -> UnifiedModel:
         return load_source(self._recipe, self._run, "base")
 
-    @cached_property
-    def _grid(self) -> Grid:
-        return grid_of(self._model, self._recipe.data.image_size)
-
     def release(self) -> None:
         """Free the model's memory; it is loaded again if needed."""
         self.__dict__.pop("_model", None)
@@ -44,11 +41,14 @@ class Reconstructor:
         """The reconstructions of a split's real images, by their row in the token cache."""
 
         def open_some(numbers: Sequence[int]) -> list[Image.Image]:
-            codes = self._codes(split, [rows[number] for number in numbers])
-            pixels = torch.cat([self._decode(x) for x in codes.split(self._batch_size)])
-            images = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in pixels]
-            size = self._recipe.eval.image_size
-            return images if size is None else [fitted(image, *size) for image in images]
+            images: dict[int, Image.Image] = {}
+            for grid, places, codes in self._codes(split, [rows[number] for number in numbers]):
+                pixels = torch.cat([self._decode(x, grid) for x in codes.split(self._batch_size)])
+                found = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in pixels]
+                images |= dict(zip(places, found, strict=True))
+            size = resized_to(self._recipe)
+            in_order = [images[place] for place in range(len(numbers))]
+            return in_order if size is None else [fitted(image, *size) for image in in_order]
 
         return ImageSet(f"reconstructed {split}", len(rows), open_some)
 
@@ -57,14 +57,14 @@ class Reconstructor:
 
         The decoder is represented by an image it decodes, so other weights are noticed.
         """
-        codes = self._codes(split, rows)
-        decoded = self._decode(codes[:1])
+        parts: list[torch.Tensor] = []
+        for grid, places, codes in self._codes(split, rows):
+            parts += [codes, self._decode(codes[:1], grid)]
+            if self._recipe.data.buckets:
+                parts.append(torch.tensor([*grid, *places]))
         return [
             "reconstructions",
-            *(
-                hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
-                for x in (codes, decoded)
-            ),
+            *(hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest() for x in parts),
             str(size_of(self._recipe)),
             RESIZE,
             f"pillow {metadata.version('pillow')}",
@@ -72,17 +72,23 @@ class Reconstructor:
 
     @property
     def _batch_size(self) -> int:
-        return self._recipe.sample.batch_size
+        return self._recipe.sample.batch_size_without_auto
 
-    def _codes(self, split: str, rows: Sequence[int]) -> torch.Tensor:
+    def _codes(
+        self, split: str, rows: Sequence[int]
+    ) -> Iterator[tuple[Grid, list[int], torch.Tensor]]:
+        """For every image size: its grid, places in ``rows``, and [places, N] codes."""
         cache = open_cache(self._run.tokens / split, self._recipe.data.variants)
-        chosen = torch.tensor(rows)
-        return cache.codes(chosen, torch.zeros_like(chosen))
+        chosen = np.array(rows)
+        for size, places in cache.by_size(chosen, self._recipe.data.image_size).items():
+            of_size = torch.from_numpy(chosen[places])
+            codes = cache.codes(of_size, torch.zeros_like(of_size))
+            yield grid_of(self._model, size), places.tolist(), codes
 
     @torch.no_grad()
-    def _decode(self, codes: torch.Tensor) -> torch.Tensor:
+    def _decode(self, codes: torch.Tensor, grid: Grid) -> torch.Tensor:
         try:
-            return self._model.decode(codes.to(PartialState().device), self._grid).cpu()
+            return self._model.decode(codes.to(PartialState().device), grid).cpu()
         except NotImplementedError as error:
             raise UserError(
                 f"adapter {self._recipe.model.adapter!r} can't decode images "

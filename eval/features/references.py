@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mm_cca.config.metrics import METRICS, FeatureSource, ReferenceNeed
+from mm_cca.config.read_files import reading
 from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
 from mm_cca.eval.features.extract import Extractors, Features, extract
@@ -166,16 +167,14 @@ def read_statistics(path: Path) -> Statistics:
     Raises:
         UserError: missing, not such a file, or shapes that don't fit.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            mu, sigma = (file[key].astype(np.float64) for key in ("mu", "sigma"))
-            n = int(file["n"]) if "n" in file else 0
-            protocol = {key: str(file[key]) if key in file else NOT_RECORDED for key in FIELDS}
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(
-            f"eval.reference {path} can't be read: {error}\nIt must be an .npz with mu [F] and "
-            "sigma [F, F], such as runs/NAME/eval/reference/SPLIT.scorer.npz."
-        ) from error
+    advice = (
+        "eval.reference must be an .npz with mu [F] and sigma [F, F], such as "
+        "runs/NAME/eval/reference/SPLIT.scorer.npz."
+    )
+    with reading(path, advice), np.load(path, allow_pickle=False) as file:
+        mu, sigma = (file[key].astype(np.float64) for key in ("mu", "sigma"))
+        n = int(file["n"]) if "n" in file else 0
+        protocol = {key: str(file[key]) if key in file else NOT_RECORDED for key in FIELDS}
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         raise UserError(
             f"eval.reference {path} has mu {mu.shape} and sigma {sigma.shape}; they must be [F] "

@@ -20,6 +20,7 @@ from torchvision.transforms import Compose
 from mm_cca.config.shipped import SHIPPED, shipped
 from mm_cca.errors import UserError
 from mm_cca.eval.features.hf_scorer import HF, in_batches, load_hf
+from mm_cca.negatives.clip_activation import model_for_weights
 from mm_cca.runs.digests import weights_digest
 
 
@@ -105,17 +106,20 @@ def load_scorer(
 
     Args:
         name: ``emoji-clip``, ``local-dir:FOLDER``, ``hf-hub:NAME`` or a model name of open_clip;
-            or ``hf:NAME_OR_FOLDER`` for a CLIP or SigLIP of transformers.
+            or ``hf:NAME_OR_FOLDER`` for a CLIP or SigLIP of transformers. ``ViT-L-14`` with
+            weights that need QuickGELU, such as ``openai``, becomes ``ViT-L-14-quickgelu``.
         pretrained: tag or weights file for an open_clip model name, else None.
         batch_size: images or captions at a time.
         device: where to run.
 
     Raises:
-        UserError: unknown model or unreadable weights.
+        UserError: unknown model, unreadable weights, or weights of another activation.
     """
     if name.startswith(HF):
         return load_hf(name, batch_size=batch_size, device=device)
     location = f"local-dir:{shipped(name)}" if name in SHIPPED else name
+    if ":" not in location:
+        name = location = model_for_weights(name, pretrained)
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
             location, pretrained=pretrained, device=device

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from mm_cca.config.metrics import LEAD, METRICS
 from mm_cca.eval.report.scatter import PlotPoint, scatter
-from mm_cca.eval.report.tables import score_columns
+from mm_cca.eval.report.tables import ScoreColumn, score_columns
 from mm_cca.eval.report.wording import CCA, prompts_in_words
-from mm_cca.eval.summary_types import JudgedArm
+from mm_cca.eval.summary_types import JudgedArm, Score
 
 FORWARDS = "forwards"
 
@@ -28,20 +28,41 @@ def trade_plot(arms: Sequence[JudgedArm], split: str, ours: str = CCA) -> str | 
 
     ``ours`` is what the trained model is called.
     """
-    columns = score_columns(arms)
-    axes = {}
-    for axis in ("diversity", "fidelity"):
-        plotted = [name for name in columns if name in METRICS and METRICS[name].axis == axis]
-        if not plotted:
-            return None
-        # Against reconstructions, if they are there: the decoder without the tokenizer's loss.
-        axes[axis] = min(plotted, key=lambda name: METRICS[name].reference == "real")
+    axes = _trade_axes(arms)
+    if axes is None:
+        return None
     return scatter(
         _points(arms, split, axes["diversity"], axes["fidelity"], ours),
         axis_label(axes["diversity"]),
         axis_label(axes["fidelity"]),
         about=prompts_in_words(split),
         lines=guidance_lines(arms),
+    )
+
+
+def _trade_axes(arms: Sequence[JudgedArm]) -> dict[str, str] | None:
+    """The metrics of diversity and fidelity."""
+    columns, axes = score_columns(arms), {}
+    for axis in ("diversity", "fidelity"):
+        plotted = [name for name in columns if name in METRICS and METRICS[name].axis == axis]
+        if not plotted:
+            return None
+        # Against reconstructions, if they are there: the decoder without the tokenizer's loss.
+        axes[axis] = min(plotted, key=lambda name: METRICS[name].reference == "real")
+    return axes
+
+
+def bars_in_words(arms: Sequence[JudgedArm], split: str) -> str:
+    """What the bars of the plot of fidelity against diversity are, or why there are none."""
+    axes = _trade_axes(arms) or {}
+    if any(interval_of(arm, split, axis) for arm in arms for axis in axes.values()):
+        return (
+            "Bars: 95 % intervals over prompts (jackknife); arms whose bars overlap may differ by "
+            "chance only."
+        )
+    return (
+        "No intervals: the scores are of an older mm_cca, or the prompts too few; small "
+        "differences may be chance."
     )
 
 
@@ -53,15 +74,29 @@ def axis_label(name: str) -> str:
     return f"{metric.heading} ({note})" if note else metric.heading
 
 
+def interval_of(arm: JudgedArm, split: str, axis: str) -> tuple[float, float] | None:
+    """The ends of a score's interval; None where it has none, as forward passes."""
+    score = arm["scores"][split].get(axis)
+    if score is None or "low" not in score or "high" not in score:
+        return None
+    return score["low"], score["high"]
+
+
 def tooltip_of(arms: Sequence[JudgedArm], arm: JudgedArm, split: str) -> str:
     """An arm's scores, for the tooltip of its point."""
     columns = score_columns(arms)
     scores = [
-        f"{columns[name].heading} {columns[name].text(score['value'])}"
+        f"{columns[name].heading} {columns[name].text(score['value'])}{_ends(columns[name], score)}"
         for name, score in arm["scores"][split].items()
     ]
     passes = f"{arm['forwards_per_image']} forward passes per image"
     return f"{arm['name']}: {', '.join(scores)}, {passes}"
+
+
+def _ends(column: ScoreColumn, score: Score) -> str:
+    if "low" not in score or "high" not in score:
+        return ""
+    return f" ({column.text(score['low'])} to {column.text(score['high'])})"
 
 
 def _points(arms: Sequence[JudgedArm], split: str, x: str, y: str, ours: str) -> list[PlotPoint]:
@@ -79,6 +114,8 @@ def _points(arms: Sequence[JudgedArm], split: str, x: str, y: str, ours: str) ->
                 y=values[y],
                 tooltip=tooltip_of(arms, arm, split),
                 is_main=label == "cca",
+                x_interval=interval_of(arm, split, x),
+                y_interval=interval_of(arm, split, y),
             )
         )
     return points

@@ -1,12 +1,12 @@
 """Training curves of metrics.jsonl, and whether training was healthy."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from mm_cca.config.read_files import is_there, json_lines_of, unreadable
 from mm_cca.eval.report.svg import COLLAPSE, COLOURS, HEALTHY, canvas, svg_of, svg_style
 from mm_cca.training.health import COLLAPSE as COLLAPSED
 
@@ -42,19 +42,82 @@ class Series:
 Signals = dict[str, Series]
 
 
+def read_steps(path: Path) -> list[dict[str, float | None]]:
+    """The lines of a metrics.jsonl, each with ``step``; none if there is no file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not is_there(path):
+        return []
+    advice = "Restore it, or delete it to do without the training curves."
+    lines = json_lines_of(path, dict[str, float | None], advice)
+    if any(line.get("step") is None for line in lines):
+        raise unreadable(path, "a line has no step", advice)
+    return lines
+
+
 def read_signals(path: Path, num_codes: int) -> Signals:
-    """The panels' signals of a metrics.jsonl, gaps divided by the codes of an image."""
-    text = path.read_text() if path.exists() else ""
-    lines = [json.loads(line) for line in text.splitlines()]
+    """The panels' signals of a metrics.jsonl, gaps divided by the codes of an image.
+
+    With buckets each step says how many codes its images have; ``num_codes`` is for other runs.
+    """
+    return _signals_of(read_steps(path), num_codes)
+
+
+def _signals_of(lines: Sequence[dict[str, float | None]], num_codes: int) -> Signals:
     signals = {}
     for name in PANELS:
-        known = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+        known = [
+            (line["step"], line[name], _codes_in(line) or num_codes)
+            for line in lines
+            if line.get(name) is not None
+        ]
         if known:
-            steps, values = (
+            steps, values, codes = (
                 np.array(column, dtype=np.float64) for column in zip(*known, strict=True)
             )
-            signals[name] = Series(steps, values / (num_codes if name in PER_IMAGE else 1))
+            signals[name] = Series(steps, values / (codes if name in PER_IMAGE else 1))
     return signals
+
+
+def _codes_in(line: dict[str, float | None]) -> int | None:
+    rows, columns = line.get("grid_rows"), line.get("grid_columns")
+    return None if rows is None or columns is None else int(rows * columns)
+
+
+@dataclass(frozen=True)
+class BucketNumbers:
+    """How the images of one size ended a training.
+
+    Attributes:
+        rows: of codes.
+        columns: of codes.
+        steps: that had images of this size.
+        last: signal -> mean over the last tenth of these steps; gaps in nats per code.
+    """
+
+    rows: int
+    columns: int
+    steps: int
+    last: dict[str, float]
+
+
+def read_buckets(path: Path) -> list[BucketNumbers]:
+    """The numbers of each image size in a metrics.jsonl; none without ``data.buckets``."""
+    by_grid: dict[tuple[int, int], list[dict[str, float | None]]] = {}
+    for line in read_steps(path):
+        rows, columns = line.get("grid_rows"), line.get("grid_columns")
+        if rows is not None and columns is not None:
+            by_grid.setdefault((int(rows), int(columns)), []).append(line)
+    return [
+        BucketNumbers(
+            *grid,
+            len(lines),
+            {name: one.last for name, one in _signals_of(lines, grid[0] * grid[1]).items()},
+        )
+        for grid, lines in sorted(by_grid.items(), key=lambda item: item[0][0] / item[0][1])
+    ]
 
 
 def smoothed(values: np.ndarray, span: int) -> np.ndarray:

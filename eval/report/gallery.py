@@ -22,7 +22,7 @@ from mm_cca.eval.summary_types import ImageNumbers, JudgedArm, SplitNumbers
 from mm_cca.runs.files import atomic_path
 from mm_cca.runs.folder import RunFolder, terms_of_training
 from mm_cca.sampling.manifest import picture_file
-from mm_cca.sampling.prompts import Prompt, has_real_images, prompts_of
+from mm_cca.sampling.prompts import Prompt, by_size, has_real_images, prompts_of
 
 REAL = "real"
 
@@ -67,7 +67,7 @@ class Grid(TypedDict):
 
 
 class RealImages:
-    """The training data's images of a split, cropped to the model's image size."""
+    """The training data's images of a split, cropped to the size that they are drawn at."""
 
     def __init__(self, recipe: Recipe, run: RunFolder, split: str) -> None:
         self._data = recipe.data
@@ -77,7 +77,7 @@ class RealImages:
     def open(self, prompt: Prompt) -> Image.Image:
         """Raises ValueError where it can't be read."""
         cell = self._table[int(self._rows[prompt.row])][self._data.image_column]
-        pixels = decode_image(cell, *self._data.image_size)
+        pixels = decode_image(cell, *(prompt.size or self._data.image_size))
         return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
@@ -99,7 +99,7 @@ def grid_of_split(
         numbers: this split's part of per_prompt.json.
         judge: whose numbers are shown and sorted by.
         split: its name.
-        budget: is used up.
+        budget: is used up; what a browser without JavaScript shows is in the page twice.
     """
     terms = terms_of_training(recipe)
     columns = columns_of(arms, split, finetuned=terms.is_finetuning)
@@ -116,7 +116,7 @@ def grid_of_split(
     ours = ours_of(arms, split, finetuned=terms.is_finetuning)
     order = display_order(gains_of(scores, baseline, ours), len(numbers["indices"]))
     prompts = [prompt for prompt in prompts_of(recipe, run) if prompt.split == split]
-    problems += _fill(run, columns, real, prompts, order, budget)
+    problems += _fill(run, columns, real, prompts, order, budget, recipe.eval.grid_prompts)
     grid: Grid = {
         "split": split,
         "indices": numbers["indices"],
@@ -125,7 +125,7 @@ def grid_of_split(
         "baseline": baseline,
         "ours": ours,
         "name": terms.model_name,
-        "exact": max(recipe.data.image_size) <= EXACT_SIDE,
+        "exact": max(max(size) for size in by_size(prompts, recipe)) <= EXACT_SIDE,
         "columns": [asdict(column) for column in columns],
     }
     return grid, problems
@@ -138,16 +138,18 @@ def _fill(
     prompts: list[Prompt],
     order: Sequence[int],
     budget: Budget,
+    first_page: int,
 ) -> list[Problem]:
     """Put thumbnails into the columns, most relevant first, and check all other images."""
     problems = []
     for row, column in _in_order(order, columns):
         path = image_path(run, column.name, prompts[row].index)
+        copies = 2 if column.shown and row < first_page else 1
         try:
             if column.name == REAL and real is not None:
-                _add_real(real.open(prompts[row]), path, column, row, budget)
+                _add_real(real.open(prompts[row]), path, column, row, budget, copies)
             else:
-                _add(path, column, row, budget)
+                _add(path, column, row, budget, copies)
         except ValueError as error:
             problems.append(Problem(str(path.relative_to(run.root)), str(error)))
             column.missing.append(row)
@@ -216,20 +218,22 @@ def _in_order(order: Sequence[int], columns: list[GridColumn]) -> Iterator[tuple
                     yield row, column
 
 
-def _add(path: Path, column: GridColumn, row: int, budget: Budget) -> None:
+def _add(path: Path, column: GridColumn, row: int, budget: Budget, copies: int) -> None:
     if budget.is_spent:
         check_image(path)
         return
     text = thumbnail(read_image(path))
-    if budget.takes(text):
+    if budget.takes(text, copies):
         column.thumbs[row] = text
 
 
-def _add_real(image: Image.Image, path: Path, column: GridColumn, row: int, budget: Budget) -> None:
+def _add_real(
+    image: Image.Image, path: Path, column: GridColumn, row: int, budget: Budget, copies: int
+) -> None:
     """Real images are in the data set, so those that don't fit into the report become files."""
     if not budget.is_spent:
         text = thumbnail(image)
-        if budget.takes(text):
+        if budget.takes(text, copies):
             column.thumbs[row] = text
             if max(image.size) <= EXACT_SIDE:
                 return

@@ -1,19 +1,28 @@
 """report.json, report.html (one file that needs no network) and the table in the terminal."""
 
-import json
 from dataclasses import asdict
-from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from accelerate import PartialState
 
 from mm_cca.config.load import dump
-from mm_cca.config.metrics import METRICS
+from mm_cca.config.metrics import LEAD, METRICS, reconstruction_name
+from mm_cca.config.read_files import json_of
 from mm_cca.config.schema import Recipe
-from mm_cca.errors import UserError
 from mm_cca.eval.per_prompt import PER_PROMPT, read_per_prompt
-from mm_cca.eval.report.charts import cost_plot, trade_plot
-from mm_cca.eval.report.curves import count_steps, health, panels, read_signals, span_of
+from mm_cca.eval.report.charts import bars_in_words, cost_plot, trade_plot
+from mm_cca.eval.report.curves import (
+    PANELS,
+    BucketNumbers,
+    count_steps,
+    health,
+    panels,
+    read_buckets,
+    read_signals,
+    span_of,
+)
+from mm_cca.eval.report.first_screen import judge_sentences, picture_strip
+from mm_cca.eval.report.forest import forest
 from mm_cca.eval.report.gallery import Grid, Problem, grid_of_split
 from mm_cca.eval.report.pages import templates
 from mm_cca.eval.report.panel_text import (
@@ -23,9 +32,12 @@ from mm_cca.eval.report.panel_text import (
     no_headline,
     standing_in_words,
 )
+from mm_cca.eval.report.preview_strip import PreviewStrip, strip_of
+from mm_cca.eval.report.static_grid import THUMB_SHOWN, ZOOM_SHOWN, first_page, side_shown
 from mm_cca.eval.report.tables import ScoreColumn, best_guided, print_table, score_columns
 from mm_cca.eval.report.thumbnails import Budget
 from mm_cca.eval.report.wording import VerdictTexts, verdict_texts
+from mm_cca.eval.summary_files import SUMMARY, read_summary
 from mm_cca.eval.summary_types import (
     JudgedArm,
     JudgeEntry,
@@ -40,9 +52,16 @@ from mm_cca.eval.summary_types import (
 )
 from mm_cca.runs.files import write_json, write_text
 from mm_cca.runs.folder import RunFolder, recipe_of_training, terms_of_training
+from mm_cca.runs.stage import environments_of
 
 MAX_PROBLEMS = 50
 """Images that can't be shown are all counted, and so many are listed."""
+
+
+STRIP_SHOWN = 80
+"""Side of an image in the strip of the first screen, in CSS pixels."""
+FIRST_COLUMNS = (LEAD, "frechet_distance", reconstruction_name("frechet_distance"))
+"""Of the page's tables of scores: what a phone shows without scrolling."""
 
 
 class ComparedMetric(TypedDict):
@@ -67,43 +86,29 @@ class JudgeView(TypedDict):
 
 
 class TrainingCurves(TypedDict):
-    """SVG by signal, a sentence on health, and over how many steps thick lines average."""
+    """SVG by signal, a sentence on health, over how many steps thick lines average, previews, and
+    the numbers of each image size."""
 
     panels: dict[str, str]
     health: str | None
     span: int
+    strip: PreviewStrip | None
+    buckets: dict[str, list[BucketNumbers]]
 
 
 def write_report(recipe: Recipe, run: RunFolder) -> None:
     """Write the report and print the arm table.
 
     Raises:
-        UserError: nothing has been scored yet.
+        UserError: nothing has been scored yet, or a file of the run is damaged.
     """
     if not PartialState().is_main_process:
         return
-    summary = read_summary(run.eval / "summary.json")
+    summary = read_summary(run.eval / SUMMARY)
     numbers = read_per_prompt(run.eval / PER_PROMPT)
     write_json(run.root / "report.json", summary)
     write_text(run.report, render(recipe, run, summary, numbers))
     print_table(summary, run.report)
-
-
-def read_summary(path: Path) -> Summary:
-    """A run's ``eval/summary.json``.
-
-    Raises:
-        UserError: nothing has been scored yet, or only by an older version.
-    """
-    if not path.exists():
-        raise UserError(f"{path} does not exist: run `mm-cca eval RECIPE` first.")
-    summary: Summary = json.loads(path.read_text())
-    if "judges" not in summary:
-        raise UserError(
-            f"{path} has no judges: this run was scored by an older mm_cca. Delete {path.parent} "
-            "and run `mm-cca eval RECIPE` again."
-        )
-    return summary
 
 
 def render(
@@ -125,21 +130,30 @@ def render(
             leading=leading,
             views={judge["name"]: _view(summary, judge, splits) for judge in summary["judges"]},
             examined_order=ORDER,
+            sentences=judge_sentences(summary),
+            forests={split: forest(summary, split, ours) for split in splits},
+            strip=picture_strip(grids),
+            first_pages=[first_page(grid, recipe.eval.grid_prompts) for grid in grids],
+            strip_side=side_shown(recipe.data.image_size, STRIP_SHOWN, STRIP_SHOWN),
+            grid_side=side_shown(recipe.data.image_size, ZOOM_SHOWN, THUMB_SHOWN),
             headlines={split: headline_texts(summary, split) for split in splits},
             no_headline=no_headline(summary),
             definitions={METRICS[n].label: METRICS[n].definition for n in columns if n in METRICS},
             splits=splits,
+            one_sampler=len({arm.get("engine") for arm in arms}) == 1,
             sources=list(dict.fromkeys(arm["source"] for arm in arms)),
             dialled=bool(recipe.sample.dial),
             cost_plots={split: cost_plot(arms, split, ours) for split in splits},
+            bars={split: bars_in_words(arms, split) for split in splits},
             trade_plots={split: trade_plot(arms, split, ours) for split in splits},
             grids=grids,
             rows_per_page=recipe.eval.grid_prompts,
             problems=problems[:MAX_PROBLEMS],
             num_problems=len(problems),
             training=_training(run, arms),
+            signal_names=PANELS,
             recipe_yaml=dump(recipe),
-            environment=json.loads((run.root / "environment.json").read_text()),
+            environment=_environment(run),
             loss=asdict(training.loss),
             train=asdict(training.train),
             trained=recipe.run.trained,
@@ -158,7 +172,7 @@ def _view(summary: Summary, judge: JudgeEntry, splits: list[str]) -> JudgeView:
     return {
         "arms": arms,
         "floors": {kind: judged_scores(floor, name) for kind, floor in summary["floors"].items()},
-        "columns": score_columns(arms),
+        "columns": _in_page_order(score_columns(arms)),
         "best": {split: best_guided(arms, split) for split in splits},
         "differences": {split: [v for v in verdicts if v["split"] == split] for split in splits},
         "compared": _compared(verdicts, name_of(summary)),
@@ -168,6 +182,11 @@ def _view(summary: Summary, judge: JudgeEntry, splits: list[str]) -> JudgeView:
         },
         "standing": standing_in_words(judge),
     }
+
+
+def _in_page_order(columns: dict[str, ScoreColumn]) -> dict[str, ScoreColumn]:
+    first = {name: columns[name] for name in FIRST_COLUMNS if name in columns}
+    return first | columns
 
 
 def _grids(
@@ -212,6 +231,15 @@ def _verdicts(
     return verdict_texts(of_split, passes, scores, ours=ours)
 
 
+def _environment(run: RunFolder) -> dict[str, Any]:
+    """Of the training; of the last stage where the training did not record it."""
+    of_training = environments_of(run.train)
+    if of_training:
+        return of_training[-1]
+    advice = "Delete it, and run a stage of this run again: it writes the file."
+    return json_of(run.root / "environment.json", dict[str, Any], advice)
+
+
 def _training(run: RunFolder, arms: list[JudgedArm]) -> TrainingCurves:
     """Curves of both trainings; gaps are per code, as images differ in their number of codes."""
     plain = next(arm for arm in arms if arm["guidance_scale"] == 1.0)
@@ -225,4 +253,10 @@ def _training(run: RunFolder, arms: list[JudgedArm]) -> TrainingCurves:
         "panels": panels(signals),
         "health": health(signals["cca"]) if "cca" in signals else None,
         "span": span_of(count_steps(list(signals.values()))),
+        "strip": strip_of(run.train) if "cca" in signals else None,
+        "buckets": {
+            source: found
+            for source in signals
+            if (found := read_buckets(folders[source] / "metrics.jsonl"))
+        },
     }

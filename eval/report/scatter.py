@@ -2,26 +2,34 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.path import Path
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox, BboxBase
 
 from mm_cca.eval.report.svg import COLOURS, POINT, canvas, svg_of, svg_style
 
 MARKERS = {"base": "o", "cca": "*", "control": "s"}
-PLACES = (
-    ((9, -3), "left"),
-    ((-9, -3), "right"),
-    ((5, 7), "left"),
-    ((5, -13), "left"),
-    ((-5, 7), "right"),
-    ((-5, -13), "right"),
-    ((0, 12), "center"),
-    ((0, -18), "center"),
+DIRECTIONS = (
+    ((1, 0), "left"),
+    ((-1, 0), "right"),
+    ((0.6, 1), "left"),
+    ((0.6, -1), "left"),
+    ((-0.6, 1), "right"),
+    ((-0.6, -1), "right"),
+    ((0, 1.4), "center"),
+    ((0, -1.4), "center"),
 )
-"""Positions of a label, in points from its mark, best first."""
+"""Where a label may lie as seen from its mark, best first."""
+DISTANCES = (9.0, 15.0, 22.0)
+"""Between mark and label, in points, best first."""
+LABEL_SIZE = 8
+ON_LABEL, ON_MARK, ON_LINE = 4.0, 3.0, 2.0
+"""How bad it is to cover each. What costs nothing is taken at once."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class PlotPoint:
         y: coordinate.
         tooltip: text shown on hover or focus.
         is_main: with a large mark.
+        x_interval: its ends, where there is one.
+        y_interval: as well.
     """
 
     source: str
@@ -45,6 +55,8 @@ class PlotPoint:
     y: float
     tooltip: str
     is_main: bool = False
+    x_interval: tuple[float, float] | None = None
+    y_interval: tuple[float, float] | None = None
 
 
 def scatter(
@@ -66,6 +78,8 @@ def scatter(
         axes = figure.add_subplot()
         for line in lines:
             _join(axes, [points[number] for number in line])
+        for point in points:
+            _bars(axes, point)
         _mark(axes, points)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
@@ -73,7 +87,7 @@ def scatter(
         if x_ticks is not None:
             axes.set_xticks(x_ticks, [f"{tick:g}" for tick in x_ticks])
         figure.legend(loc="outside lower center", ncols=2)
-        _place_labels(figure, axes, points)
+        _place_labels(figure, axes, points, lines)
         return svg_of(
             figure, f"Plot of {name}", {n: point.tooltip for n, point in enumerate(points)}
         )
@@ -108,41 +122,82 @@ def _mark(axes: Axes, points: list[PlotPoint]) -> None:
         in_legend.add(point.series)
 
 
-def _place_labels(figure: Figure, axes: Axes, points: list[PlotPoint]) -> None:
-    """Beside each mark, at the first position with least overlap that stays inside the figure."""
+def _bars(axes: Axes, point: PlotPoint) -> None:
+    """Thin lines from end to end of the intervals."""
+    style: dict[str, Any] = {"color": COLOURS[point.source], "linewidth": 0.8, "alpha": 0.55}
+    if point.x_interval is not None:
+        axes.hlines(point.y, *point.x_interval, zorder=1, **style)
+    if point.y_interval is not None:
+        axes.vlines(point.x, *point.y_interval, zorder=1, **style)
+
+
+def _place_labels(
+    figure: Figure, axes: Axes, points: list[PlotPoint], lines: list[list[int]]
+) -> None:
+    """Beside each mark, off other labels, marks and lines as far as there is room."""
     figure.draw_without_rendering()
-    taken = [_around(axes, point) for point in points]
+    marks = [_around(axes, point) for point in points]
+    strokes = _strokes(axes, points, lines)
+    labels: list[Bbox] = []
     for point in sorted(points, key=lambda p: not p.is_main):
         label = axes.annotate(
             point.label,
             (point.x, point.y),
             textcoords="offset points",
             xytext=(0, 0),
-            fontsize=8,
+            fontsize=LABEL_SIZE,
             color=COLOURS[point.source],
+            va="center",
             zorder=4,
         )
         label.set_in_layout(False)
-        taken.append(_settle(label, taken, figure.bbox))
+        labels.append(_settle(label, labels, marks, strokes, figure.bbox))
 
 
-def _settle(label: Annotation, taken: list[Bbox], room: BboxBase) -> Bbox:
-    best: tuple[float, Bbox, tuple[tuple[int, int], str]] | None = None
-    for place in PLACES:
-        box = _put(label, place)
-        overlaps = sum(box.overlaps(other) for other in taken)
-        outside = max(0.0, room.x0 - box.x0, box.x1 - room.x1)
-        if best is None or overlaps + outside < best[0]:
-            best = (overlaps + outside, box, place)
+def _strokes(axes: Axes, points: list[PlotPoint], lines: list[list[int]]) -> list[Path]:
+    """Every line and interval of the plot, in pixels."""
+    ends = [((points[a].x, points[a].y), (points[b].x, points[b].y)) for a, b in _pairs(lines)]
+    for point in points:
+        if point.x_interval is not None:
+            low, high = point.x_interval
+            ends.append(((low, point.y), (high, point.y)))
+        if point.y_interval is not None:
+            low, high = point.y_interval
+            ends.append(((point.x, low), (point.x, high)))
+    return [Path(axes.transData.transform(pair)) for pair in ends]
+
+
+def _pairs(lines: list[list[int]]) -> list[tuple[int, int]]:
+    return [pair for line in lines for pair in pairwise(line)]
+
+
+def _settle(
+    label: Annotation,
+    labels: list[Bbox],
+    marks: list[Bbox],
+    strokes: list[Path],
+    room: BboxBase,
+) -> Bbox:
+    best: tuple[float, Bbox, tuple[float, float], str] | None = None
+    for distance in DISTANCES:
+        for (right, up), side in DIRECTIONS:
+            offset = (right * distance, up * distance)
+            box = _put(label, offset, side)
+            cost = ON_LABEL * sum(box.overlaps(other) for other in labels)
+            cost += ON_MARK * sum(box.overlaps(mark) for mark in marks)
+            cost += ON_LINE * sum(path.intersects_bbox(box, filled=False) for path in strokes)
+            cost += max(0.0, room.x0 - box.x0, box.x1 - room.x1)
+            if best is None or cost < best[0]:
+                best = (cost, box, offset, side)
     assert best is not None
-    _put(label, best[2])
+    _put(label, best[2], best[3])
     return best[1]
 
 
-def _put(label: Annotation, place: tuple[tuple[int, int], str]) -> Bbox:
-    label.set_position(place[0])
-    label.set_horizontalalignment(place[1])  # type: ignore[arg-type]
-    return label.get_window_extent()
+def _put(label: Annotation, offset: tuple[float, float], side: str) -> Bbox:
+    label.set_position(offset)
+    label.set_horizontalalignment(side)  # type: ignore[arg-type]
+    return label.get_window_extent().padded(2)
 
 
 def _around(axes: Axes, point: PlotPoint) -> Bbox:

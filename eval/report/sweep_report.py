@@ -1,46 +1,49 @@
 """sweep.json, sweep.html and the sweep's tables in the terminal: all points next to the base."""
 
-import json
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from mm_cca.config.load import dump
 from mm_cca.config.metrics import LEAD, METRICS
 from mm_cca.config.schema import Recipe
 from mm_cca.config.sweep_grid import Sweep
-from mm_cca.eval.report.charts import axis_label, guidance_lines, tooltip_of
+from mm_cca.eval.per_prompt import PER_PROMPT, read_per_prompt
+from mm_cca.eval.report.charts import axis_label, guidance_lines, interval_of, tooltip_of
+from mm_cca.eval.report.curves import read_steps
 from mm_cca.eval.report.pages import templates
 from mm_cca.eval.report.panel_text import ORDER, judge_lines, warning_lines
-from mm_cca.eval.report.run_report import read_summary
 from mm_cca.eval.report.scatter import PlotPoint, scatter
+from mm_cca.eval.report.sweep_pictures import PictureTable, picture_table
+from mm_cca.eval.report.sweep_seeds import name_without_seed, over_seeds, pooled_arms
 from mm_cca.eval.report.tables import best_guided, score_columns, score_table, seed_table
-from mm_cca.eval.report.wording import prompts_in_words
+from mm_cca.eval.report.thumbnails import EXACT_SIDE, Budget
+from mm_cca.eval.report.value_plot import value_plots
+from mm_cca.eval.report.wording import BADGES, difference_in_words, prompts_in_words
+from mm_cca.eval.summary_files import SUMMARY, read_summary
 from mm_cca.eval.summary_types import (
     ArmEntry,
     BestArms,
-    Interval,
     JudgedArm,
-    SeedsEntry,
     Summary,
     SweepSummary,
+    SweepVerdict,
     judged,
     leading_judge,
 )
 from mm_cca.runs.files import write_json, write_text
 from mm_cca.runs.folder import RunFolder
 
-SEED = "train.seed"
 LAST_STEPS = 20
 
 
-def write_sweep(sweep: Sweep, diverged: dict[str, str]) -> None:
+def write_sweep(sweep: Sweep, diverged: dict[str, str], verdicts: list[SweepVerdict]) -> None:
     """Write ``sweep.json`` and ``sweep.html`` and print the table.
 
     Args:
         sweep: every point but the diverged ones is scored.
         diverged: name -> reason.
+        verdicts: of the points against the best guided base.
     """
     base = _summary(sweep.base)
     arms = list(base["arms"])
@@ -63,6 +66,7 @@ def write_sweep(sweep: Sweep, diverged: dict[str, str]) -> None:
             judge: {split: _best(view, split) for split in base["protocol"]["num_prompts"]}
             for judge, view in views.items()
         },
+        "verdicts": verdicts,
     }
     write_json(sweep.root / "sweep.json", summary)
     write_text(sweep.root / "sweep.html", _render(sweep, summary))
@@ -81,60 +85,18 @@ def _arms_of_point(name: str, recipe: Recipe, sweep: Sweep, point: Summary) -> l
 
 
 def _summary(recipe: Recipe) -> Summary:
-    return read_summary(RunFolder.of(recipe).eval / "summary.json")
+    return read_summary(RunFolder.of(recipe).eval / SUMMARY)
 
 
 def _last_signals(path: Path) -> dict[str, float]:
     """Means of the training signals over the last steps."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()][-LAST_STEPS:]
+    lines = read_steps(path)[-LAST_STEPS:]
     means = {}
     for name in ("positive_gap", "negative_gap", "accuracy", "kl"):
-        values = [line[name] for line in lines if line.get(name) is not None]
+        values = [value for line in lines if (value := line.get(name)) is not None]
         if values:
             means[name] = sum(values) / len(values)
     return means
-
-
-def over_seeds(arms: list[JudgedArm]) -> list[SeedsEntry]:
-    """One entry for every group of trained arms that differ only in ``train.seed``.
-
-    Returns:
-        in the order of the arms: ``name`` without the seed, ``seeds``, ``forwards_per_image``, and
-        ``scores`` and ``signals`` as means, scores with ``low`` and ``high``, the lowest and
-        highest seed.
-    """
-    groups: dict[str, list[JudgedArm]] = {}
-    for arm in arms:
-        if SEED in arm.get("values", {}):
-            groups.setdefault(_name_without_seed(arm), []).append(arm)
-    return [_mean_over_seeds(name, group) for name, group in groups.items() if len(group) > 1]
-
-
-def _name_without_seed(arm: JudgedArm) -> str:
-    seed = f"seed={arm['values'][SEED]}"
-    return arm["name"].replace(f",{seed}", "").replace(f"{seed},", "").replace(seed, "cca")
-
-
-def _mean_over_seeds(name: str, arms: list[JudgedArm]) -> SeedsEntry:
-    first = arms[0]
-    return {
-        "name": name,
-        "seeds": [arm["values"][SEED] for arm in arms],
-        "forwards_per_image": first["forwards_per_image"],
-        "scores": {
-            split: {
-                key: _spread([arm["scores"][split][key]["value"] for arm in arms]) for key in scores
-            }
-            for split, scores in first["scores"].items()
-        },
-        "signals": {
-            key: float(np.mean([arm["signals"][key] for arm in arms])) for key in first["signals"]
-        },
-    }
-
-
-def _spread(values: list[float]) -> Interval:
-    return {"value": float(np.mean(values)), "low": min(values), "high": max(values)}
 
 
 def _best(arms: list[JudgedArm], split: str) -> BestArms:
@@ -152,7 +114,7 @@ def _render(sweep: Sweep, summary: SweepSummary) -> str:
     splits = list(summary["protocol"]["num_prompts"])
     leading = leading_judge(summary["judges"])
     views = {judge["name"]: judged(summary["arms"], judge["name"]) for judge in summary["judges"]}
-    arms = views[leading]
+    arms = pooled_arms(views[leading])
     return (
         templates()
         .get_template("sweep.html.j2")
@@ -165,14 +127,40 @@ def _render(sweep: Sweep, summary: SweepSummary) -> str:
             splits=splits,
             plots={
                 split: [
+                    *value_plots(arms, split),
                     _plot(arms, split, LEAD, _on_axis("fidelity")),
                     _plot(arms, split, _on_axis("diversity"), _on_axis("fidelity")),
                 ]
                 for split in splits
             },
+            pictures=_pictures(sweep, summary, leading),
+            exact=max(sweep.base.data.image_size) <= EXACT_SIDE,
+            lead=METRICS[LEAD],
+            difference=lambda v: difference_in_words(
+                v["difference"], METRICS[LEAD], v["confidence"]
+            ),
+            badges=BADGES,
             recipe_yaml=dump(sweep.base),
         )
     )
+
+
+def _pictures(sweep: Sweep, summary: SweepSummary, judge: str) -> dict[str, PictureTable]:
+    """By split, of the base, its best guided arm, and every point (of several seeds the first)."""
+    base = RunFolder.of(sweep.base)
+    numbers = read_per_prompt(base.eval / PER_PROMPT)
+    budget = Budget(sweep.base.eval.report_megabytes)
+    tables = {}
+    for split, of_split in numbers.items():
+        best = summary["best"][judge][split]["base"]
+        of_base = [name for name in ("base", best) if name in of_split["judges"][judge]]
+        folders = {name: base.samples / name for name in of_base if name is not None}
+        for name, recipe in sweep.points.items():
+            if name not in summary["diverged"]:
+                shown = name_without_seed(name, sweep.values[name].values)
+                folders.setdefault(shown, RunFolder.of(recipe).samples / "cca")
+        tables[split] = picture_table(folders, of_split, budget)
+    return tables
 
 
 def _on_axis(axis: str) -> str:
@@ -195,6 +183,8 @@ def _plot(arms: list[JudgedArm], split: str, x: str, y: str) -> str:
                 x=scores[x]["value"],
                 y=scores[y]["value"],
                 tooltip=tooltip_of(arms, arm, split),
+                x_interval=interval_of(arm, split, x),
+                y_interval=interval_of(arm, split, y),
             )
         )
     return scatter(

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from mm_cca.config.read_files import refuse_no_file
+
 EXACT_SIDE = 96
 """Images up to this side, in pixels, are stored losslessly."""
 THUMB_SIDE = 192
@@ -35,6 +37,7 @@ def read_image(path: Path) -> Image.Image:
         ValueError: it is missing or unreadable.
     """
     try:
+        refuse_no_file(path)
         with Image.open(path) as image:
             return image.convert("RGB")
     except FileNotFoundError as error:
@@ -46,6 +49,7 @@ def read_image(path: Path) -> Image.Image:
 def check_image(path: Path) -> None:
     """As ``read_image`` without decoding: checksums only. Raises ValueError."""
     try:
+        refuse_no_file(path)
         with Image.open(path) as image:
             image.verify()
     except FileNotFoundError as error:
@@ -60,9 +64,9 @@ class Budget:
     def __init__(self, megabytes: float) -> None:
         self._left = megabytes * 1e6
 
-    def takes(self, text: str) -> bool:
+    def takes(self, text: str, copies: int = 1) -> bool:
         """Whether ``text`` still fits; after the first that does not, nothing fits."""
-        self._left -= len(text)
+        self._left -= copies * len(text)
         return self._left >= 0
 
     @property

@@ -24,6 +24,7 @@ def load_adapter(
     dtype: str = "float32",
     image_tokenizer: str | None = None,
     tokenizer: str | None = None,
+    quantization: str | None = None,
 ) -> "UnifiedModel":
     """Load a checkpoint with its image tokenizer.
 
@@ -34,15 +35,23 @@ def load_adapter(
         dtype: a torch dtype by name.
         image_tokenizer: file or folder of the image tokenizer, for checkpoints that lack it.
         tokenizer: folder or hub name of the text tokenizer, for checkpoints that lack it.
+        quantization: ``nf4`` or ``int8``, as in a recipe's ``model.quantization``: the decoder's
+            blocks are on this process's device then, and can't be trained without a LoRA.
 
     Raises:
-        UserError: unknown adapter, one that lacks a method, or a checkpoint that can't be read.
+        UserError: unknown adapter, one that lacks a method, a checkpoint that can't be read, or a
+            quantisation that the device, the adapter or a missing package doesn't allow.
             A bug in the adapter's own code keeps its type and its traceback.
     """
     import torch
 
     from mm_cca.adapters.base import missing_parts
+    from mm_cca.adapters.checkpoint_files import damaged_file
+    from mm_cca.adapters.headers import reads_headers_only
     from mm_cca.adapters.loading import FILE_ERRORS, CheckpointError
+    from mm_cca.adapters.quantization import mark_quantized, quantized
+    from mm_cca.adapters.sound_weights import refuse_not_finite
+    from mm_cca.adapters.text_check import refuse_useless_tokenizer
     from mm_cca.config.shipped import how_to_make, shipped
 
     adapter = _adapter_class(name)
@@ -53,20 +62,34 @@ def load_adapter(
             f"model.tokenizer is {tokenizer!r}; allowed for {name}: null (the checkpoint holds its "
             "own)."
         )
+    if reads_headers_only():  # there is nothing to quantise
+        quantization = None
     try:
-        model: UnifiedModel = adapter.load(resolved, getattr(torch, dtype), image_tokenizer, **more)
+        with quantized(quantization):
+            model: UnifiedModel = adapter.load(
+                resolved, getattr(torch, dtype), image_tokenizer, **more
+            )
+        missing = missing_parts(model)
+        if not missing:
+            refuse_not_finite(model.module)
+            if name in ADAPTERS:
+                refuse_useless_tokenizer(model)
     except (CheckpointError, *FILE_ERRORS) as error:
+        # Whatever transformers says of a damaged file, it seldom says which.
+        foreign = isinstance(error, FILE_ERRORS) or error.__cause__ is not None
+        told = (damaged_file(resolved, tokenizer) if foreign else None) or error
         raise UserError(
-            f"model.path {path!r} can't be read by the adapter {name!r}: {error}\nIt must be a "
+            f"model.path {path!r} can't be read by the adapter {name!r}: {told}\nIt must be a "
             "folder written by save_pretrained (config.json, *.safetensors, tokenizer and "
             f"processor files) or a hub name.{how_to_make(path)}"
         ) from error
-    missing = missing_parts(model)
     if missing:
         raise UserError(
             f"model.adapter {name!r} lacks {', '.join(missing)}; "
             "mm_cca/adapters/base.py says what each must do."
         )
+    if quantization is not None:
+        mark_quantized(model.module, name, quantization)
     return model
 
 
@@ -99,4 +122,5 @@ def load_checkpoint(config: ModelConfig, path: str | None = None) -> "UnifiedMod
         dtype=config.dtype,
         image_tokenizer=config.image_tokenizer,
         tokenizer=config.tokenizer,
+        quantization=config.quantization,
     )

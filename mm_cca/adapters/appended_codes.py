@@ -5,6 +5,7 @@ Code c is the token ``len(tokenizer) + c``. The image tokenizer lies in files of
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from mm_cca.adapters.base import FREE, Grid, ImageLayout
+from mm_cca.adapters.base import BEYOND_TOKENIZER, FREE, EngineServing, Grid, ImageLayout
 from mm_cca.adapters.common import StandardDecoder, pad_id_of
 from mm_cca.adapters.loading import reading_checkpoint
+from mm_cca.adapters.plain_captions import ids_around
 from mm_cca.adapters.vocabulary import CodeTokens
 from mm_cca.errors import UserError
 
@@ -48,6 +50,7 @@ def read_small_files(path: str) -> dict[str, bytes]:
 class AppendedCodes(StandardDecoder):
     """Left to the family: ``name``, ``defaults``, ``side``, ``load``, prompts and codes."""
 
+    engine_serving = EngineServing(BEYOND_TOKENIZER)
     side: int
     """Codes along each side of the images that the checkpoints were trained on."""
 
@@ -82,10 +85,9 @@ class AppendedCodes(StandardDecoder):
             )
         return ImageLayout(np.full(height * width, FREE, dtype=np.int64))
 
-    def text_ids_of(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of texts as they are; special tokens in them are found."""
-        ids: list[list[int]] = self._processor(texts, add_special_tokens=False)["input_ids"]
-        return ids
+    def ids_around(self, before: str, texts: Sequence[str], after: str = "") -> list[list[int]]:
+        """Token ids of ``before + text + after``; control tokens in a text are plain text."""
+        return ids_around(self._processor, before, texts, after)
 
     def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         """As the authors' folder, for their code: it needs transformers 4, whose files differ.
@@ -102,17 +104,35 @@ class AppendedCodes(StandardDecoder):
         config["dtype" if "dtype" in config else "torch_dtype"] = dtype
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
+    def save_for_engine(self, folder: Path) -> None:
+        """As ``save``, with the files of today's stock classes."""
+        weights = self._model.state_dict()
+        own = {name: x for name, x in weights.items() if not name.startswith("vqmodel.")}
+        super().save(folder, own)
 
-def refuse_other_vocabulary(
-    path: str, config: PreTrainedConfig, tokenizer: Any, special: list[str], codebook_size: int
+
+def refuse_plain_model(
+    path: str, config: PreTrainedConfig, tokenizer: Any, special: list[str], right: str
 ) -> None:
-    """Raises UserError for a folder of the plain language model, or with another codebook."""
+    """Raises UserError for a folder of the language model that the family was trained from.
+
+    Args:
+        special: tokens that the family has added to it.
+        right: hub name of a checkpoint of the family.
+    """
     lacks = [token for token in special if token not in tokenizer.get_vocab()]
     if lacks:
         raise UserError(
             f"model.path {path!r} can't draw: its tokenizer has no {', '.join(lacks)}. This is "
-            f"the plain {config.model_type} or another fine-tune of it."
+            f"the plain {config.model_type} (vocabulary of {config.vocab_size}) or another "
+            f"fine-tune of it: set model.path to {right} or a fine-tune of that."
         )
+
+
+def refuse_other_vocabulary(
+    path: str, config: PreTrainedConfig, tokenizer: Any, codebook_size: int
+) -> None:
+    """Raises UserError for another codebook than the folder was trained with."""
     rows = int(config.vocab_size)
     if rows != len(tokenizer) + codebook_size:
         raise UserError(

@@ -4,7 +4,7 @@ Shapes: B rows, P prompt tokens, L tokens, S slots of the image span, N free cod
 codes, H x W pixels, D hidden size, R rows of the image head, K image codes, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,6 +71,25 @@ class Defaults:
     top_p: float | None
 
 
+@dataclass(frozen=True)
+class EngineServing:
+    """How a stock engine (vLLM) serves the folder that ``save_for_engine`` writes.
+
+    Attributes:
+        arguments: of its command line, beyond the folder, its name and its dtype.
+        needs_plugin: whether ``mm_cca_vllm`` must be installed beside the engine, because no
+            stock class has the network.
+    """
+
+    arguments: tuple[str, ...] = ()
+    needs_plugin: bool = False
+
+
+BEYOND_TOKENIZER = ("--structured-outputs-config.backend", "guidance")
+"""For codes that are no tokens of the tokenizer: vLLM's other backend, xgrammar, takes their
+ids for padding and forbids them."""
+
+
 class UnifiedModel(Protocol):
     """A text-and-image decoder with its image tokenizer.
 
@@ -84,6 +103,7 @@ class UnifiedModel(Protocol):
     """How many image codes there are; ``ImageLayout.num_codes`` is how many one image has."""
     pad_id: int
     defaults: Defaults
+    engine_serving: EngineServing
 
     @property
     def pixels_per_code(self) -> int:
@@ -139,7 +159,10 @@ class UnifiedModel(Protocol):
     ) -> torch.Tensor:
         """[B, L, D] embeddings -> [B, L, D] last hidden states, after the final norm.
 
-        ``mask`` is [B, L] bool, or covers cached tokens too when ``cache`` is given.
+        ``mask`` is [B, L] bool, or covers cached tokens too when ``cache`` is given; False is
+        padding. In training it is True everywhere, as rows are padded at their end: a decoder that
+        does not notice this by itself, as transformers' do, may leave the mask out and use the
+        kernels of causal attention.
         """
         ...
 
@@ -174,7 +197,10 @@ class UnifiedModel(Protocol):
         ...
 
     def compile(self) -> None:
-        """torch.compile the decoder that ``hidden_states`` runs, in place."""
+        """torch.compile the decoder that ``hidden_states`` runs, in place.
+
+        A copy made with ``copy.deepcopy`` is not compiled.
+        """
         ...
 
     def enable_gradient_checkpointing(self) -> None:
@@ -185,6 +211,28 @@ class UnifiedModel(Protocol):
         """Write a plain ``save_pretrained`` folder with the processor's files (never a LoRA).
 
         ``weights``, named as in ``module``, replace its own where each rank holds only a part.
+        """
+        ...
+
+    def engine_codes(self) -> np.ndarray:
+        """[K] int64, the id of every image code in the vocabulary of ``save_for_engine``'s folder.
+
+        Raises UserError where no stock engine can hold the family's codes.
+        """
+        ...
+
+    def save_for_engine(self, folder: Path) -> None:
+        """Write the folder that a stock engine loads: the decoder and its text tokenizer.
+
+        A LoRA must be merged first. Raises UserError where no stock engine can hold the family.
+        """
+        ...
+
+    def chat_template(self, grid: Grid) -> str | None:
+        """A Jinja chat template that gives the ids of ``prompt_ids`` for the last message's text.
+
+        Where the prompt holds the image's size, ``height`` and ``width`` in pixels are variables
+        of the template, and those of ``grid`` their defaults. None: there is none.
         """
         ...
 
@@ -213,7 +261,26 @@ def rows_with_ends(grid: Grid, row_end: int) -> ImageLayout:
     return ImageLayout(rows.flatten()[:-1])
 
 
+FOR_ENGINES = frozenset({"engine_serving", "engine_codes", "save_for_engine", "chat_template"})
+"""Parts of the protocol that training and sampling here do without; ``StandardDecoder`` has them,
+and an adapter that was written before them loads as it did."""
+
+
 def missing_parts(model: object) -> list[str]:
     """Names of the protocol's methods and attributes that an adapter does not have."""
-    names = [*UnifiedModel.__annotations__, *vars(UnifiedModel)]
+    return _missing(model, {*UnifiedModel.__annotations__, *vars(UnifiedModel)} - FOR_ENGINES)
+
+
+def refuse_without_engine(model: UnifiedModel) -> None:
+    """Raises UserError for an adapter that lacks the parts that serving needs."""
+    missing = _missing(model, FOR_ENGINES)
+    if missing:
+        raise UserError(
+            f"the adapter {model.name!r} can't be served by an engine: it lacks "
+            f"{', '.join(missing)}; mm_cca/adapters/base.py says what each must do "
+            "(StandardDecoder has them)."
+        )
+
+
+def _missing(model: object, names: Collection[str]) -> list[str]:
     return sorted(n for n in names if not n.startswith("_") and n not in dir(model))

@@ -7,8 +7,10 @@ encodes, so the decoder comes from ``vqgan.py``. Shapes: see ``adapters/base.py`
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,11 +21,21 @@ from transformers import (
     ChameleonProcessor,
 )
 
-from mm_cca.adapters.base import FREE, Defaults, Grid, ImageLayout, rows_with_ends
+from mm_cca.adapters.base import (
+    FREE,
+    Defaults,
+    EngineServing,
+    Grid,
+    ImageLayout,
+    rows_with_ends,
+)
 from mm_cca.adapters.chameleon_files import refuse_other_kind, tokenizer_from
-from mm_cca.adapters.common import StandardDecoder
+from mm_cca.adapters.chat_templates import PROMPT, filled_in, joined, literal, units
+from mm_cca.adapters.common import StandardDecoder, rounded_once
 from mm_cca.adapters.headers import reads_headers_only
-from mm_cca.adapters.loading import load_module, reading_checkpoint
+from mm_cca.adapters.loading import CheckpointError, load_module, reading_checkpoint
+from mm_cca.adapters.plain_captions import ids_around
+from mm_cca.adapters.text_check import refuse_split_tokens
 from mm_cca.adapters.vocabulary import CodeTokens, refuse_without_vocabulary_map
 from mm_cca.adapters.vqgan import (
     attach_decoder,
@@ -35,6 +47,7 @@ from mm_cca.adapters.vqgan import (
 from mm_cca.errors import UserError
 
 END_OF_TURN = "<reserved08706>"
+SIDES = ("height", "width")
 log = logging.getLogger(__name__)
 
 
@@ -66,6 +79,8 @@ class Chameleon(StandardDecoder):
     # chameleon/inference/chameleon.py, Options.Image, which Anole's text2image.py uses as it is.
     # Its image guidance of 1.2 has no effect without images in the prompt.
     defaults = Defaults(guidance_scale=3.0, temperature=0.7, top_k=None, top_p=0.9)
+    # vLLM's own class, which masked image logits, was removed in 0.28.
+    engine_serving = EngineServing(("--model-impl", "transformers"))
 
     def __init__(
         self, module: ChameleonForConditionalGeneration, processor: ChameleonProcessor
@@ -73,6 +88,7 @@ class Chameleon(StandardDecoder):
         self._vocabulary: dict[str, int] = processor.tokenizer.get_vocab()
         with reading_checkpoint():  # computed from the config's vocabulary_map when first read
             codes = CodeTokens.of(module.model.vocabulary_mapping.img2bpe)
+        refuse_split_tokens(processor.tokenizer, [END_OF_TURN])
         pad_id = processor.tokenizer.pad_token_id
         super().__init__(
             module,
@@ -103,6 +119,11 @@ class Chameleon(StandardDecoder):
         with reading_checkpoint():
             kept = ChameleonProcessor.get_processor_dict(path)[0].get("image_seq_length", 1024)
             pictures = ChameleonImageProcessor.from_pretrained(path)
+        if type(kept) is not int or kept < 1 or math.isqrt(kept) ** 2 != kept:
+            raise CheckpointError(
+                f"processor_config.json: image_seq_length is {kept!r}; it must be the number of "
+                "codes of a square image, such as 1024: download the file again"
+            )
         processor = ChameleonProcessor(pictures, words, image_seq_length=kept)
         return cls.read(path, dtype, image_tokenizer, processor)
 
@@ -168,12 +189,11 @@ class Chameleon(StandardDecoder):
 
     def prompt_ids(self, prompts: Sequence[str], grid: Grid) -> list[list[int]]:
         height, width = (n * self.pixels_per_code for n in grid)
-        texts = [
-            self.span.template.format(prompt=p, height=height, width=width) + END_OF_TURN
-            for p in prompts
-        ]
+        before, after = (
+            part.format(height=height, width=width) for part in self.span.template.split("{prompt}")
+        )
         tokenizer = self._processor.tokenizer
-        rows: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        rows = ids_around(tokenizer, before, prompts, after + END_OF_TURN)
         start = self._start(grid)
         return [[tokenizer.bos_token_id, *row, *start] for row in rows]
 
@@ -192,6 +212,29 @@ class Chameleon(StandardDecoder):
         units = [n * self.pixels_per_code // self.span.unit for n in grid]
         return [boi, *(self._id(f"<reserved{self.span.size_zero + n:05d}>") for n in units)]
 
+    def chat_template(self, grid: Grid) -> str | None:
+        span, tokenizer = self.span, self._processor.tokenizer
+        pixels = {name: n * self.pixels_per_code for name, n in zip(SIDES, grid, strict=True)}
+        sizes = {name: units(name, n, 1) for name, n in pixels.items()}
+        text = filled_in(span.template + END_OF_TURN, sizes | {"prompt": PROMPT})
+        boi = literal(tokenizer.convert_ids_to_tokens(self._processor.image_start_token_id))
+        if span.size_zero is None:
+            return joined(literal(tokenizer.bos_token), *text, boi)
+        numbers = (f"{span.size_zero} + {units(name, n, span.unit)}" for name, n in pixels.items())
+        size = [f"('<reserved%05d>' | format({number}))" for number in numbers]
+        return joined(literal(tokenizer.bos_token), *text, boi, *size)
+
+    def save_for_engine(self, folder: Path) -> None:
+        """As ``save``, without the image decoder, which stock classes refuse."""
+        self.save_stock(folder, self._model.state_dict())
+
+    def save_stock(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        """Write weights as the stock class reads them, which knows no image decoder."""
+        decoder = "model.vqmodel.decoder."
+        kept = {name: x for name, x in weights.items() if not name.startswith(decoder)}
+        self._model.save_pretrained(folder, state_dict=kept)
+        self._processor.save_pretrained(folder)
+
     def _id(self, token: str) -> int:
         if token not in self._vocabulary:
             raise UserError(f"the checkpoint's tokenizer has no token {token!r}.")
@@ -199,10 +242,10 @@ class Chameleon(StandardDecoder):
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        # As Meta's ImageTokenizer: [0, 255] to [-1, 1] in double precision. The image processor on
-        # the hub says 0.0078 for 1/127.5, which gives 3 % of the codes of a photo another value.
-        images = pixels.double() / 255 * 2 - 1
-        codes: torch.Tensor = self._vq.encode(images.to(self._vq.dtype)).image_tokens
+        # Not by the image processor on the hub: it says 0.0078 for 1/127.5, which gives 3 % of the
+        # codes of a photo another value.
+        images = rounded_once(pixels, self._vq.dtype)
+        codes: torch.Tensor = self._vq.encode(images).image_tokens
         return codes.view(len(pixels), -1)
 
     @torch.no_grad()
@@ -211,8 +254,7 @@ class Chameleon(StandardDecoder):
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         tokenizer = self._processor.tokenizer
-        rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        return [[tokenizer.bos_token_id, *row] for row in rows]
+        return [[tokenizer.bos_token_id, *row] for row in ids_around(tokenizer, "", texts)]
 
 
 def warn_if_it_cannot_draw(model: Chameleon, path: str) -> None:

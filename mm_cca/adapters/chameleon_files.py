@@ -11,8 +11,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
-from mm_cca.adapters.checkpoint_files import UnreachableError, is_hub_name
+from mm_cca.adapters.checkpoint_files import UnreachableError, damaged_file, is_hub_name
 from mm_cca.adapters.loading import CheckpointError, expect_family, reading_checkpoint, shapes
+from mm_cca.adapters.vocabulary import refuse_without_vocabulary_map
 from mm_cca.config.shipped import LUMINA_TOKENIZER
 from mm_cca.errors import UserError
 
@@ -47,6 +48,11 @@ def refuse_other_kind(path: str, *, lumina: bool) -> dict[str, Any]:
             "model.adapter to lumina-mgpt."
         )
     return config
+
+
+def is_lumina(config: dict[str, Any], path: str) -> bool:
+    """Whether a config.json of Chameleon's classes, and its folder, are Lumina-mGPT's."""
+    return _sign_of_lumina(config, path) is not None
 
 
 def _sign_of_lumina(config: dict[str, Any], path: str) -> str | None:
@@ -105,7 +111,7 @@ def tokenizer_from(source: str, path: str) -> PreTrainedTokenizerFast:
         path: the checkpoint, whose config.json must give the image tokens the same ids.
 
     Raises:
-        UserError: no tokenizer there, or another model's.
+        UserError: no tokenizer there, or another model's, or no image tokens in config.json.
         CheckpointError: config.json is missing or damaged.
     """
     key = "model.path" if source == path else "model.tokenizer"
@@ -114,13 +120,15 @@ def tokenizer_from(source: str, path: str) -> PreTrainedTokenizerFast:
         with reading_checkpoint():
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     except CheckpointError as error:
+        told = damaged_file(folder) or error
         raise UserError(
-            f"the tokenizer of {key} {source!r} can't be read by this adapter: {error}\nSet "
+            f"the tokenizer of {key} {source!r} can't be read by this adapter: {told}\nOr set "
             "model.tokenizer to a folder or hub name that holds tokenizer.json and "
             "tokenizer_config.json, such as Alpha-VLLM/Lumina-mGPT-7B-768, which has Chameleon's."
         ) from error
     with reading_checkpoint():
-        expected = PreTrainedConfig.get_config_dict(path)[0].get("vocabulary_map") or {}
+        expected: Any = PreTrainedConfig.get_config_dict(path)[0].get("vocabulary_map")
+    refuse_without_vocabulary_map(expected)
     found = tokenizer.get_vocab()
     codes = [name for name in expected if name.startswith("IMGIMG")]
     wrong = [name for name in codes if found.get(name) != expected[name]]

@@ -1,13 +1,14 @@
 """Does a checkpoint fit its adapter? Looked up in its files' headers; no weights are read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from mm_cca.adapters import load_checkpoint
-from mm_cca.adapters.base import grid_of
+from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.adapters.checkpoint_files import UnreachableError, is_hub_name
 from mm_cca.adapters.headers import header_folder, headers_only
 from mm_cca.config.schema import ModelConfig
@@ -15,7 +16,18 @@ from mm_cca.config.shipped import shipped
 from mm_cca.errors import UserError
 
 
-def check_checkpoint(config: ModelConfig, image_size: Sequence[int]) -> int:
+def check_checkpoint(
+    config: ModelConfig, image_size: Sequence[int], buckets: Sequence[Sequence[int]] = ()
+) -> int:
+    """The number of parameters of a checkpoint that fits. Raises as ``loaded_from_headers``."""
+    with loaded_from_headers(config, image_size) as model:
+        for size in buckets:
+            model.layout(grid_of(model, size))
+        return sum(parameter.numel() for parameter in model.module.parameters())
+
+
+@contextmanager
+def loaded_from_headers(config: ModelConfig, image_size: Sequence[int]) -> Iterator[UnifiedModel]:
     """Everything that reading the checkpoint would refuse, told before its weights are read.
 
     Config, tokenizer and processor are read; index, names and shapes of the weights are compared
@@ -25,12 +37,13 @@ def check_checkpoint(config: ModelConfig, image_size: Sequence[int]) -> int:
     Args:
         image_size: height and width in pixels.
 
-    Returns:
-        the number of parameters.
+    Yields:
+        the model, with its weights on the meta device.
 
     Raises:
         UserError: what ``load_adapter`` would say, or a size that the checkpoint can't draw.
         UnreachableError: a folder that is not there, or a hub name whose files can't be looked at.
+        NoHeadersError: a hub name whose config fits, but whose weights show no shapes.
     """
     with headers_only():
         folder = _local(shipped(config.path))
@@ -43,7 +56,7 @@ def check_checkpoint(config: ModelConfig, image_size: Sequence[int]) -> int:
             raise
         except UserError as error:
             raise UserError(str(error).replace(folder, config.path)) from error
-    return sum(parameter.numel() for parameter in model.module.parameters())
+        yield model
 
 
 def _local(path: str) -> str:
@@ -52,7 +65,7 @@ def _local(path: str) -> str:
     if not is_hub_name(path):
         raise UnreachableError("there is no such folder (yet), and it is no name on the hub")
     try:
-        folder = header_folder(path)
+        return str(header_folder(path))
     except GatedRepoError as error:
         raise UserError(
             f"model.path {path!r} is a repository that asks for consent: accept its conditions on "
@@ -65,9 +78,6 @@ def _local(path: str) -> str:
         ) from error
     except OSError as error:
         return _downloaded_before(path, error)
-    if not list(folder.glob("*.safetensors")):
-        raise UnreachableError("its weights are no .safetensors files, so they have no headers")
-    return str(folder)
 
 
 def _downloaded_before(path: str, error: OSError) -> str:

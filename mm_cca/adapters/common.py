@@ -4,15 +4,17 @@ The protocol is ``base.UnifiedModel``; an adapter may implement it without this 
 Shapes: see ``adapters/base.py``.
 """
 
+import math
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import Cache, LlamaModel, PreTrainedModel, StaticCache
 
-from mm_cca.adapters.base import ImageHead
+from mm_cca.adapters.base import EngineServing, Grid, ImageHead
 from mm_cca.adapters.vocabulary import CodeTokens
 from mm_cca.errors import UserError
 
@@ -52,6 +54,8 @@ class StandardDecoder:
         module: holds ``model`` and the image tokenizer; None where ``model`` itself does.
     """
 
+    engine_serving = EngineServing()
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -71,6 +75,8 @@ class StandardDecoder:
         self._decoder: Any = model.get_decoder()
         self._processor = processor
         self._vq: Any = image_tokenizer
+        if codes is not None:
+            codes.refuse_outside(len(self._decoder.get_input_embeddings().weight))
         self._prefix = _name_within(self.module, model)
         for part in self.frozen():
             part.eval().requires_grad_(False)
@@ -120,7 +126,10 @@ class StandardDecoder:
         return list(PROJECTIONS)
 
     def compile(self) -> None:
-        self._decoder.compile()
+        # Block by block, so that all share one graph of each kind, and gradient checkpointing goes
+        # around it. Masks are made outside: a compiled decoder can't notice that none is needed.
+        for block in self._decoder.layers:
+            block.compile()
 
     def enable_gradient_checkpointing(self) -> None:
         getattr(self._model, _ENABLE_CHECKPOINTING)({"use_reentrant": False})
@@ -131,6 +140,15 @@ class StandardDecoder:
             weights = {n.removeprefix(start): x for n, x in weights.items() if n.startswith(start)}
         self._model.save_pretrained(folder, state_dict=weights)
         self._processor.save_pretrained(folder)
+
+    def engine_codes(self) -> np.ndarray:
+        return self._codes.ids.numpy()
+
+    def save_for_engine(self, folder: Path) -> None:
+        self.save(folder)
+
+    def chat_template(self, grid: Grid) -> str | None:
+        return None
 
 
 def last_hidden(
@@ -163,7 +181,11 @@ def pad_id_of(tokenizer: Any) -> int:
 
 
 def normalised(pixels: torch.Tensor, image_processor: Any) -> torch.Tensor:
-    """[B, 3, H, W] uint8 -> float32, as the stock image processor rescales and normalises."""
+    """[B, 3, H, W] uint8 -> float32, as the stock image processor rescales and normalises.
+
+    Raises:
+        UserError: its means or deviations can't be used.
+    """
     mean, std = _statistics(image_processor, pixels.device)
     return (pixels.float() * image_processor.rescale_factor - mean) / std
 
@@ -184,18 +206,35 @@ def to_unit_range(pixels: torch.Tensor) -> torch.Tensor:
     return _LEVELS.to(pixels.device)[pixels.long()]
 
 
+def rounded_once(pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[...] uint8 -> [...] from -1 to 1 in ``dtype``: x / 255 * 2 - 1 in double precision, rounded.
+
+    As Meta's ImageTokenizer for Chameleon, by a table, because Apple's devices have no float64.
+    """
+    return _DOUBLE_LEVELS.to(dtype).to(pixels.device)[pixels.long()]
+
+
 def from_unit_range(images: torch.Tensor) -> torch.Tensor:
     """The inverse of ``to_unit_range``: any float -> uint8, rounded."""
     return ((images.float() + 1) / 2 * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+_DOUBLE_LEVELS = torch.arange(256, dtype=torch.float64) / 255 * 2 - 1
 _LEVELS = ((torch.arange(256, dtype=torch.float64) * (1 / 255)).float() - 0.5) / 0.5
 
 
 def _statistics(image_processor: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    means, deviations = image_processor.image_mean, image_processor.image_std
+    for key, values, low in (("mean", means, -math.inf), ("std", deviations, 0.0)):
+        numbers = isinstance(values, (list, tuple)) and len(values) == 3
+        if not numbers or not all(isinstance(x, (int, float)) and x > low for x in values):
+            allowed = "three numbers" + (" above 0" if key == "std" else "")
+            raise UserError(
+                f"image_{key} of the checkpoint's image processor is {values!r}; it must be "
+                f"{allowed}: download preprocessor_config.json or processor_config.json again."
+            )
     mean, std = (
-        torch.tensor(values, device=device).view(3, 1, 1)
-        for values in (image_processor.image_mean, image_processor.image_std)
+        torch.tensor(values, device=device).view(3, 1, 1) for values in (means, deviations)
     )
     return mean, std
 

@@ -23,6 +23,7 @@ from mm_cca.adapters.cosmos_network import (
     CosmosEncoder,
     CosmosShape,
 )
+from mm_cca.adapters.sound_weights import kinds_of, refuse_other_kinds
 from mm_cca.errors import UserError
 
 PIXELS_PER_CODE = 16
@@ -91,7 +92,9 @@ class CosmosTokenizer(nn.Module):
 
         Raises:
             UserError: one is missing or has another shape.
+        CheckpointError: one is of integers.
         """
+        refuse_other_kinds(kinds_of(tensors), source)
         own, given = self.state_dict(), _image_weights(tensors)
         missing = sorted(own.keys() - given.keys())
         if missing:

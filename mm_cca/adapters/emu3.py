@@ -12,10 +12,11 @@ import torch
 from transformers import Emu3Config, Emu3ForConditionalGeneration, Emu3Processor
 
 from mm_cca.adapters.base import Defaults, Grid, ImageLayout, rows_with_ends
+from mm_cca.adapters.chat_templates import PROMPT, joined, literal, units
 from mm_cca.adapters.checkpoint_files import refuse_without_tokenizer
 from mm_cca.adapters.common import StandardDecoder, from_unit_range, pad_id_of, to_unit_range
 from mm_cca.adapters.emu3_tokenizer import with_emu3_words
-from mm_cca.adapters.families import may_be_emu3_chat
+from mm_cca.adapters.families import is_emu3_chat, may_be_emu3_chat
 from mm_cca.adapters.loading import (
     expect_family,
     load_module,
@@ -23,7 +24,10 @@ from mm_cca.adapters.loading import (
     reading_checkpoint,
     refuse_image_tokenizer,
 )
+from mm_cca.adapters.plain_captions import ids_around
+from mm_cca.adapters.text_check import refuse_split_tokens
 from mm_cca.adapters.vocabulary import CodeTokens, refuse_without_vocabulary_map
+from mm_cca.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +44,12 @@ class Emu3(StandardDecoder):
         with reading_checkpoint():  # computed from the config's vocabulary_map when first read
             codes, self._eol_id = CodeTokens.of(mapping.img2bpe), int(mapping.eol_token_id)
         pad_id = pad_id_of(processor.tokenizer)
+        marks = (
+            processor.bos_token,
+            processor.image_start_token,
+            processor.fake_token_around_image,
+        )
+        refuse_split_tokens(processor.tokenizer, marks)
         super().__init__(module, processor, module.model.vqmodel, pad_id=pad_id, codes=codes)
 
     @classmethod
@@ -47,15 +57,23 @@ class Emu3(StandardDecoder):
         """Read a checkpoint folder or hub name.
 
         Raises:
-            UserError: another family, or a layout that must be converted first.
+            UserError: another family, Emu3-Chat, or a layout that must be converted first.
             CheckpointError: a file is missing or damaged, or a weight is missing.
         """
         refuse_image_tokenizer(image_tokenizer, "emu3")
         expect_family(path, "emu3")
-        if may_be_emu3_chat(path, read_config(path)):
+        if is_emu3_chat(path):
+            raise UserError(
+                f"model.path {path!r} is Emu3-Chat by its name, which was trained to describe "
+                "images, not to draw them: set model.path to Emu3-community/Emu3-Gen-hf. If you "
+                "have trained this one to draw, give its folder another name."
+            )
+        if may_be_emu3_chat(read_config(path)):
             log.warning(
-                "%s looks like Emu3-Chat, which was trained to describe images, not to draw them: "
-                "use Emu3-community/Emu3-Gen-hf, unless you have trained this one to draw.",
+                "%s may be Emu3-Chat, which can't draw: config.json has more positions "
+                "(max_position_embeddings) than Emu3-Gen, Emu3-Stage1 and what BAAI's scripts "
+                "fine-tune. Use Emu3-community/Emu3-Gen-hf, unless you have trained this one to "
+                "draw.",
                 path,
             )
         refuse_without_tokenizer(path)
@@ -82,15 +100,26 @@ class Emu3(StandardDecoder):
     def prompt_ids(self, prompts: Sequence[str], grid: Grid) -> list[list[int]]:
         p = self._processor
         size = f"{p.image_start_token}{grid[0]}*{grid[1]}{p.fake_token_around_image}"
-        texts = [f"{p.bos_token}{prompt}{size}" for prompt in prompts]
-        ids: list[list[int]] = p.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return ids
+        return ids_around(p.tokenizer, p.bos_token, prompts, size)
 
     def unconditional_ids(
         self, conditional: list[int], grid: Grid, negative_prompt: str = ""
     ) -> list[int]:
         # Training dropped the text and kept "boi H*W img"; guidance must ask in the same form.
         return self.prompt_ids([negative_prompt], grid)[0]
+
+    def chat_template(self, grid: Grid) -> str | None:
+        p, side = self._processor, self.pixels_per_code
+        height, width = (n * side for n in grid)
+        return joined(
+            literal(p.bos_token),
+            PROMPT,
+            literal(p.image_start_token),
+            units("height", height, side),
+            literal("*"),
+            units("width", width, side),
+            literal(p.fake_token_around_image),
+        )
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -108,6 +137,4 @@ class Emu3(StandardDecoder):
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         p = self._processor
-        rows = [f"{p.bos_token}{text}" for text in texts]
-        ids: list[list[int]] = p.tokenizer(rows, add_special_tokens=False)["input_ids"]
-        return ids
+        return ids_around(p.tokenizer, p.bos_token, texts)

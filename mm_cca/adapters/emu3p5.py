@@ -13,15 +13,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-from transformers.utils.hub import cached_file
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from mm_cca.adapters.base import Defaults, Grid, ImageLayout, rows_with_ends
+from mm_cca.adapters.base import (
+    BEYOND_TOKENIZER,
+    Defaults,
+    EngineServing,
+    Grid,
+    ImageLayout,
+    rows_with_ends,
+)
+from mm_cca.adapters.chat_templates import PROMPT, filled_in, joined, units
 from mm_cca.adapters.common import StandardDecoder, pad_id_of
+from mm_cca.adapters.config_limits import refuse_unusable
+from mm_cca.adapters.emu3p5_tokenizer import (
+    BOS,
+    ROW_END,
+    first_code,
+    read_tokenizer,
+    refuse_other_vocabulary,
+    refuse_plain_qwen3,
+)
 from mm_cca.adapters.families import kind_of
 from mm_cca.adapters.ibq import IBQ, IMAGE_TOKENIZER, read_ibq
-from mm_cca.adapters.loading import CheckpointError, expect_family, load_module, reading_checkpoint
-from mm_cca.adapters.tiktoken_bpe import read_tiktoken
+from mm_cca.adapters.loading import (
+    expect_family,
+    load_module,
+    read_config,
+    reading_checkpoint,
+    refuse_absent_weights,
+)
+from mm_cca.adapters.plain_captions import ids_around
+from mm_cca.adapters.text_check import refuse_split_tokens
 from mm_cca.adapters.vocabulary import CodeTokens
 from mm_cca.adapters.vqgan import decode_codes
 from mm_cca.errors import UserError
@@ -30,8 +53,8 @@ TEMPLATE = (
     "<|extra_203|>You are a helpful assistant for t2i task. USER: {prompt} ASSISTANT: <|extra_100|>"
 )
 UNCONDITIONAL = "<|extra_203|>You are a helpful assistant. USER:  ASSISTANT: <|extra_100|>"
-BOS, ROW_END = "<|extra_203|>", "<|extra_200|>"
 SIZE = "<|image start|>{height}*{width}<|image token|>"
+MARKS = (BOS, "<|extra_100|>", "<|image start|>", "<|image token|>")
 PRESETS = {
     "1:1": (64, 64),
     "4:3": (55, 73),
@@ -45,18 +68,6 @@ PRESETS = {
 """Rows and columns of codes that the authors generate, by width to height."""
 LONGEST = 99
 """Most rows or columns: the size was always written with at most two digits."""
-SPECIAL_TOKENS = [
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
-    *(f"<|extra_{number}|>" for number in range(205)),
-    *("<|image token|>", "<|image start|>", "<|image end|>"),
-]
-"""In the order of their ids, after the text vocabulary; the codes follow."""
-TOKENIZER_FOLDER = "tokenizer_emu3_ibq"
-NO_TOKENIZER = (
-    f"BAAI keeps it in https://github.com/baaivision/Emu3.5, src/{TOKENIZER_FOLDER}: copy that "
-    "folder into the folder of the checkpoint or of the image tokenizer, or set model.tokenizer to "
-    "it (its Python is not run)."
-)
 
 
 class Emu3p5(StandardDecoder):
@@ -69,6 +80,7 @@ class Emu3p5(StandardDecoder):
     name = "emu3p5"
     # configs/example_config_t2i.py; a comment there recommends guidance 2 for Emu3.5 itself.
     defaults = Defaults(guidance_scale=5.0, temperature=1.0, top_k=5120, top_p=None)
+    engine_serving = EngineServing(BEYOND_TOKENIZER)
 
     def __init__(
         self,
@@ -78,7 +90,7 @@ class Emu3p5(StandardDecoder):
         config: dict[str, Any],
     ) -> None:
         codebook, vocabulary = vq.config.num_embeddings, tokenizer.get_vocab()
-        self._row_end, first = vocabulary[ROW_END], _first_code(vocabulary)
+        self._row_end, first = vocabulary[ROW_END], first_code(vocabulary)
         module.vqmodel = vq
         self._raw_config = config
         super().__init__(
@@ -110,14 +122,18 @@ class Emu3p5(StandardDecoder):
             CheckpointError: a file is missing or damaged, or a weight is missing.
         """
         raw, config = _read_config(path)
+        refuse_absent_weights(path)
         if image_tokenizer is None:
             raise UserError(
                 "model.image_tokenizer is null; allowed for emu3p5: BAAI/Emu3.5-VisionTokenizer, "
                 "or a folder that holds its config.json and model.safetensors."
             )
         words = read_tokenizer([path, image_tokenizer] if tokenizer is None else [tokenizer])
+        if raw["model_type"] == "qwen3":
+            refuse_plain_qwen3(path, config.vocab_size, words.get_vocab())
         vq = read_ibq(image_tokenizer)  # before reading the large files
-        _refuse_other_vocabulary(config.vocab_size, words.get_vocab(), vq.config.num_embeddings)
+        refuse_other_vocabulary(config.vocab_size, words.get_vocab(), vq.config.num_embeddings)
+        refuse_split_tokens(words, MARKS)
         module, _ = load_module(Qwen3ForCausalLM, path, config, dtype)
         return cls(module, words, vq, raw)
 
@@ -132,20 +148,20 @@ class Emu3p5(StandardDecoder):
         return rows_with_ends(grid, self._row_end)
 
     def prompt_ids(self, prompts: Sequence[str], grid: Grid) -> list[list[int]]:
-        return self._ids([TEMPLATE.replace("{prompt}", prompt) for prompt in prompts], grid)
+        before, after = TEMPLATE.split("{prompt}")
+        return ids_around(self._processor, before, prompts, after + _size(grid))
 
     def unconditional_ids(
         self, conditional: list[int], grid: Grid, negative_prompt: str = ""
     ) -> list[int]:
         if negative_prompt:
             return self.prompt_ids([negative_prompt], grid)[0]
-        return self._ids([UNCONDITIONAL], grid)[0]
+        return ids_around(self._processor, UNCONDITIONAL, [""], _size(grid))[0]
 
-    def _ids(self, texts: list[str], grid: Grid) -> list[list[int]]:
-        size = SIZE.format(height=grid[0], width=grid[1])
-        rows = [text + size for text in texts]
-        ids: list[list[int]] = self._processor(rows, add_special_tokens=False)["input_ids"]
-        return ids
+    def chat_template(self, grid: Grid) -> str | None:
+        side, names = self.pixels_per_code, ("height", "width")
+        size = {name: units(name, n * side, side) for name, n in zip(names, grid, strict=True)}
+        return joined(*filled_in(TEMPLATE + SIZE, size | {"prompt": PROMPT}))
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -157,9 +173,7 @@ class Emu3p5(StandardDecoder):
         return decode_codes(self._vq, codes, grid)
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        rows = [BOS + text for text in texts]
-        ids: list[list[int]] = self._processor(rows, add_special_tokens=False)["input_ids"]
-        return ids
+        return ids_around(self._processor, BOS, texts)
 
     def save(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Without the image tokenizer, and with the base's config.json, which BAAI's code reads."""
@@ -172,12 +186,22 @@ class Emu3p5(StandardDecoder):
         text = json.dumps(self._raw_config | {key: stored}, indent=2)
         (folder / "config.json").write_text(text + "\n")
 
+    def save_for_engine(self, folder: Path) -> None:
+        """As ``save``, with the config.json of stock Qwen3."""
+        weights = self._model.state_dict()
+        kept = {name: x for name, x in weights.items() if not name.startswith("vqmodel.")}
+        self._model.save_pretrained(folder, state_dict=kept)
+        self._processor.save_pretrained(folder)
+
+
+def _size(grid: Grid) -> str:
+    return SIZE.format(height=grid[0], width=grid[1])
+
 
 def _read_config(path: str) -> tuple[dict[str, Any], Qwen3Config]:
     """The checkpoint's own config, and the same for the stock class."""
-    with reading_checkpoint():
-        raw = PreTrainedConfig.get_config_dict(path)[0]
-        found = raw.get("model_type")
+    raw = read_config(path)
+    found = raw.get("model_type")
     if found == IMAGE_TOKENIZER:
         raise UserError(
             f"model.path {path!r} is the image tokenizer: set it as model.image_tokenizer, and "
@@ -190,6 +214,7 @@ def _read_config(path: str) -> tuple[dict[str, Any], Qwen3Config]:
         )
     if found not in ("Emu3", "qwen3"):  # the second is what stock classes call it
         expect_family(path, "emu3p5")
+    refuse_unusable(raw)
     raw = {name: value for name, value in raw.items() if not name.startswith("_")}
     # What their class takes for granted where the file is silent.
     theirs = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e6}
@@ -198,49 +223,3 @@ def _read_config(path: str) -> tuple[dict[str, Any], Qwen3Config]:
     # Their class ships 0.1, which would move log-probs between the model and its reference.
     with reading_checkpoint():
         return raw, Qwen3Config.from_dict(shape | {"attention_dropout": 0.0})
-
-
-def _first_code(vocabulary: dict[str, int]) -> int:
-    """Codes are what follows the special tokens, of which this is the last."""
-    return vocabulary["<|image end|>"] + 1
-
-
-def _refuse_other_vocabulary(total: int, vocabulary: dict[str, int], codebook: int) -> None:
-    for token in (ROW_END, "<|image end|>"):
-        if token not in vocabulary:
-            raise UserError(f"the tokenizer has no token {token!r}. {NO_TOKENIZER}")
-    first = _first_code(vocabulary)
-    if first + codebook != total:
-        raise UserError(
-            f"the checkpoint's vocabulary of {total} is not {first} text and special tokens "
-            f"with the image tokenizer's {codebook} codes: model.path (perhaps plain Qwen3), "
-            "model.image_tokenizer and the text tokenizer are not of the same family."
-        )
-
-
-def read_tokenizer(sources: Sequence[str]) -> PreTrainedTokenizerFast:
-    """From the first of the folders or hub names that holds one: the stock file, or BAAI's."""
-    for source in sources:
-        if _file(source, "tokenizer.json"):
-            with reading_checkpoint():
-                tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(source)
-            return tokenizer
-        for name in ("emu3.tiktoken", f"{TOKENIZER_FOLDER}/emu3.tiktoken"):
-            file = _file(source, name)
-            if file is not None:
-                return PreTrainedTokenizerFast(
-                    tokenizer_object=read_tiktoken(Path(file), SPECIAL_TOKENS),
-                    bos_token=BOS,
-                    eos_token="<|extra_204|>",
-                    pad_token="<|endoftext|>",
-                    padding_side="left",
-                    model_input_names=["input_ids", "attention_mask"],
-                )
-    raise CheckpointError(f"no tokenizer in {' or '.join(sources)}. {NO_TOKENIZER}")
-
-
-@reading_checkpoint()
-def _file(source: str, name: str) -> str | None:
-    """The path of a file of a folder or hub name; None where there is none."""
-    found: str | None = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-    return found

@@ -5,6 +5,7 @@ JanusFlow and DeepSeek-VL the same. A new family adds its ``Kind`` to ``KINDS``;
 at a config to tell families apart. Nothing here imports torch, so it is quick.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -12,8 +13,11 @@ from typing import Any, TypeAlias
 Config: TypeAlias = Mapping[str, Any]
 """A config.json."""
 
-EMU3_POSITIONS = 9216
-"""Emu3-Gen's; Emu3-Chat was trained on far longer sequences."""
+EMU3_POSITIONS = 10_240
+"""The most of what draws: Emu3-Stage1 has 5,120, Emu3-Gen 9,216, and BAAI's scripts/t2i_sft.sh
+writes 10,240 into a fine-tune."""
+EMU3_CHAT = re.compile(r"(^|/|--)emu3-chat(-hf)?(/snapshots/[^/]+)?/?$", re.IGNORECASE)
+"""Ends of a path: BAAI's name of it, as a hub name, a folder, or in the hub's cache."""
 EMU3_VOCABULARY = 184_622
 EMU3P5_VOCABULARY = 282_926
 
@@ -27,12 +31,14 @@ class Kind:
         what: for messages, "a checkpoint of ..." or the like.
         advice: what to do with such a folder if the chosen adapter doesn't read it.
         matches: whether a config.json is of this kind.
+        adapter: the one that reads such a folder; None: there is none, or more than one.
     """
 
     name: str
     what: str
     advice: str
     matches: Callable[[Config], bool]
+    adapter: str | None = None
 
 
 def _is_emu3p5(config: Config) -> bool:
@@ -55,7 +61,7 @@ def _is(model_type: str) -> Callable[[Config], bool]:
 
 
 KINDS: list[Kind] = [
-    Kind("emu3p5", "Emu3.5", "set model.adapter to emu3p5", _is_emu3p5),
+    Kind("emu3p5", "Emu3.5", "set model.adapter to emu3p5", _is_emu3p5, "emu3p5"),
     Kind(
         "emu3-baai",
         "Emu3 in BAAI's own layout",
@@ -64,12 +70,13 @@ KINDS: list[Kind] = [
         "(--vq_model_id BAAI/Emu3-VisionTokenizer --llm_model_id BAAI/Emu3-Gen --output_dir DIR)",
         _is("Emu3"),
     ),
-    Kind("emu3", "Emu3", "set model.adapter to emu3", _is("emu3")),
+    Kind("emu3", "Emu3", "set model.adapter to emu3", _is("emu3"), "emu3"),
     Kind(
         "janus-deepseek",
         "Janus in DeepSeek's own layout",
         "set model.adapter to janus",
         lambda config: _is("multi_modality")(config) and "gen_vision_config" in config,
+        "janus",
     ),
     Kind(
         "multi_modality",
@@ -78,7 +85,7 @@ KINDS: list[Kind] = [
         "no adapter reads it; use deepseek-ai/Janus-Pro-1B, Janus-Pro-7B or Janus-1.3B",
         _is("multi_modality"),
     ),
-    Kind("janus", "Janus", "set model.adapter to janus", _is("janus")),
+    Kind("janus", "Janus", "set model.adapter to janus", _is("janus"), "janus"),
     Kind(
         "chameleon",
         "Chameleon",
@@ -86,13 +93,25 @@ KINDS: list[Kind] = [
         _is("chameleon"),
     ),
     Kind(
-        "gemma", "Gemma, as Liquid is", "if it is Liquid, set model.adapter to liquid", _is("gemma")
+        "gemma",
+        "Gemma, as Liquid is",
+        "if it is Liquid, set model.adapter to liquid",
+        _is("gemma"),
+        "liquid",
     ),
     Kind(
         "qwen2",
         "Qwen2, as SimpleAR is",
         "if it is SimpleAR, set model.adapter to simplear",
         _is("qwen2"),
+        "simplear",
+    ),
+    Kind(
+        "qwen3",
+        "Qwen3",
+        "no adapter reads that family; Emu3.5, which stock classes call Qwen3 too, has a "
+        f"vocabulary of {EMU3P5_VOCABULARY}",
+        _is("qwen3"),
     ),
 ]
 """Looked through in this order: the first that matches decides."""
@@ -107,9 +126,13 @@ def kind_of(config: Config) -> Kind:
     return Kind(name, f"model_type {name!r}", "no adapter reads that family", _is(name))
 
 
-def may_be_emu3_chat(path: str, config: Config) -> bool:
-    """Emu3-Chat has Emu3-Gen's classes, vocabulary and shapes, but was not trained to draw."""
+def is_emu3_chat(path: str) -> bool:
+    """By its published name: it has Emu3-Gen's classes, vocabulary and shapes."""
+    return EMU3_CHAT.search(path) is not None
+
+
+def may_be_emu3_chat(config: Config) -> bool:
+    """More positions than any Emu3 that draws. No weight depends on them, so it is no proof."""
     text = config.get("text_config")
     positions = text.get("max_position_embeddings") if isinstance(text, Mapping) else None
-    longer = isinstance(positions, int) and positions > EMU3_POSITIONS
-    return "emu3-chat" in path.lower() or longer
+    return isinstance(positions, int) and positions > EMU3_POSITIONS

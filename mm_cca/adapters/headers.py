@@ -45,7 +45,8 @@ def header_folder(repository: str) -> Path:
     """A folder with the small files of a hub repository, whose weight files have no content.
 
     Of every ``.safetensors`` file only the header is downloaded; the rest is a hole in a sparse
-    file of the right length, which takes no disk. It lasts as long as ``headers_only()``.
+    file of the right length, which takes no disk. ``.bin`` files, which have no header, are there
+    by name only. It lasts as long as ``headers_only()``.
 
     Raises:
         OSError: the hub, the repository or a file can't be reached.
@@ -61,7 +62,15 @@ def header_folder(repository: str) -> Path:
         # The authors' own files in folders beside the converted ones are never read.
         if name.endswith(".safetensors") and "/" not in name:
             _write_sparse(folder / name, api.parse_safetensors_file_metadata(repository, name))
+        elif name.endswith(".bin") and "/" not in name:
+            (folder / name).touch()
     return folder
+
+
+def is_header_folder(path: str) -> bool:
+    """Whether it is a folder that ``header_folder`` made."""
+    inside = _FOLDER.get()
+    return inside is not None and Path(path).parent == inside
 
 
 def without_content(opened: Any, name: str) -> torch.Tensor:

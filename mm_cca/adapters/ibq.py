@@ -12,8 +12,10 @@ import torch
 from transformers import ChameleonVQVAEConfig, PreTrainedConfig
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
-from mm_cca.adapters.checkpoint_files import is_hub_name
+from mm_cca.adapters.checkpoint_files import damaged_file, is_hub_name
+from mm_cca.adapters.config_limits import refuse_unusable
 from mm_cca.adapters.loading import CheckpointError, read_tensors, reading_checkpoint
+from mm_cca.adapters.sound_weights import kinds_of, refuse_other_kinds
 from mm_cca.adapters.vqgan import VQDecoder
 from mm_cca.errors import UserError
 
@@ -76,12 +78,18 @@ def read_ibq(source: str) -> IBQ:
             raw: dict[str, Any] = PreTrainedConfig.get_config_dict(source)[0]
             found = raw.get("model_type")
         _expect(found, source)
+        refuse_unusable(raw)
+        lacks = [theirs for theirs in FIELDS.values() if theirs not in raw]
+        if lacks:
+            raise CheckpointError(f"config.json lacks {', '.join(lacks)}: download it again")
         with reading_checkpoint():
             config = ChameleonVQVAEConfig(**{name: raw[theirs] for name, theirs in FIELDS.items()})
         tensors = read_tensors(source, "")
+        refuse_other_kinds(kinds_of(tensors))
     except CheckpointError as error:
+        told = damaged_file(source) or error
         raise UserError(
-            f"model.image_tokenizer {source!r} can't be read: {error}; {ALLOWED}."
+            f"model.image_tokenizer {source!r} can't be read: {told}; {ALLOWED}."
         ) from error
     with torch.device("meta"):
         vq = IBQ(config)
@@ -105,7 +113,9 @@ def read_ibq(source: str) -> IBQ:
 
 def _expect(found: str | None, source: str) -> None:
     if found is None:
-        raise CheckpointError("config.json is missing or has no model_type")
+        raise CheckpointError(
+            "config.json is missing or has no model_type: download or copy it again"
+        )
     if found != IMAGE_TOKENIZER:
         raise UserError(
             f"model.image_tokenizer {source!r} holds a {found!r}, not Emu3.5's image tokenizer "

@@ -7,6 +7,7 @@ from ``.model.language_model``. Shapes: see ``adapters/base.py``.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,16 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Cache, JanusConfig, JanusForConditionalGeneration, JanusProcessor
 
-from mm_cca.adapters.base import FREE, Defaults, Grid, ImageHead, ImageLayout
+from mm_cca.adapters.base import (
+    BEYOND_TOKENIZER,
+    FREE,
+    Defaults,
+    EngineServing,
+    Grid,
+    ImageHead,
+    ImageLayout,
+)
+from mm_cca.adapters.chat_templates import around
 from mm_cca.adapters.checkpoint_files import refuse_without_tokenizer
 from mm_cca.adapters.common import (
     StandardDecoder,
@@ -25,12 +35,18 @@ from mm_cca.adapters.common import (
     to_unit_range,
 )
 from mm_cca.adapters.janus_deepseek import read_deepseek
+from mm_cca.adapters.janus_engine import save_folded
+from mm_cca.adapters.janus_turn import turn_of
 from mm_cca.adapters.loading import (
+    CheckpointError,
     expect_family,
     load_module,
+    read_config,
     reading_checkpoint,
     refuse_image_tokenizer,
 )
+from mm_cca.adapters.plain_captions import ids_around
+from mm_cca.adapters.text_check import refuse_split_tokens
 from mm_cca.errors import UserError
 
 
@@ -40,8 +56,11 @@ class Janus(StandardDecoder):
     name = "janus"
     # https://github.com/deepseek-ai/Janus, generation_inference.py.
     defaults = Defaults(guidance_scale=5.0, temperature=1.0, top_k=None, top_p=None)
+    engine_serving = EngineServing(BEYOND_TOKENIZER, needs_plugin=True)
 
     def __init__(self, module: JanusForConditionalGeneration, processor: JanusProcessor) -> None:
+        self._turn = turn_of(processor)
+        refuse_split_tokens(processor.tokenizer, [processor.image_start_token])
         pad_id = _pad_id(module, processor)
         super().__init__(module, processor, module.model.vqmodel, pad_id=pad_id, codes=None)
         self.codebook_size = int(module.model.generation_head.vision_head.out_features)
@@ -67,6 +86,8 @@ class Janus(StandardDecoder):
         if module.lm_head.weight is not module.get_input_embeddings().weight:
             # The hub's configs don't say so, and stock classes then take it for true.
             module.config.tie_word_embeddings = False
+        elif _says_untied(read_config(path)):
+            raise CheckpointError("it lacks 1 weights, such as lm_head.weight")
         return cls(module, processor)
 
     def layout(self, grid: Grid) -> ImageLayout:
@@ -80,13 +101,11 @@ class Janus(StandardDecoder):
         return ImageLayout(np.full(side * side, FREE, dtype=np.int64))
 
     def prompt_ids(self, prompts: Sequence[str], grid: Grid) -> list[list[int]]:
-        p = self._processor
-        texts = []
+        start, rows = self._processor.image_start_token, []
         for prompt in prompts:
-            turn: Any = {"role": "user", "content": [{"type": "text", "text": prompt}]}
-            text = p.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
-            texts.append(f"{text}{p.image_start_token}")
-        return self._with_bos(texts)
+            before, caption, after = self._turn.parts(prompt)
+            rows += self._with_bos(before, [caption], after + start)
+        return rows
 
     def unconditional_ids(
         self, conditional: list[int], grid: Grid, negative_prompt: str = ""
@@ -133,14 +152,27 @@ class Janus(StandardDecoder):
         layer = self._model.model.generation_head.vision_head
         return ImageHead(layer.weight, layer.bias, torch.arange(self.codebook_size))
 
-    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._with_bos(list(texts))
+    def engine_codes(self) -> np.ndarray:
+        # They follow the text in the folded embedding table.
+        first = len(self._decoder.get_input_embeddings().weight)
+        return np.arange(first, first + self.codebook_size)
 
-    def _with_bos(self, texts: list[str]) -> list[list[int]]:
+    def save_for_engine(self, folder: Path) -> None:
+        save_folded(self._model, self._processor.tokenizer, folder)
+
+    def chat_template(self, grid: Grid) -> str | None:
+        p, bos = self._processor, self._processor.tokenizer.bos_token
+        first = "" if self._turn.empty.startswith(bos) else bos
+        return around(p.chat_template, first, p.image_start_token)
+
+    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._with_bos("", texts, "")
+
+    def _with_bos(self, before: str, texts: Sequence[str], after: str) -> list[list[int]]:
         """Whether a tokenizer of Llama's class adds BOS itself depends on transformers' version."""
         tokenizer = self._processor.tokenizer
         bos = tokenizer.bos_token_id
-        rows: list[list[int]] = tokenizer(texts)["input_ids"]
+        rows = ids_around(tokenizer, before, texts, after)
         return [ids if ids[:1] == [bos] else [bos, *ids] for ids in rows]
 
     def text_states(
@@ -156,6 +188,12 @@ class Janus(StandardDecoder):
         if self._model.lm_head.weight is not model.language_model.embed_tokens.weight:
             parts.append(self._model.lm_head)
         return parts
+
+
+def _says_untied(config: dict[str, Any]) -> bool:
+    """Whether config.json says of the text head, and nowhere else, that it has its own weights."""
+    text = config.get("text_config", {})
+    return "tie_word_embeddings" not in config and text.get("tie_word_embeddings") is False
 
 
 def _pad_id(module: JanusForConditionalGeneration, processor: JanusProcessor) -> int:

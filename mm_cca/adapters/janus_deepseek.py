@@ -23,7 +23,7 @@ from mm_cca.adapters.loading import (
     CheckpointError,
     load_module,
     reading_checkpoint,
-    refuse_absent_shards,
+    refuse_absent_weights,
 )
 
 EOS = "<｜end▁of▁sentence｜>"
@@ -52,16 +52,16 @@ def read_deepseek(
     """
     with reading_checkpoint():
         folder = _folder(path)
-        refuse_absent_shards(str(folder))
+        refuse_absent_weights(str(folder))
         refuse_without_tokenizer(str(folder))
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         vocabulary = _vocabulary(folder)
+        _refuse_absent_tokens(vocabulary)
         tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(
             folder,
             **NAMED_TOKENS,  # type: ignore[arg-type]
         )
         weights = stock_weights(stored_weights(folder))
-    _refuse_absent_tokens(vocabulary)
     roles = _roles(path, folder, stored, vocabulary)
     config = config_of(stored, weights, tokenizer)
     module, _ = load_module(

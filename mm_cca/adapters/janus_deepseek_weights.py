@@ -4,7 +4,7 @@ Sizes are taken from shapes, since config.json names classes (``VQ-16``,
 ``siglip_large_patch16_384``) in place of numbers.
 """
 
-import json
+import pickle
 import re
 from collections.abc import Callable
 from math import isqrt
@@ -14,7 +14,14 @@ from typing import Any, TypeAlias
 import torch
 from transformers import JanusConfig, LlamaConfig
 
-from mm_cca.adapters.checkpoint_files import read_file
+from mm_cca.adapters.checkpoint_files import (
+    NOT_ONLY_TENSORS,
+    SINGLE,
+    TORCH_SINGLE,
+    read_file,
+    read_index,
+    refuse_without_headers,
+)
 from mm_cca.adapters.headers import reads_headers_only
 from mm_cca.adapters.loading import SAFE_INDEX, TORCH_INDEX, CheckpointError, reading_checkpoint
 
@@ -98,17 +105,19 @@ def _stock_name(name: str) -> str:
 
 def stored_weights(folder: Path) -> Weights:
     """All weights of a local folder by their stored names, from safetensors where it has them."""
-    for index, single in ((SAFE_INDEX, "model.safetensors"), (TORCH_INDEX, "pytorch_model.bin")):
+    refuse_without_headers(str(folder))
+    for index, single in ((SAFE_INDEX, SINGLE), (TORCH_INDEX, TORCH_SINGLE)):
         files = [single]
         if (folder / index).exists():
-            places = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
-            files = sorted(set(places.values()))
+            files = sorted(set(read_index(folder / index).values()))
         if (folder / files[0]).exists():
             weights: Weights = {}
             for file in files:
                 weights |= _read(folder / file)
             return weights
-    raise CheckpointError("it holds neither model.safetensors nor pytorch_model.bin (or an index)")
+    raise CheckpointError(
+        f"it holds neither {SINGLE} nor {TORCH_SINGLE} (or an index): download the folder again"
+    )
 
 
 def _read(file: Path) -> Weights:
@@ -117,10 +126,16 @@ def _read(file: Path) -> Weights:
     place, mapped = ("meta", False) if reads_headers_only() else ("cpu", True)
     try:
         loaded: Weights = torch.load(file, map_location=place, weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(NOT_ONLY_TENSORS.format(file.name)) from error
     except Exception as error:  # torch raises nearly anything for a damaged file
         raise CheckpointError(
             f"{file.name} is damaged ({type(error).__name__}: {error}): download it again"
         ) from error
+    if not isinstance(loaded, dict) or not all(
+        isinstance(x, torch.Tensor) for x in loaded.values()
+    ):
+        raise CheckpointError(f"{file.name} holds something else than weights: download it again")
     return loaded
 
 

@@ -18,11 +18,15 @@ from mm_cca.adapters.appended_codes import (
     AppendedCodes,
     read_small_files,
     refuse_other_vocabulary,
+    refuse_plain_model,
 )
 from mm_cca.adapters.base import Defaults, Grid
+from mm_cca.adapters.chat_templates import PROMPT, joined, literal
 from mm_cca.adapters.checkpoint_files import refuse_without_tokenizer
+from mm_cca.adapters.common import rounded_once
 from mm_cca.adapters.headers import reads_headers_only
 from mm_cca.adapters.loading import expect_family, load_module, reading_checkpoint
+from mm_cca.adapters.text_check import refuse_split_tokens
 from mm_cca.adapters.vqgan import (
     META,
     attach_decoder,
@@ -57,35 +61,44 @@ class Liquid(AppendedCodes):
         if image_tokenizer is None:
             raise UserError(f"a Liquid checkpoint holds no image tokenizer. {META}")
         expect_family(path, "gemma")
-        refuse_without_tokenizer(path)
+        # tokenizer.model is Gemma's own, without the tokens that Liquid added.
+        refuse_without_tokenizer(path, ["tokenizer.json"])
         with reading_checkpoint():
             config = GemmaConfig.from_pretrained(path)
             tokenizer = AutoTokenizer.from_pretrained(path)
         config.attention_dropout = 0.0
+        refuse_plain_model(path, config, tokenizer, [BOI, UNCONDITIONAL], "Junfeng5/Liquid_V1_7B")
+        refuse_split_tokens(tokenizer, (BOI, UNCONDITIONAL))
         vq = _read_vq(image_tokenizer)
         size = int(vq.config.num_embeddings)
-        refuse_other_vocabulary(path, config, tokenizer, [BOI, UNCONDITIONAL], size)
+        refuse_other_vocabulary(path, config, tokenizer, size)
         module, _ = load_module(GemmaForCausalLM, path, config, dtype)
         return cls(module, tokenizer, vq, size, read_small_files(path))
 
     def prompt_ids(self, prompts: Sequence[str], grid: Grid) -> list[list[int]]:
-        return self.text_ids([f"{prompt}{INSTRUCTION}{BOI}" for prompt in prompts])
+        return self._with_bos(self.ids_around("", prompts, f"{INSTRUCTION}{BOI}"))
 
     def unconditional_ids(
         self, conditional: list[int], grid: Grid, negative_prompt: str = ""
     ) -> list[int]:
         if negative_prompt:
             return self.prompt_ids([negative_prompt], grid)[0]
-        return self.text_ids([f"{UNCONDITIONAL}{BOI}"])[0]
+        return self._with_bos(self.ids_around(f"{UNCONDITIONAL}{BOI}", [""]))[0]
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        bos = self._processor.bos_token_id
-        return [[bos, *ids] for ids in self.text_ids_of(list(texts))]
+        return self._with_bos(self.ids_around("", texts))
+
+    def _with_bos(self, rows: list[list[int]]) -> list[list[int]]:
+        return [[self._processor.bos_token_id, *ids] for ids in rows]
+
+    def chat_template(self, grid: Grid) -> str | None:
+        bos = literal(self._processor.bos_token)
+        return joined(bos, PROMPT, literal(f"{INSTRUCTION}{BOI}"))
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        images = pixels.double() / 255 * 2 - 1  # as data_process/vqgan/image_tokenizer.py
-        codes: torch.Tensor = self._vq.encode(images.to(self._vq.dtype)).image_tokens
+        images = rounded_once(pixels, self._vq.dtype)  # as data_process/vqgan/image_tokenizer.py
+        codes: torch.Tensor = self._vq.encode(images).image_tokens
         return codes.view(len(pixels), -1)
 
     @torch.no_grad()

@@ -2,12 +2,13 @@
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mm_cca.adapters.checkpoint_files import (
@@ -18,11 +19,16 @@ from mm_cca.adapters.checkpoint_files import (
     Shape,
     read_tensors,
     reading_checkpoint,
-    refuse_absent_shards,
+    refuse_absent_weights,
+    refuse_without_headers,
     shapes,
+    stored_kinds,
 )
+from mm_cca.adapters.config_limits import refuse_unusable
 from mm_cca.adapters.families import Kind, kind_of
 from mm_cca.adapters.headers import reads_headers_only
+from mm_cca.adapters.quantization import loading_options
+from mm_cca.adapters.sound_weights import kinds_of, refuse_other_kinds
 from mm_cca.errors import UserError
 
 __all__ = [
@@ -35,10 +41,13 @@ __all__ = [
     "read_config",
     "read_tensors",
     "reading_checkpoint",
-    "refuse_absent_shards",
+    "refuse_absent_weights",
     "refuse_image_tokenizer",
     "shapes",
 ]
+
+
+_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def expect_family(path: str, *kinds: str) -> Kind:
@@ -53,13 +62,15 @@ def expect_family(path: str, *kinds: str) -> Kind:
 
     Raises:
         UserError: its ``config.json`` is of another kind.
-        CheckpointError: its ``config.json`` is missing, damaged or without a ``model_type``, or
-            its index names a file that isn't there.
+        CheckpointError: its ``config.json`` is missing, damaged, without a ``model_type`` or with
+            impossible sizes, or its index names a file that isn't there.
     """
     config = read_config(path)
     if config.get("model_type") is None:
         # transformers takes a folder without the file for an empty config
-        raise CheckpointError("config.json is missing or has no model_type")
+        raise CheckpointError(
+            "config.json is missing or has no model_type: download or copy it again"
+        )
     found = kind_of(config)
     if found.name not in kinds:
         raise UserError(
@@ -67,7 +78,8 @@ def expect_family(path: str, *kinds: str) -> Kind:
             f"{config['model_type']!r}), but model.adapter reads {' or '.join(map(repr, kinds))}: "
             f"{found.advice}."
         )
-    refuse_absent_shards(path)
+    refuse_unusable(config)
+    refuse_absent_weights(path)
     return found
 
 
@@ -76,7 +88,10 @@ def read_config(path: str) -> dict[str, Any]:
     """The config.json of a folder or hub name as it is written; {} if a folder has none."""
     config: dict[str, Any] = PreTrainedConfig.get_config_dict(path)[0]
     if not isinstance(config, dict):
-        raise CheckpointError(f"config.json holds a {type(config).__name__}, not a map of keys")
+        found = type(config).__name__
+        raise CheckpointError(
+            f"config.json holds a {found}, not a map of keys: download or copy it again"
+        )
     return config
 
 
@@ -120,6 +135,9 @@ def load_module(
     """
     known = cls.__module__.startswith(("transformers.", "mm_cca."))
     lacked: list[str] = []
+    if weights is None:
+        refuse_without_headers(path)
+    refuse_other_kinds(kinds_of(weights) if weights is not None else stored_kinds(path))
     with reading_checkpoint() if known else nullcontext():
         if may_lack is not None or weights is not None or Path(path).is_dir():
             own = _shapes_of(cls, config)
@@ -127,19 +145,22 @@ def load_module(
             _refuse_shapes({n: (s, own[n]) for n, s in found.items() if own.get(n, s) != s})
             if may_lack is not None:
                 lacked = [n for n in own if n.startswith(may_lack) and n not in found]
+        onto = {"device_map": "meta"} if reads_headers_only() else None
+        options = onto or loading_options(cls, config, dtype)
         with _kept_in_float32(cls, in_float32), _not_reported(cls, lacked, used_elsewhere):
             loaded: Any = cls.from_pretrained(
                 path if weights is None else None,
                 config=config,
                 dtype=dtype,
                 state_dict=weights,
-                device_map="meta" if reads_headers_only() else None,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # so that they are in the report, with both shapes
+                **options,
             )
     module, report = loaded
     # Those that transformers renames while it loads were not compared above.
     _refuse_shapes({name: (one, other) for name, one, other in report["mismatched_keys"]})
+    _refuse_surplus(report["unexpected_keys"], module)
     # transformers fills these with random numbers and only logs it.
     missing = sorted(set(report["missing_keys"]) & {n for n, _ in module.named_parameters()})
     if missing:
@@ -164,6 +185,17 @@ def _refuse_shapes(differing: dict[str, tuple[Shape, Shape]]) -> None:
         raise CheckpointError(
             f"{name} has shape {found}, but config.json describes {expected}{more}: the weights "
             "and config.json are not of the same model, or of another family"
+        )
+
+
+def _refuse_surplus(unexpected: Iterable[str], module: nn.Module) -> None:
+    """Weights of layers that config.json doesn't count: stock classes leave them out and go on."""
+    own = {_LAYER.sub("#", name) for name, _ in module.named_parameters()}
+    surplus = sorted(name for name in unexpected if _LAYER.sub("#", name) in own)
+    if surplus:
+        raise CheckpointError(
+            f"it holds {len(surplus)} weights that config.json has no layer for, such as "
+            f"{surplus[0]}: the weights and config.json are not of the same model"
         )
 
 

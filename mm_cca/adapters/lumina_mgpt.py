@@ -115,6 +115,20 @@ class LuminaMGPT(Chameleon):
         )
         _add(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
 
+    def save_for_engine(self, folder: Path) -> None:
+        """As stock Chameleon, which has a row of the norms for every head, without the decoder."""
+        config = self._model.config
+        heads = {"q_norm": config.num_attention_heads, "k_norm": config.num_key_value_heads}
+        weights = {
+            name: x.repeat_interleave(heads[norm] // len(x), dim=0) if norm in heads else x
+            for name, x in self._model.state_dict().items()
+            for norm in [name.split(".")[-2]]
+        }
+        self.save_stock(folder, weights)
+        stock = ChameleonForConditionalGeneration.__name__
+        _add(folder / "config.json", architectures=[stock], model_parallel_size=1)
+        _add(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+
 
 def _add(file: Path, **values: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | values, indent=2) + "\n")

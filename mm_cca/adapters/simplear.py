@@ -19,13 +19,16 @@ from mm_cca.adapters.appended_codes import (
     AppendedCodes,
     read_small_files,
     refuse_other_vocabulary,
+    refuse_plain_model,
 )
 from mm_cca.adapters.base import Defaults, Grid
+from mm_cca.adapters.chat_templates import PROMPT, joined, literal
 from mm_cca.adapters.checkpoint_files import refuse_without_tokenizer
 from mm_cca.adapters.cosmos import PIXELS_PER_CODE, CosmosTokenizer, shape_of
 from mm_cca.adapters.cosmos_network import CosmosShape
 from mm_cca.adapters.headers import reads_headers_only
 from mm_cca.adapters.loading import expect_family, load_module, reading_checkpoint
+from mm_cca.adapters.text_check import refuse_split_tokens
 from mm_cca.adapters.torchscript import read_torchscript
 from mm_cca.errors import UserError
 
@@ -67,8 +70,10 @@ class SimpleAR(AppendedCodes):
             config = Qwen2Config.from_pretrained(path)
             tokenizer = AutoTokenizer.from_pretrained(path)
         config.attention_dropout = 0.0
+        refuse_plain_model(path, config, tokenizer, [T2I, SOI], "Daniel0724/SimpleAR-0.5B-SFT")
+        refuse_split_tokens(tokenizer, (T2I, SOI))
         vq = read_cosmos(image_tokenizer)
-        refuse_other_vocabulary(path, config, tokenizer, [T2I, SOI], vq.codebook_size)
+        refuse_other_vocabulary(path, config, tokenizer, vq.codebook_size)
         module, _ = load_module(Qwen2ForCausalLM, path, config, dtype)
         return cls(module, tokenizer, vq, vq.codebook_size, read_small_files(path))
 
@@ -77,7 +82,7 @@ class SimpleAR(AppendedCodes):
         return PIXELS_PER_CODE
 
     def prompt_ids(self, prompts: Sequence[str], grid: Grid) -> list[list[int]]:
-        return self.text_ids_of([f"{T2I}{prompt}{SOI}" for prompt in prompts])
+        return self.ids_around(T2I, prompts, SOI)
 
     def unconditional_ids(
         self, conditional: list[int], grid: Grid, negative_prompt: str = ""
@@ -86,7 +91,10 @@ class SimpleAR(AppendedCodes):
 
     def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
         # Qwen has no BOS; between its documents it was trained with this one.
-        return self.text_ids_of([f"<|endoftext|>{text}" for text in texts])
+        return self.ids_around("<|endoftext|>", texts)
+
+    def chat_template(self, grid: Grid) -> str | None:
+        return joined(literal(T2I), PROMPT, literal(SOI))
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:

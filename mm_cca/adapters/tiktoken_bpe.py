@@ -44,9 +44,13 @@ def read_tiktoken(file: Path, special: Sequence[str], split: str = QWEN_SPLIT) -
         lines = [line.split() for line in file.read_bytes().splitlines() if line]
         ranks = {b64decode(token, validate=True): int(number) for token, number in lines}
     except ValueError as error:
-        raise CheckpointError(f"{file} is not a tiktoken file: {error}") from error
+        raise CheckpointError(
+            f"{file} is not a tiktoken file ({error}): download it again"
+        ) from error
     if sorted(ranks.values()) != list(range(len(lines))) or not lines:
-        raise CheckpointError(f"{file} is damaged: its {len(lines)} tokens are not numbered 0 to n")
+        raise CheckpointError(
+            f"{file} is damaged: its {len(lines)} tokens are not numbered 0 to n. Download it again"
+        )
     vocabulary = {_text(token): rank for token, rank in ranks.items()}
     # tiktoken looks a whole word up before it merges anything.
     bpe = models.BPE(vocabulary, _merges(ranks), ignore_merges=True)

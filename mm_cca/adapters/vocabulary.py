@@ -19,9 +19,24 @@ NO_IMAGE_TOKENS = (
 
 
 def refuse_without_vocabulary_map(vocabulary_map: Any) -> None:
-    """Raises UserError for null, which stock classes fail at without saying so."""
+    """Raises UserError for anything but a map of tokens to ids.
+
+    Stock classes fail at null without saying so, and sort ids that are texts as texts.
+    """
     if not vocabulary_map:
         raise UserError(NO_IMAGE_TOKENS)
+    if not isinstance(vocabulary_map, dict):
+        found = type(vocabulary_map).__name__
+        raise UserError(
+            f"vocabulary_map in config.json is of type {found}, not a map of tokens to ids: "
+            "download the file again."
+        )
+    wrong = next((t for t, place in vocabulary_map.items() if type(place) is not int), None)
+    if wrong is not None:
+        raise UserError(
+            f"vocabulary_map in config.json gives {wrong!r} the id {vocabulary_map[wrong]!r}; it "
+            "must be a whole number: download the file again."
+        )
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,16 @@ class CodeTokens:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def refuse_outside(self, rows: int) -> None:
+        """Raises UserError if an id is none of a vocabulary of ``rows`` tokens."""
+        first, last = int(self.ids.min()), int(self.ids.max())
+        if first < 0 or last >= rows:
+            raise UserError(
+                f"the image tokens of this checkpoint have the ids {first}..{last}, but its "
+                f"vocabulary has {rows} tokens: vocabulary_map in config.json, or the tokenizer, "
+                "is not its family's."
+            )
 
     def of_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """[...] codes -> [...] vocabulary ids."""

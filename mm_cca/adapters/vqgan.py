@@ -7,6 +7,7 @@ Parameter names are those of ``vqgan.ckpt`` and of the Anole folders on the hub 
 Shapes: B images, h x w grid of codes, C latent channels, f pixels per code.
 """
 
+import pickle
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from mm_cca.adapters.base import Grid
 from mm_cca.adapters.checkpoint_files import read_file
 from mm_cca.adapters.headers import reads_headers_only
 from mm_cca.adapters.loading import read_tensors
+from mm_cca.adapters.sound_weights import kinds_of, refuse_other_kinds
 from mm_cca.errors import UserError
 
 PREFIXES = ("model.vqmodel.", "vqmodel.", "")
@@ -164,10 +166,19 @@ def fill_encoder(vq: ChameleonVQVAE, tensors: dict[str, torch.Tensor], source: s
 
 
 def _fill(module: nn.Module, weights: dict[str, torch.Tensor], source: str) -> None:
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{source} does not fit this checkpoint's vq_config: {error}") from error
+    own = module.state_dict()
+    wrong = sorted(own.keys() ^ weights.keys())
+    wrong += sorted(n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape)
+    if wrong:
+        name = wrong[0]
+        found, expected = (
+            f"shape {list(held[name].shape)}" if name in held else "none" for held in (weights, own)
+        )
+        raise UserError(
+            f"{source} does not fit this checkpoint's vq_config: {len(wrong)} weights differ, such "
+            f"as {name} ({found} in the file, {expected} by config.json). {WHERE}"
+        )
+    module.load_state_dict(weights)
 
 
 def read_image_tokenizer(source: str) -> dict[str, torch.Tensor]:
@@ -179,7 +190,7 @@ def read_image_tokenizer(source: str) -> dict[str, torch.Tensor]:
 
     Raises:
         UserError: the file can't be read, or holds more than tensors and plain values.
-        CheckpointError: a file of the folder is missing or damaged.
+        CheckpointError: a file of the folder is missing or damaged, or weights are integers.
     """
     path = Path(source)
     if path.suffix in (".ckpt", ".pt", ".pth"):
@@ -198,6 +209,7 @@ def read_image_tokenizer(source: str) -> dict[str, torch.Tensor]:
             if name.startswith(tuple(prefix + part for part in PARTS))
         }
         if part:
+            refuse_other_kinds(kinds_of(part), source)
             return part
     return {}
 
@@ -211,10 +223,12 @@ def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
             place = "meta" if reads_headers_only() else "cpu"
             content = torch.load(path, map_location=place, weights_only=True)
     except Exception as error:  # torch raises nearly anything for a damaged file
+        # What torch says of a pickle goes on for a page, and advises to run its code.
+        told = "" if isinstance(error, pickle.UnpicklingError) else f": {error}"
         raise UserError(
-            f"model.image_tokenizer {str(path)!r} can't be read: {error}\nOnly tensors and plain "
-            "values are read from such a file, because anything else would run as code. If it "
-            "holds more, save its 'state_dict' alone as a .safetensors file."
+            f"model.image_tokenizer {str(path)!r} can't be read{told}\nIt is damaged, or holds "
+            "more than tensors and plain values, which would run as code. Download it again, or "
+            "save its 'state_dict' alone as a .safetensors file."
         ) from error
     weights = content.get("state_dict", content) if isinstance(content, dict) else {}
     return {n: t for n, t in weights.items() if isinstance(t, torch.Tensor)}

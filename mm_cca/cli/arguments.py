@@ -4,7 +4,28 @@ import argparse
 from pathlib import Path
 from typing import TypeAlias
 
+from mm_cca.config.read_files import fault_of
+
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def usable_path(text: str) -> Path:
+    """An argument that names a file or a folder, which need not exist.
+
+    Raises:
+        argparse.ArgumentTypeError: no file can have such a name.
+    """
+    try:
+        if not text.strip():
+            raise ValueError("it is empty")
+        Path(text).lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass  # the command tells what it needs
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text[:60]!r} can't be a path: {fault_of(error)}"
+        ) from error
+    return Path(text)
 
 
 def add_recipe(
@@ -30,9 +51,11 @@ def add_average(verbs: Verbs) -> None:
         "run.trained=DIR samples, and `mm-cca export DIR` exports.",
     )
     average.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="two or more run folders"
+        "runs", nargs="+", type=usable_path, metavar="RUN", help="two or more run folders"
     )
-    average.add_argument("--into", required=True, type=Path, metavar="DIR", help="a new run folder")
+    average.add_argument(
+        "--into", required=True, type=usable_path, metavar="DIR", help="a new run folder"
+    )
     average.add_argument(
         "--weights",
         nargs="+",
@@ -40,6 +63,18 @@ def add_average(verbs: Verbs) -> None:
         metavar="W",
         help="one above 0 for every run, divided by their sum (default: all equal)",
     )
+
+
+def add_watch(verbs: Verbs) -> None:
+    """``mm-cca watch RUN``."""
+    watch = verbs.add_parser(
+        "watch",
+        help="show the curves and previews of a training in a browser, while it runs",
+        description="A page on this machine with the training curves and the previews "
+        "(sample.every), which reloads by itself. Trackers (train.trackers) show the same.",
+    )
+    watch.add_argument("run", type=usable_path, help="a run folder, or a recipe that was run")
+    watch.add_argument("--port", type=int, default=0, help="the port (default: any free one)")
 
 
 def add_bench(verbs: Verbs) -> None:
@@ -52,7 +87,7 @@ def add_bench(verbs: Verbs) -> None:
         "in turns after a warm-up, with all models in memory. Scale, dial and temperature cost "
         "nothing, so one arm stands for all.",
     )
-    bench.add_argument("run", type=Path, help="the run folder (run.dir of the recipe)")
+    bench.add_argument("run", type=usable_path, help="a run folder, or a recipe that was run")
     bench.add_argument("--images", type=int, default=8, help="images per batch (default: 8)")
     bench.add_argument("--rounds", type=int, default=5, help="times each arm is timed (default: 5)")
 
@@ -63,12 +98,29 @@ def add_export(verbs: Verbs) -> None:
         "export",
         help="write the model of a finished run for sharing, with a model card",
         description="Write the model of a finished run so that plain transformers or peft loads "
-        "it, with guidance off in its generation config and a model card.",
+        "it, with guidance off in its generation config and a model card. With --for-engine: one "
+        "arm as a folder that a stock engine (vLLM) serves, and the line that serves it.",
     )
-    export.add_argument("run", type=Path, help="the run folder (run.dir of the recipe)")
-    export.add_argument("folder", type=Path, help="where to write the model; must not exist")
+    export.add_argument("run", type=usable_path, help="a run folder, or a recipe that was run")
+    export.add_argument("folder", type=usable_path, help="where to write the model; must not exist")
     export.add_argument("--merge", action="store_true", help="merge a LoRA into its base")
+    _add_dial(export)
     export.add_argument(
+        "--for-engine",
+        action="store_true",
+        help="for a stock engine: a LoRA is merged, and the layout of images, a chat template and "
+        "the sampling values are written beside the weights",
+    )
+    export.add_argument(
+        "--source",
+        choices=("cca", "base", "control"),
+        default="cca",
+        help="with --for-engine: whose weights (default: cca)",
+    )
+
+
+def _add_dial(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
         "--dial",
         type=float,
         default=1.0,
@@ -78,23 +130,58 @@ def add_export(verbs: Verbs) -> None:
     )
 
 
-def add_comparison(parser: argparse.ArgumentParser) -> None:
-    """``mm-cca eval --compare A.json B.json --allow KEY``."""
-    parser.add_argument(
-        "--compare",
-        nargs=2,
-        type=Path,
-        metavar=("A.json", "B.json"),
-        help="instead of scoring: print two runs' report.json or eval/summary.json side by side; "
-        "refused, with the fields that differ, if they were not scored in the same way",
+def add_push(verbs: Verbs) -> None:
+    """``mm-cca push RUN OWNER/NAME``."""
+    push = verbs.add_parser(
+        "push",
+        help="upload the model of a finished run to the hub, private unless --public",
+        description="Upload what mm-cca export writes (weights, generation config, model card with "
+        "scores and pictures) to a repository of the Hugging Face hub, which is made if it does "
+        "not exist. Log in first with: hf auth login. Repeat the command to resume.",
     )
-    parser.add_argument(
-        "--allow",
-        action="append",
+    push.add_argument("run", type=usable_path, help="a run folder, or a recipe that was run")
+    push.add_argument("repository", help="OWNER/NAME on the hub")
+    push.add_argument("--public", action="store_true", help="for everybody (default: private)")
+    push.add_argument("--merge", action="store_true", help="merge a LoRA into its base")
+    _add_dial(push)
+
+
+def add_serve(verbs: Verbs) -> None:
+    """``mm-cca serve RUN``."""
+    serve = verbs.add_parser(
+        "serve",
+        help="draw images over HTTP with a finished run and a stock engine",
+        description="Export an arm of a finished run for a stock engine (vLLM, in an environment "
+        "of its own), start the engine, and answer /v1/images/generations as OpenAI's clients ask "
+        "it, with PNGs: prompt, n, size, seed. No guidance: one forward pass per token.",
+    )
+    serve.add_argument("run", type=usable_path, help="a run folder, or a recipe that was run")
+    serve.add_argument(
+        "--python",
+        type=usable_path,
+        help="the Python of an environment with vllm (default: MM_CCA_VLLM_PYTHON, or this one)",
+    )
+    serve.add_argument(
+        "--source",
+        choices=("cca", "base", "control"),
+        default="cca",
+        help="whose weights (default: cca)",
+    )
+    serve.add_argument(
+        "--dial", type=float, default=1.0, metavar="A", help="of cca, as in mm-cca export"
+    )
+    serve.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: %(default)s, this machine only; there are no "
+        "passwords)",
+    )
+    serve.add_argument("--port", type=int, default=8000, help="0: any (default: %(default)s)")
+    serve.add_argument(
+        "--engine-args",
+        nargs=argparse.REMAINDER,
         default=[],
-        metavar="KEY",
-        help="a field of the protocol that may differ, such as device or versions.torch; may be "
-        "repeated",
+        help="all that follows goes to vLLM's server, such as --engine-args --max-model-len 9216",
     )
 
 
@@ -108,9 +195,9 @@ def add_export_samples(verbs: Verbs) -> None:
         "t2i-compbench, hpsv2. Sample the evaluator's prompts with sample.prompts; geneval, dpg "
         "and hpsv2 also need its prompt files (--prompts), which decide the file names.",
     )
-    samples.add_argument("run", type=Path, help="the run folder (run.dir of the recipe)")
+    samples.add_argument("run", type=usable_path, help="a run folder, or a recipe that was run")
     samples.add_argument("arm", help="such as cca, base or base+cfg3")
-    samples.add_argument("folder", type=Path, help="where to write; must not exist")
+    samples.add_argument("folder", type=usable_path, help="where to write; must not exist")
     samples.add_argument(
         "--format",
         required=True,
@@ -120,7 +207,7 @@ def add_export_samples(verbs: Verbs) -> None:
     )
     samples.add_argument(
         "--prompts",
-        type=Path,
+        type=usable_path,
         help="geneval: evaluation_metadata.jsonl; dpg: the folder dpg_bench/prompts; "
         "hpsv2: the folder of anime.json and the like",
     )
@@ -141,8 +228,10 @@ def add_coco_prompts(verbs: Verbs) -> None:
         "JSON lines for sample.prompts. The recipe coco30k describes the next steps.",
     )
     coco.add_argument(
-        "annotations", type=Path, help="captions_val2014.json of annotations_trainval2014.zip"
+        "annotations",
+        type=usable_path,
+        help="captions_val2014.json of annotations_trainval2014.zip",
     )
-    coco.add_argument("file", type=Path, help="the .jsonl to write; must not exist")
+    coco.add_argument("file", type=usable_path, help="the .jsonl to write; must not exist")
     coco.add_argument("--num-images", type=int, default=30_000, help="how many (default: 30,000)")
     coco.add_argument("--seed", type=int, default=0, help="seed of the choice (default: 0)")

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from mm_cca.cli.parser import WELCOME, parser
+from mm_cca.cli.quiet_process import quiet_process
+from mm_cca.cli.unexpected import Terminated, print_anything, report_of, termination
 from mm_cca.errors import Interrupted, UserError
 
 COMMANDS = {
@@ -16,14 +18,21 @@ COMMANDS = {
     "explain": "explain:explain",
     "env": "env:env",
     "tiny": "tiny:tiny",
+    "plan": "print_plan:plan",
     "average": "average:average",
     "bench": "bench:bench",
     "export": "export:export",
+    "push": "push:push",
+    "serve": "serve:serve",
     "report": "report:report",
+    "watch": "watch:watch",
     "demo": "demo:demo",
     "export-samples": "export_samples:export_images",
     "coco-prompts": "coco_prompts:coco_prompts",
     "suggest": "suggest:suggest",
+    "compare": "pair_of_runs:compare",
+    "runs": "leaderboard:runs",
+    "vote": "vote:vote",
     "gaps": "gaps:gaps",
     "sweep": "sweep:sweep",
 }
@@ -31,33 +40,46 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status (2 for a user's mistake, 130 when
-    interrupted, 141 when the reader of its output has ended)."""
+    """Run one verb; returns the exit status: 2 for a user's mistake, 1 for an unforeseen error, 130
+    when interrupted, 143 when terminated, 141 when the reader of its output has ended."""
+    print_anything()
     args = parser().parse_args(argv)
+    if argv is None and not args.debug:  # a process of its own, not a call from Python
+        quiet_process()
     if args.verb is None:
         print(WELCOME, end="")
         return 0
     try:
-        status = _command(args.verb)(args)
+        with termination():
+            status = _command(args.verb)(args)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
         # The reader of a pipe, such as head, has ended; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except UserError as error:
-        if args.debug:
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        if args.debug and not isinstance(error, Interrupted):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        print(f"{stop}; run the same command again to resume", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        if args.debug:
-            raise
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
+        message, status = _told(error)
+        print(message, file=sys.stderr)
+        return status
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+    """What the user is told, and the exit status."""
+    again = "run the same command again to resume"
+    match error:
+        case UserError():
+            return f"error: {error}", 2
+        case Interrupted():
+            return f"{error}; {again}", 130
+        case KeyboardInterrupt():
+            return f"interrupted; {again}", 130
+        case Terminated():
+            return f"terminated; {again}", 143
+        case _:
+            return f"error: {report_of(error)}", 1
 
 
 def _command(verb: str) -> Callable[[argparse.Namespace], int]:

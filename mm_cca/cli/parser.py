@@ -3,18 +3,21 @@
 import argparse
 import textwrap
 from importlib import metadata
-from pathlib import Path
 
 from mm_cca.cli.arguments import (
     Verbs,
     add_average,
     add_bench,
     add_coco_prompts,
-    add_comparison,
     add_export,
     add_export_samples,
+    add_push,
     add_recipe,
+    add_serve,
+    add_watch,
+    usable_path,
 )
+from mm_cca.cli.comparison_arguments import add_compare, add_comparison, add_runs, add_vote
 from mm_cca.config.shipped import ADAPTERS
 
 WELCOME = textwrap.dedent(
@@ -36,18 +39,26 @@ EPILOG = textwrap.dedent(
       mm-cca cp emu3-gen-lora my.yaml           copy one to your own file
       mm-cca validate my.yaml loss.lambda_=100  check it without reading data or weights
       mm-cca explain loss.beta                  what a key does, its range and default
+      mm-cca plan my.yaml --gpu 24              memory by part, hours, and what saves how much
       mm-cca run my.yaml run.dir=runs/second    run it, with one value changed
       mm-cca tiny janus my_tiny                 a tiny random Janus, to try a recipe on a laptop
       mm-cca suggest my.yaml                    a beta and a lambda to start with, and why
       mm-cca gaps runs/second                   which codes the training changed, and how
       mm-cca sweep my.yaml 'loss.lambda_=[1,10]'
                                                 a run for each value, all in one plot
+      mm-cca watch runs/second                  curves and previews of a training, while it runs
       mm-cca report my.yaml --serve             write the report again and open it in a browser
       mm-cca demo runs/second                   try prompts: base, guided base, CCA at any dial
       mm-cca bench runs/second                  seconds per image with and without guidance
+      mm-cca compare runs/first runs/second     differences with intervals, pictures in pairs
+      mm-cca runs                               your runs, best first
+      mm-cca vote runs/second cca base+cfg3     a blind choice of left or right, with keys
       mm-cca average runs/a runs/b --into runs/mean
                                                 the mean of two runs' weights, as a run
       mm-cca export runs/second my_model        the tuned model with a model card
+      mm-cca push runs/second my-org/my-model   the same on the Hugging Face hub, private
+      mm-cca serve runs/second --python vllm-env/bin/python
+                                                images over HTTP, as OpenAI's clients ask for them
       mm-cca export-samples runs/second cca my_samples --format adm-npz
                                                 one arm's images for another evaluator
       mm-cca coco-prompts captions_val2014.json coco30k.jsonl
@@ -80,16 +91,23 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"mm-cca {metadata.version('mm-cca')}")
-    help_debug = "show the traceback behind an error"
+    help_debug = "show the traceback behind an error, and the warnings of other libraries"
     top.add_argument("--debug", action="store_true", help=help_debug)
     verbs = top.add_subparsers(dest="verb", metavar="VERB")
     _add_stages(verbs)
     _add_recipe_verbs(verbs)
     _add_tiny(verbs)
+    _add_plan(verbs)
     add_average(verbs)
     add_export(verbs)
+    add_push(verbs)
+    add_serve(verbs)
+    add_watch(verbs)
     _add_demo(verbs)
     add_bench(verbs)
+    add_compare(verbs)
+    add_runs(verbs)
+    add_vote(verbs)
     add_export_samples(verbs)
     add_coco_prompts(verbs)
     _add_suggest(verbs)
@@ -110,7 +128,7 @@ def _add_stages(verbs: Verbs) -> None:
         # mm-cca eval --compare takes two results instead of a recipe.
         add_recipe(stage, "such as train.seed=1 loss.beta=0.1", optional=name == "eval")
         if name == "report":
-            _add_serve(stage)
+            _add_report_server(stage)
         if name == "eval":
             add_comparison(stage)
         if name == "validate":
@@ -122,7 +140,7 @@ def _add_stages(verbs: Verbs) -> None:
             )
 
 
-def _add_serve(report: argparse.ArgumentParser) -> None:
+def _add_report_server(report: argparse.ArgumentParser) -> None:
     report.add_argument(
         "--serve",
         action="store_true",
@@ -137,7 +155,7 @@ def _add_recipe_verbs(verbs: Verbs) -> None:
     verbs.add_parser("ls", help="list the built-in recipes")
     copy = verbs.add_parser("cp", help="copy a built-in recipe to your own file")
     copy.add_argument("recipe", help="the name of a built-in recipe")
-    copy.add_argument("target", type=Path, help="the file to write; must not exist")
+    copy.add_argument("target", type=usable_path, help="the file to write; must not exist")
     explain = verbs.add_parser(
         "explain",
         help="explain a key of a recipe",
@@ -159,7 +177,7 @@ def _add_tiny(verbs: Verbs) -> None:
         "Then, for example: mm-cca train my.yaml model.path=DIR train.max_steps=2",
     )
     tiny.add_argument("family", help=f"one of {', '.join(ADAPTERS)}")
-    tiny.add_argument("folder", type=Path, help="where to write it")
+    tiny.add_argument("folder", type=usable_path, help="where to write it")
     tiny.add_argument(
         "--side", type=int, help="codes along each side of an image (default: the family's)"
     )
@@ -171,6 +189,27 @@ def _add_tiny(verbs: Verbs) -> None:
         "today's transformers writes them, or (janus) as DeepSeek's own code does "
         "(default: %(default)s)",
     )
+    tiny.add_argument(
+        "--head-size",
+        type=int,
+        help="size of the attention heads (default: 8 to 32; an engine on a CPU needs 32)",
+    )
+
+
+def _add_plan(verbs: Verbs) -> None:
+    plan = verbs.add_parser(
+        "plan",
+        help="what a training will take: memory by part, hours, disk, and what saves how much",
+        description="Read the headers of the checkpoint's files, run a step without numbers, and "
+        "print the memory of every part of it, operations, hours, tokens and disk; then what other "
+        "values of single keys would take. For one GPU that holds the whole model. No weights are "
+        "read.",
+    )
+    add_recipe(plan, "such as train.micro_batch_size=2")
+    plan.add_argument(
+        "--gpu",
+        help="does it fit? Gigabytes such as 24, or a name such as 4090 or A100-80",
+    )
 
 
 def _add_demo(verbs: Verbs) -> None:
@@ -181,7 +220,7 @@ def _add_demo(verbs: Verbs) -> None:
         "base, base with guidance and CCA side by side, with seconds and forward passes. Needs "
         'gradio: pip install "mm-cca[demo]".',
     )
-    demo.add_argument("run", type=Path, help="the run folder (run.dir of the recipe)")
+    demo.add_argument("run", type=usable_path, help="a run folder, or a recipe that was run")
     demo.add_argument("--port", type=int, help="the port (default: a free one from 7860 on)")
 
 
@@ -208,7 +247,7 @@ def _add_gaps(verbs: Verbs) -> None:
         "under another image's caption, by how much the caption decides the code. Writes "
         "RUN/gaps/SOURCE.SPLIT.json and .png.",
     )
-    gaps.add_argument("run", type=Path, help="the run folder (run.dir of the recipe)")
+    gaps.add_argument("run", type=usable_path, help="a run folder, or a recipe that was run")
     gaps.add_argument(
         "--source", choices=("cca", "control"), default="cca", help="which model (default: cca)"
     )

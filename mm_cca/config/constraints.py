@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from mm_cca.config.declarations import Declared
+from mm_cca.config.raw_values import shown
 
 Check = tuple[str, Any, bool, str]
 """Key, value, whether it is valid, what is allowed."""
@@ -12,7 +13,7 @@ Check = tuple[str, Any, bool, str]
 def failures(checks: Iterable[Check]) -> list[str]:
     """One sentence for every check that fails."""
     return [
-        f"{key} is {value!r}; allowed: {allowed}"
+        f"{key} is {shown(value)}; allowed: {allowed}"
         for key, value, valid, allowed in checks
         if not valid
     ]

@@ -120,17 +120,23 @@ def _default(entry: "Field[Any]") -> Any:
 
 
 def _range(rules: Key) -> str:
-    """``above 0 and at most 1``, ``1 or more``; empty without bounds."""
+    """``above 0 and at most 1``, ``1 to 100``, ``1 or more``; empty without bounds."""
+    if rules.at_least is not None and rules.at_most is not None:
+        return f"{_number(rules.at_least)} to {_number(rules.at_most)}"
     low = [
-        f"{word} {bound:g}"
+        f"{word} {_number(bound)}"
         for word, bound in (("at least", rules.at_least), ("above", rules.above))
         if bound is not None
     ]
     high = [
-        f"{word} {bound:g}"
+        f"{word} {_number(bound)}"
         for word, bound in (("at most", rules.at_most), ("below", rules.below))
         if bound is not None
     ]
     if rules.at_least is not None and not high:
-        return f"{rules.at_least:g} or more"
+        return f"{_number(rules.at_least)} or more"
     return " and ".join(low + high)
+
+
+def _number(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"

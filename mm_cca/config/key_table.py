@@ -22,6 +22,9 @@ from mm_cca.config.schema import JOBS
 BEGIN, END = "<!-- keys: begin -->", "<!-- keys: end -->"
 JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 
+SHORTHANDS = ("data.image_size",)
+"""Keys that may also be a list of their values."""
+
 
 def markdown_table() -> str:
     """One table for each group of keys."""
@@ -94,6 +97,10 @@ def _property(entry: Declared) -> dict[str, Any]:
         array |= {"uniqueItems": True} if entry.rules.distinct else {}
         # A single value is read as a list of one.
         kinds = [array] if low > 1 else [array, _value(entry)]
+        if entry.name in SHORTHANDS:  # see image_sizes.split_sizes
+            kinds.append({"type": "array", "items": array, "minItems": 1})
+    if entry.name == "data.caption_column":  # see load.py
+        kinds.append({"type": "array", "items": _value(entry), "minItems": 1, "uniqueItems": True})
     if entry.optional:
         kinds.append({"type": "null"})
     return schema | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds})

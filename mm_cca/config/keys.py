@@ -52,10 +52,17 @@ TRAIN = Decides("train", "training")
 STEPS = Decides("steps", "number of training steps (more steps extend a finished run)")
 ARMS = Decides("arms", "which arms are trained and sampled")
 SAMPLE = Decides("sample", "samples")
+ENGINE = Decides(
+    "engine",
+    "samples of arms without guidance that are not finished; whether two runs can be compared",
+)
 EVAL = Decides("eval", "scores")
 COMPARISON = Decides("comparison", "whether two runs can be compared")
 REPORT = Decides("report", "report")
 DEMO = Decides("demo", "training of the demo's tokenizer or scorer")
+
+MAX_SEED = 2**32 - 1
+"""The largest that every generator of random numbers takes."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ class Key:
             (``file``), together with the built-in attribute words (``words``), or by the texts
             read from it (``texts``).
         reason: why a seemingly harmless change is refused.
+        free_text: a sentence, not a name or a path: may be empty, long and have line breaks.
     """
 
     at_least: float | None = None
@@ -88,6 +96,7 @@ class Key:
     decides: tuple[Decides, ...] = ()
     content: Literal["file", "words", "texts"] | None = None
     reason: str = ""
+    free_text: bool = False
 
     def has(self, value: float) -> bool:
         """Whether a number is finite and in the range."""
@@ -115,6 +124,7 @@ def key(
     decides: tuple[Decides, ...] = (),
     content: Literal["file", "words", "texts"] | None = None,
     reason: str = "",
+    free_text: bool = False,
 ) -> Any:
     """A field of a recipe; see ``Key`` for the arguments. Without ``default`` it is required."""
     rules = Key(
@@ -130,6 +140,7 @@ def key(
         decides=decides,
         content=content,
         reason=reason,
+        free_text=free_text,
     )
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata={"key": rules})

@@ -4,20 +4,23 @@ Precedence: defaults in ``schema.py`` < the YAML file < overrides. All mistakes 
 together, before any weights are read.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mm_cca.config.declarations import declared
-from mm_cca.config.schema import JOBS, AnyRecipe
-from mm_cca.config.shipped import find_recipe
+from mm_cca.config.image_sizes import split_sizes
+from mm_cca.config.paths import exists
+from mm_cca.config.raw_values import shown, wrong_value
+from mm_cca.config.read_files import text_of
+from mm_cca.config.read_yaml import MAX_BYTES, parse_yaml, read_yaml
+from mm_cca.config.schema import JOBS, AnyRecipe, Recipe
+from mm_cca.config.shipped import SHIPPED, find_recipe, shipped_recipes
 from mm_cca.errors import UserError
 
 
@@ -35,12 +38,16 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     from mm_cca.config.validate import problems
 
     path = find_recipe(path_or_name)
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     for override in overrides:
         _apply_override(raw, override)
+    if isinstance(raw.get("data"), dict):
+        split_sizes(raw["data"])
+        _split_captions(raw["data"])
+    _refuse_ambiguous(path, raw, overrides)
     job = raw.get("job", "finetune")
-    if job not in JOBS:
-        raise UserError(f"{path}: job is {job!r}; allowed: {', '.join(JOBS)}.")
+    if not isinstance(job, str) or job not in JOBS:
+        raise UserError(f"{path}: job is {shown(job)}; allowed: {', '.join(JOBS)}.")
     schema = JOBS[job]
     recipe = OmegaConf.structured(schema)
     errors: list[str] = []
@@ -51,22 +58,25 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
             continue
         if isinstance(value, dict):
             errors.append(
-                f"{key} is {value!r}, a mapping; a text that begins with a brace needs quotes "
-                f"""inside the value: '{key}="{{prompt}} ..."'"""
+                f"{key} is {shown(value)}, a mapping; allowed: a value. A text that begins with a "
+                f"""brace needs quotes inside the value: '{key}="{{prompt}} ..."'"""
             )
             continue
         entry = keys[key]
+        if (wrong := wrong_value(entry, value)) is not None:
+            errors.append(wrong)
+            continue
         if invalid := invalid_choices(entry, value):
-            errors += [f"{key} is {choice!r}; allowed: {entry.allowed}" for choice in invalid]
+            errors += [f"{key} is {shown(choice)}; allowed: {entry.allowed}" for choice in invalid]
             continue
         single = entry.is_list and value is not None and not isinstance(value, list)
         try:
-            as_typed = _number_of(value) if entry.rules.words else value
+            as_typed = _number_of(value, entry.kind) if entry.rules.words else value
             OmegaConf.update(
                 recipe, key, [value] if single else as_typed
             )  # sample.dial=0.5 is [0.5]
         except OmegaConfBaseException as error:
-            errors.append(f"{key} is {value!r}: {str(error).splitlines()[0]}")
+            errors.append(f"{key} is {shown(value)}: {str(error).splitlines()[0]}")
     given = {key for key, _ in _leaves(raw, schema)}
     missing = OmegaConf.missing_keys(recipe)
     errors += [f"{key} is missing; set it in the YAML file" for key in missing - given]
@@ -83,56 +93,82 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     return typed
 
 
+def _split_captions(data: dict[str, Any]) -> None:
+    """``caption_column: [long, short]`` -> the first, and ``more_caption_columns``."""
+    columns = data.get("caption_column")
+    if isinstance(columns, list) and columns and "more_caption_columns" not in data:
+        data["caption_column"], *more = columns
+        if more:
+            data["more_caption_columns"] = more
+
+
+def _refuse_ambiguous(recipe: Path, raw: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Raises UserError if a built-in name is also a file or folder here.
+
+    The built-in recipes mean what is built in.
+    """
+    given = {override.partition("=")[0] for override in overrides}
+    is_built_in = recipe in shipped_recipes().values()
+    for key in ("data.path", "model.path"):
+        group, _, name = key.partition(".")
+        values = raw.get(group)
+        value = values.get(name) if isinstance(values, dict) else None
+        if (
+            isinstance(value, str)
+            and value in SHIPPED
+            and exists(value)
+            and (key in given or not is_built_in)
+        ):
+            raise UserError(
+                f"{key} is {value!r}, which is built in, but there is also {value!r} in this "
+                f"folder. For that one, use {key}=./{value}; for the built-in one, run in "
+                "another folder or rename it."
+            )
+
+
 def dump(recipe: AnyRecipe) -> str:
     """The resolved recipe as YAML; loading it gives the same recipe."""
     return OmegaConf.to_yaml(OmegaConf.structured(recipe))
 
 
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """A copy with other values of dotted keys; unknown keys are ignored."""
+    typed = OmegaConf.structured(recipe)
+    for name in values.keys() & declared(type(recipe)).keys():
+        OmegaConf.update(typed, name, values[name])
+    copied: Recipe = OmegaConf.to_object(typed)  # type: ignore[assignment]
+    return copied
+
+
 def own_copy(recipe: Path) -> str:
     """The text of a built-in recipe for another folder: editors still find its JSON schema."""
     schema = (recipe.parent / "schema.json").resolve()
-    return recipe.read_text(encoding="utf-8").replace("$schema=schema.json", f"$schema={schema}", 1)
-
-
-class _Loader(yaml.SafeLoader):
-    """Only true and false are booleans, so that ``mixed_precision: no`` is text."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own name)
-        letter: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:bool"]
-        for letter, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} can't be read as YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} holds {type(raw).__name__}, not a mapping of keys to values.")
-    return raw
+    text = text_of(recipe, "It must be a recipe.", most=MAX_BYTES)
+    return text.replace("$schema=schema.json", f"$schema={schema}", 1)
 
 
 def split_override(override: str) -> tuple[str, Any]:
     """``key=value`` -> the key, and the value read as YAML. Raises UserError."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"{override!r} is not an override; use key=value, such as train.seed=1.")
+        raise UserError(
+            f"{shown(override)} is not an override; use key=value, such as train.seed=1."
+        )
     try:
-        return key, yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+        # A plain text on a command line has no comments: data.path="set #1" is the whole name.
+        is_plain = isinstance(value, str) and not text.lstrip().startswith(tuple("'\"|>&*!"))
+        return key, text.strip() if is_plain and " #" in text else value
+    except ValueError as error:
         hint = (
             "\nA text that begins with a brace or bracket needs quotes inside the value: "
             f"""'{key}="{text}"'."""
             if text.lstrip().startswith(("{", "["))
             else ""
         )
-        raise UserError(f"{override!r}: the value can't be read as YAML: {error}{hint}") from error
+        raise UserError(
+            f"{shown(override)}: the value can't be read as YAML: {error}{hint}"
+        ) from error
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
@@ -155,20 +191,23 @@ def _leaves(node: dict[str, Any], schema: type, prefix: str = "") -> Iterator[tu
     hints = get_type_hints(schema) if is_dataclass(schema) else {}
     for name, value in node.items():
         inner = hints.get(str(name), object)
-        if isinstance(value, dict) and str not in (get_args(inner) or (inner,)):
+        may_be_text = str in (get_args(inner) or (inner,))
+        is_group = is_dataclass(inner) or (bool(value) and not may_be_text)
+        if isinstance(value, dict) and is_group:
             yield from _leaves(value, inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
 
-def _number_of(value: Any) -> Any:
+def _number_of(value: Any, kind: type) -> Any:
     """A number or a word. Where text is allowed, OmegaConf takes neither 1 nor 1e-3 for a float."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return value
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
         return value
+    return int(number) if kind is int and number.is_integer() else number
 
 
 def _unknown_key(key: str, known: Iterable[str]) -> str | None:

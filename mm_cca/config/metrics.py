@@ -8,8 +8,9 @@ as recipes are checked before it is loaded.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from pathlib import Path
 from typing import Literal
+
+from mm_cca.config.paths import exists
 
 
 class FeatureSource(Enum):
@@ -314,6 +315,6 @@ def is_published_clip(scorer: str, pretrained: str | None) -> bool:
         return False
     if scorer.startswith(("hf-hub:", "hf:")):
         name = scorer.partition(":")[2]
-        return name.count("/") == 1 and not Path(name).exists()
+        return name.count("/") == 1 and not exists(name)
     # A tag of open_clip has neither a slash nor a dot; a file of weights has one of them.
     return ":" not in scorer and pretrained is not None and not {"/", "."} & set(pretrained)

@@ -7,6 +7,7 @@ Every key has a docstring; its range, its choices and the stages it decides are 
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
+from mm_cca.config.image_sizes import ALLOWED as BUCKETS
 from mm_cca.config.keys import (
     ARMS,
     DEMO,
@@ -76,9 +77,17 @@ EDITS = Condition(
     lambda recipe: "edit" in recipe.loss.negatives and WITH_NEGATIVES.holds(recipe),
 )
 ATTRIBUTES = Condition("eval.attributes is not empty", lambda recipe: bool(recipe.eval.attributes))
+QUANTIZED = is_given("model.quantization")
+BUCKETED = Condition("data.buckets is not empty", lambda recipe: bool(recipe.data.buckets))
+HAS_SUBSET = is_given("data.subset")
+HAS_REVISION = is_given("data.revision")
 TEMPLATED = is_given("data.caption_template")
+SEVERAL = Condition(
+    "data.more_caption_columns is not empty", lambda recipe: bool(recipe.data.more_caption_columns)
+)
 KEEPS_BEST = is_set_to("train.keep", "best")
 IMAGES = (TOKENS, REFERENCE, TRAIN, DEMO)
+FLIPPED = Condition("data.flip is true", lambda recipe: recipe.data.flip)
 CAPTIONS = (TOKENS, TRAIN, SAMPLE.given(FROM_CAPTIONS), DEMO)
 
 
@@ -98,9 +107,9 @@ class RunConfig:
     )
     """A finished run whose models are sampled and scored here, with other prompts or scores; null:
     train here."""
-    stages: list[StageName] = key(list(STAGES))
+    stages: list[StageName] = key(list(STAGES), items=(1, None), distinct=True)
     """The stages of `mm-cca run`, which run in the default order."""
-    sources: list[Source] = key(list(SOURCES), decides=(ARMS,))
+    sources: list[Source] = key(list(SOURCES), items=(1, None), distinct=True, decides=(ARMS,))
     """Models to train, sample and score: the base, the model that the recipe trains (cca), and the
     control (see train.control)."""
 
@@ -121,6 +130,14 @@ class ModelConfig:
     )
     """Precision of the weights in memory. Full fine-tuning needs float32 (half precision rounds
     most updates away) or FSDP; bfloat16 is enough for LoRA and sampling."""
+    quantization: Literal["nf4", "int8"] | None = key(
+        None, decides=tuple(stage.given(QUANTIZED) for stage in (REFERENCE, TRAIN, SAMPLE))
+    )
+    """Keep the linear layers of the decoder's blocks in 4 bits (nf4, with double quantisation) or 8
+    bits (int8) a weight, by bitsandbytes, under a LoRA in float32 (QLoRA); base, reference and
+    trained model share this one copy. The image tokenizer, the embeddings and the output heads stay
+    in model.dtype. Needs train.tuning=lora and `pip install "mm-cca[quantization]"`. null: no
+    quantisation."""
     image_tokenizer: str | None = key(None, decides=(TOKENS, REFERENCE, TRAIN, SAMPLE))
     """The image tokenizer, if the checkpoint folder lacks it. Chameleon family and Liquid: the path
     of vqgan.ckpt. Emu3.5: BAAI/Emu3.5-VisionTokenizer or its folder. SimpleAR:
@@ -136,14 +153,42 @@ class DataConfig:
     """The captioned images, and how they are encoded."""
 
     path: str = key(decides=(*IMAGES, SAMPLE.given(FROM_CAPTIONS)))
-    """Captioned images: a folder with metadata.jsonl, a Parquet file, a hub name, or emoji."""
+    """Captioned images: a folder or zip with metadata.jsonl or text files, Parquet files,
+    WebDataset tars, addresses of such tars (https://host/{00000..00009}.tar, hf://..., s3://...)
+    that are streamed, a hub name, or emoji."""
+    subset: str | None = key(
+        None, decides=tuple(stage.given(HAS_SUBSET) for stage in (*IMAGES, SAMPLE))
+    )
+    """Configuration (subset) of a data set on the hub or downloaded from it; null: its default."""
+    revision: str | None = key(
+        None, decides=tuple(stage.given(HAS_REVISION) for stage in (*IMAGES, SAMPLE))
+    )
+    """Branch, tag or commit of a data set on the hub; null: the newest."""
     image_column: str = key("image", decides=(*IMAGES, SAMPLE.given(FROM_CAPTIONS)))
     """Column of the images."""
     caption_column: str = key("caption", decides=CAPTIONS)
-    """Column of the captions; in a folder with metadata.jsonl it is often text."""
+    """Column of the captions; in a folder with metadata.jsonl it is often text. A list of columns,
+    [long, short], stands for its first and data.more_caption_columns."""
+    more_caption_columns: list[str] = key(
+        [],
+        distinct=True,
+        decides=(TOKENS.given(SEVERAL), REFERENCE.given(SEVERAL), TRAIN.given(SEVERAL)),
+    )
+    """Columns of other captions of the same images: every epoch trains each image with one of its
+    captions, drawn by train.seed and the epoch. A row needs a caption in one of the columns only;
+    prompts and scores use the first that it has. []: one caption per image."""
+    caption_weights: list[float] = key(
+        [],
+        above=0,
+        at_most=1_000_000,
+        decides=(REFERENCE.given(SEVERAL), TRAIN.given(SEVERAL)),
+    )
+    """How often the captions of each column are drawn, in the order of data.caption_column and
+    data.more_caption_columns; the weights need not sum to 1. []: all equally often."""
     caption_template: str | None = key(
         None,
         allowed=TEMPLATES,
+        free_text=True,
         decides=(TRAIN.given(TEMPLATED), REFERENCE.given(TEMPLATED)),
     )
     """Text around every caption in training, with {prompt} in the caption's place; negative
@@ -161,22 +206,62 @@ class DataConfig:
     and scored in addition to the train split."""
     image_size: list[int] = key(
         at_least=1,
+        at_most=16_384,
         items=(2, 2),
-        allowed="[height, width]",
+        allowed="[height, width], each from 1 to 16,384",
         decides=(*IMAGES, SAMPLE),
     )
     """Height and width in pixels: images are resized to it, and sampled at it. Must be a size that
-    the model family supports."""
-    variants: int = key(1, at_least=1, decides=IMAGES[:3])
+    the model family supports. A list of sizes, [[512, 512], [448, 576]], stands for its first and
+    data.buckets."""
+    buckets: list[str] = key(
+        [],
+        distinct=True,
+        allowed=BUCKETS,
+        decides=tuple(stage.given(BUCKETED) for stage in (TOKENS, REFERENCE, TRAIN, SAMPLE)),
+    )
+    """More sizes than data.image_size: every image is then encoded at the size of the nearest
+    shape, losing at most 5 % (others are bad rows, see data.max_bad), and sampled at the size of
+    its own picture; prompts without a picture are sampled at data.image_size, or at the height and
+    width that their file gives. Every step trains images of one size. auto: shapes up to 5:2 of the
+    area of data.image_size; []: all images are cropped to data.image_size."""
+    variants: int = key(1, at_least=1, at_most=1_000, decides=IMAGES[:3])
     """Versions of every image in the token cache: the unchanged image, then augmented ones. More
     variants help small data sets and take proportionally longer to encode."""
-    max_zoom: float = key(1.0, at_least=1, decides=IMAGES)
+    max_zoom: float = key(1.0, at_least=1, at_most=16, decides=IMAGES)
     """Largest zoom factor of an augmented version; 1: no zoom."""
     max_shift: float = key(0.0, at_least=0, below=1, decides=IMAGES)
     """Largest shift of an augmented version, as a fraction of height and width."""
-    max_bad: int = key(0, at_least=0)
-    """How many unreadable rows are skipped before prepare fails; all are listed in
-    bad_rows.jsonl."""
+    flip: bool = key(False, decides=tuple(stage.given(FLIPPED) for stage in IMAGES[:3]))
+    """Mirror every second augmented version (the 1st, 3rd, ...), left and right exchanged; needs
+    data.variants above 1. Not for pictures with text in them, or captions that say left or
+    right."""
+    min_image_side: int | None = key(
+        None,
+        at_least=1,
+        at_most=100_000,
+        decides=tuple(stage.given(is_given("data.min_image_side")) for stage in IMAGES),
+    )
+    """Leave out images whose shorter side has fewer pixels; null: none. Rows left out by this and
+    the next two keys are counted, and listed in left_out.jsonl beside the token cache."""
+    min_caption_chars: int | None = key(
+        None,
+        at_least=1,
+        at_most=1_000_000,
+        decides=tuple(stage.given(is_given("data.min_caption_chars")) for stage in IMAGES),
+    )
+    """Leave out captions of fewer characters; null: none. With several captions per image only rows
+    without another caption are left out."""
+    max_caption_chars: int | None = key(
+        None,
+        at_least=1,
+        at_most=1_000_000,
+        decides=tuple(stage.given(is_given("data.max_caption_chars")) for stage in IMAGES),
+    )
+    """Leave out captions of more characters; null: none."""
+    max_bad: int = key(0, at_least=0, at_most=1_000_000_000)
+    """How many rows may be left out before prepare fails: unreadable images, empty or too long
+    captions (listed in bad_rows.jsonl), and as many that no negative caption can be built for."""
     attribute_words: str | None = key(
         None,
         allowed="null, or a YAML file of word lists",
@@ -192,10 +277,14 @@ class DataConfig:
         decides=(TRAIN.given(is_above_zero("loss.text_weight")),),
     )
     """Plain texts for loss.text_weight: one per line, or the column text; null: the captions."""
-    encode_batch_size: int = key(64, at_least=1)
+    num_workers: int | None = key(None, at_least=0, at_most=256)
+    """Processes that read and decode pictures while others are encoded, on every rank; the codes
+    are the same for any number. null: for 2,000 pictures or more (on Linux) as many as there are
+    free cores, up to 8; else none."""
+    encode_batch_size: int = key(64, at_least=1, at_most=100_000)
     """Images that prepare encodes per batch. Lower it when memory runs out; the codes are the same
     up to rounding."""
-    rows_per_shard: int = key(1024, at_least=1, decides=(SHARDS,))
+    rows_per_shard: int = key(1024, at_least=1, at_most=1_000_000, decides=(SHARDS,))
     """Rows per file of the token cache; an interruption loses at most one file. Does not change the
     codes."""
 

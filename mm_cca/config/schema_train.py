@@ -5,6 +5,7 @@ from typing import Literal
 
 from mm_cca.config.keys import (
     ARMS,
+    MAX_SEED,
     REFERENCE,
     STEPS,
     TRAIN,
@@ -49,6 +50,27 @@ BY_RELEVANCE = Condition(
     ),
 )
 """Keys that are off by default decide only where they are set, so that older runs stay valid."""
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor")
+OTHER_OPTIMIZER = Condition(
+    "train.optimizer is not adamw", lambda recipe: recipe.train.optimizer != "adamw"
+)
+DROPOUT = Condition(
+    "train.tuning is lora and train.lora_dropout is above 0",
+    lambda recipe: LORA.holds(recipe) and recipe.train.lora_dropout > 0,
+)
+RSLORA = Condition(
+    "train.tuning is lora and train.lora_rslora is true",
+    lambda recipe: LORA.holds(recipe) and recipe.train.lora_rslora,
+)
+DORA = Condition(
+    "train.tuning is lora and train.lora_dora is true",
+    lambda recipe: LORA.holds(recipe) and recipe.train.lora_dora,
+)
+OWN_TARGETS = Condition(
+    "train.tuning is lora and train.lora_targets is not empty",
+    lambda recipe: LORA.holds(recipe) and bool(recipe.train.lora_targets),
+)
+COMPILED = Condition("train.compile is true", lambda recipe: recipe.train.compile)
 AVERAGED = Condition("train.ema is set", lambda recipe: recipe.train.ema is not None)
 
 
@@ -66,7 +88,9 @@ class LossConfig:
     ddo (against pictures that the base drew for the same captions), distill (learn the guided
     base's distribution of the next code), gft (guidance-free training), or a weighted sum such as
     cca + 0.1 nll."""
-    beta: float | str = key(0.02, above=0, words=(AUTO,), decides=(TRAIN.given(USES_BETA),))
+    beta: float | str = key(
+        0.02, above=0, at_most=1_000_000, words=(AUTO,), decides=(TRAIN.given(USES_BETA),)
+    )
     """Factor on the log-likelihood ratio between model and reference, per image; a smaller beta
     acts like stronger guidance. Must be small enough that the loss on negatives does not saturate;
     raise it when positive_gap falls. auto (with cca or dpo): 1.5
@@ -74,13 +98,18 @@ class LossConfig:
     (from no caption, if that is more), but at least 1 / (1.6 * codes per image); measured on 64
     training pairs before the first step (at least 32) and written to train/beta.json.
     `mm-cca suggest` shows the measurement."""
-    beta_codes: int | None = key(576, at_least=1, decides=(TRAIN.given(RESCALED),))
+    beta_codes: int | None = key(
+        576, at_least=1, at_most=1_000_000, decides=(TRAIN.given(RESCALED),)
+    )
     """Codes per image for which a number in beta was tuned: beta is multiplied by beta_codes /
     codes of your images. Right only where images of more codes say more about their captions in
     proportion, so not from one model to another; without effect with beta: auto. 576 is the
     paper's value; null: no rescaling."""
     lambda_: float = key(
-        1.0, at_least=0, decides=(TRAIN.given(objective_has("cca", "unlearn", "ddo")),)
+        1.0,
+        at_least=0,
+        at_most=1_000_000,
+        decides=(TRAIN.given(objective_has("cca", "unlearn", "ddo")),),
     )
     """Weight of the loss on negatives (for ddo: on drawn pictures), relative to the loss on the
     images' own captions. Raise it
@@ -103,7 +132,7 @@ class LossConfig:
     """Where negative captions come from: shuffle (another image's caption), hard (one of the most
     similar other captions), edit (the own caption with one colour, number, style ... swapped), or a
     mixture such as 0.5 shuffle + 0.5 hard."""
-    num_negatives: int = key(1, at_least=1, decides=NEGATIVES)
+    num_negatives: int = key(1, at_least=1, at_most=1_000, decides=NEGATIVES)
     """Negative captions per image and step; each adds a forward pass per image."""
     negatives_embedding: str = key(
         "tfidf",
@@ -116,6 +145,7 @@ class LossConfig:
     hard_candidates: int = key(
         16,
         at_least=1,
+        at_most=1_000_000,
         allowed="loss.num_negatives or more",
         decides=(TRAIN.given(HARD), REFERENCE.given(HARD)),
     )
@@ -123,26 +153,32 @@ class LossConfig:
     max_similarity: float | None = key(0.95, above=0, at_most=1, decides=NEGATIVES)
     """Largest cosine between a caption and its negatives: captions above it are too similar to be
     negatives and are replaced; null: no limit."""
-    ddo_images: int = key(1, at_least=1, decides=(TRAIN.given(DRAWS), REFERENCE.given(DRAWS)))
+    ddo_images: int = key(
+        1, at_least=1, at_most=1_000, decides=(TRAIN.given(DRAWS), REFERENCE.given(DRAWS))
+    )
     """Pictures that prepare draws for each caption that training visits, for ddo; every epoch takes
     the next one. They are kept beside the token cache, for all runs that share it."""
     scale: float | None = key(
-        None, above=1, decides=(TRAIN.given(objective_has("cca_code", "gft")),)
+        None, above=1, at_most=100, decides=(TRAIN.given(objective_has("cca_code", "gft")),)
     )
     """Guidance scale that cca_code and gft learn to do without, whatever the number of codes; null:
     the model family's default."""
-    code_lambda: float = key(1.0, at_least=0, decides=(TRAIN.given(objective_has("cca_code")),))
+    code_lambda: float = key(
+        1.0, at_least=0, at_most=1_000_000, decides=(TRAIN.given(objective_has("cca_code")),)
+    )
     """Weight of the negative half of cca_code; with 1 its optimum is guidance of loss.scale."""
-    scale_by_relevance: float | None = key(None, above=0, decides=(TRAIN.given(BY_RELEVANCE),))
+    scale_by_relevance: float | None = key(
+        None, above=0, at_most=1_000_000, decides=(TRAIN.given(BY_RELEVANCE),)
+    )
     """Guide less where the caption decides less, for cca_code: a code whose relevance (KL of the
     base with and without the caption) is this multiple of its image's mean or more learns guidance
     of loss.scale, one with less relevance proportionally less, down to scale 1; 1 is a good start,
     null: loss.scale at every code."""
     distill_scale: float | None = key(
-        None, above=1, decides=(TRAIN.given(objective_has("distill")),)
+        None, above=1, at_most=100, decides=(TRAIN.given(objective_has("distill")),)
     )
     """Guidance scale of the base that distill learns from; null: the model family's default."""
-    text_weight: float = key(0.0, at_least=0, decides=(TRAIN,))
+    text_weight: float = key(0.0, at_least=0, at_most=1_000_000, decides=(TRAIN,))
     """Weight of the loss on plain text (mean nats per token), which preserves language modelling;
     0: no text. The texts are data.text_path."""
     whole_vocabulary: bool = key(False, decides=(TRAIN, REFERENCE))
@@ -154,10 +190,11 @@ class LossConfig:
 class TrainConfig:
     """Training: steps, optimizer, precision, checkpoints."""
 
-    seed: int = key(0, at_least=0, decides=(TRAIN, REFERENCE))
+    seed: int = key(0, at_least=0, at_most=MAX_SEED, decides=(TRAIN, REFERENCE))
     """Seed of the order of the data, of the negatives and of a LoRA's initial weights."""
     max_steps: int = key(
         at_least=1,
+        at_most=1_000_000_000,
         decides=(STEPS, TRAIN.given(is_set_to("train.schedule", "cosine"))),
         reason="with train.schedule=cosine the learning rate of the steps already done depends "
         "on it; only with train.schedule=constant can a run be extended",
@@ -171,32 +208,40 @@ class TrainConfig:
     the earlier stop were measured too. null: stop at max_steps."""
     batch_size: int = key(
         at_least=1,
+        at_most=1_000_000,
         allowed="a multiple of train.micro_batch_size times the number of ranks",
         decides=(TRAIN,),
     )
     """Pairs of image and caption per optimizer step, over all ranks."""
     micro_batch_size: int = key(
         at_least=1,
+        at_most=1_000_000,
         decides=(REFERENCE,),
-        reason="cached log-probabilities must equal those of training to the last bit, and other "
-        "shapes round differently",
     )
     """Pairs per forward pass on one rank; gradients are accumulated up to batch_size. Lower it when
-    memory runs out, also before resuming: the result is the same up to rounding. Only a reference
-    cache must be computed with the same value."""
-    learning_rate: float = key(above=0, decides=(TRAIN,))
-    """AdamW's peak learning rate, reached after the warm-up."""
+    memory runs out, also before resuming: every step has the same pairs, and the result is the same
+    up to rounding. A reference cache of another value is used too; only with the same one are its
+    log-probabilities those of training to the last bit."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor"] = key(
+        "adamw", decides=(TRAIN.given(OTHER_OPTIMIZER),)
+    )
+    """The optimizer: adamw; adamw_8bit, whose two moments take 2 instead of 8 bytes a trained
+    weight; paged_adamw and paged_adamw_8bit, whose moments move to the CPU's memory when the GPU's
+    is full (these three need `pip install "mm-cca[quantization]"`); or adafactor, which keeps
+    sums of rows and columns instead of moments. `mm-cca plan RECIPE` says what each saves."""
+    learning_rate: float = key(above=0, at_most=1, decides=(TRAIN,))
+    """The optimizer's peak learning rate, reached after the warm-up."""
     schedule: Literal["cosine", "constant"] = key("cosine", decides=(TRAIN,))
     """Learning rate after the warm-up: cosine (falls to 0 at max_steps) or constant."""
-    warmup_steps: int = key(0, at_least=0, decides=(TRAIN,))
+    warmup_steps: int = key(0, at_least=0, at_most=1_000_000_000, decides=(TRAIN,))
     """Steps over which the learning rate rises linearly from 0."""
-    weight_decay: float = key(0.0, at_least=0, decides=(TRAIN,))
-    """AdamW's weight decay, on matrices only."""
+    weight_decay: float = key(0.0, at_least=0, at_most=100, decides=(TRAIN,))
+    """The optimizer's weight decay, on matrices only."""
     beta1: float = key(0.9, at_least=0, below=1, decides=(TRAIN,))
-    """AdamW's decay rate for the mean gradient."""
+    """AdamW's decay rate for the mean gradient; adafactor has none."""
     beta2: float = key(0.95, at_least=0, below=1, decides=(TRAIN,))
-    """AdamW's decay rate for the mean squared gradient."""
-    max_grad_norm: float = key(1.0, above=0, decides=(TRAIN,))
+    """AdamW's decay rate for the mean squared gradient; adafactor has a rule of its own."""
+    max_grad_norm: float = key(1.0, above=0, at_most=1_000_000_000, decides=(TRAIN,))
     """Gradients whose norm over all weights is larger are scaled down to it."""
     mixed_precision: Precision = key("no", decides=(TRAIN, REFERENCE))
     """Autocast of the forward pass: bf16 (about twice as fast where the hardware has it), fp16, or
@@ -204,13 +249,9 @@ class TrainConfig:
     gradient_checkpointing: bool = key(False)
     """Recompute activations in the backward pass instead of keeping them: less memory, about a
     third slower, the same result."""
-    compile: bool = key(
-        False,
-        allowed="true or false; true with loss.objective=nll only",
-        decides=(TRAIN,),
-    )
-    """torch.compile of the decoder, for speed. Only with loss.objective=nll: a compiled model and
-    its reference round differently."""
+    compile: bool = key(False, decides=(TRAIN, REFERENCE.given(COMPILED)))
+    """torch.compile of the decoder's blocks, for speed: some minutes of compiling at the start,
+    then the same losses up to rounding."""
     tuning: Literal["full", "lora"] = key("full", decides=(TRAIN,))
     """Train all weights of the decoder (full), or only a low-rank adapter (lora), with a fraction
     of the memory."""
@@ -222,18 +263,41 @@ class TrainConfig:
     """Where the base's log-probabilities come from: copy, a frozen copy in memory; cached, computed
     once by prepare (no second model, no second pass; not with cca_code, distill, gft); or lora, the
     same weights with the LoRA switched off."""
-    lora_rank: int = key(16, at_least=1, decides=(TRAIN.given(LORA),))
+    lora_rank: int = key(16, at_least=1, at_most=65_536, decides=(TRAIN.given(LORA),))
     """Rank of the LoRA's matrices: a higher rank can learn more and takes more memory."""
-    lora_alpha: int = key(32, at_least=1, decides=(TRAIN.given(LORA),))
+    lora_alpha: int = key(32, at_least=1, at_most=1_000_000, decides=(TRAIN.given(LORA),))
     """Scale of the LoRA: its product is multiplied by lora_alpha / lora_rank."""
+    lora_dropout: float = key(0.0, at_least=0, below=1, decides=(TRAIN.given(DROPOUT),))
+    """Share of the LoRA's inputs that are set to 0 in training, against learning by heart; never in
+    the reference, in the held-out loss or in sampling."""
+    lora_rslora: bool = key(False, decides=(TRAIN.given(RSLORA),))
+    """Rank-stabilised LoRA: multiply by lora_alpha / sqrt(lora_rank) instead, so that high ranks
+    learn as fast as low ones."""
+    lora_dora: bool = key(False, decides=(TRAIN.given(DORA),))
+    """DoRA: also train the length of every row of a tuned weight, apart from its direction. Slower,
+    and with more memory; it has no dial."""
+    lora_targets: list[str] = key(
+        [],
+        distinct=True,
+        allowed=r"regular expressions of layers' names, such as q_proj or layers\.[0-9]\.mlp\..*",
+        decides=(TRAIN.given(OWN_TARGETS),),
+    )
+    """Layers that get the LoRA: regular expressions, each of a layer's whole name or of its end
+    after a dot, such as q_proj, or self_attn\\..*; empty: every linear layer of the decoder's
+    blocks. A pattern that matches nothing is an error that lists the layers."""
     control: bool = key(False, decides=(ARMS,))
     """Also train the base with plain nll on the same batches, to measure the effect of the extra
     steps alone."""
-    save_every: int = key(500, at_least=1)
+    save_every: int = key(500, at_least=1, at_most=1_000_000_000)
     """Steps between checkpoints; a crash loses at most this many."""
-    keep_checkpoints: int = key(2, at_least=1)
+    keep_checkpoints: int = key(2, at_least=1, at_most=1_000_000)
     """How many of the newest checkpoints stay on disk."""
-    eval_every: int = key(0, at_least=0, decides=(TRAIN.given(is_set_to("train.keep", "best")),))
+    eval_every: int = key(
+        0,
+        at_least=0,
+        at_most=1_000_000_000,
+        decides=(TRAIN.given(is_set_to("train.keep", "best")),),
+    )
     """Steps between measurements of the held-out loss (nats per code on data.heldout_split); 0:
     never."""
     keep: Literal["last", "best"] = key("last", decides=(TRAIN,))

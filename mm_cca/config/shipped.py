@@ -4,6 +4,7 @@ from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 
+from mm_cca.config.paths import exists, is_file, is_folder
 from mm_cca.errors import UserError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -18,6 +19,17 @@ ADAPTERS = {
     "simplear": "mm_cca.adapters.simplear:SimpleAR",
 }
 
+IMAGE_SIZES = {
+    "emu3": (720, 720),
+    "emu3p5": (1024, 1024),
+    "chameleon": (512, 512),
+    "janus": (384, 384),
+    "lumina-mgpt": (512, 512),
+    "liquid": (512, 512),
+    "simplear": (1024, 1024),
+}
+"""Height and width in pixels of what the published checkpoints draw, where nothing else says it."""
+
 
 def shipped_recipes() -> dict[str, Path]:
     """Names and files of the built-in recipes."""
@@ -26,18 +38,24 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(path_or_name: str) -> Path:
-    """A file if it exists, else the built-in recipe of that name. Raises UserError."""
-    path = Path(path_or_name)
-    if path.is_file():
-        return path
+    """A file if it exists, else the built-in recipe of that name, else the recipe of a run folder.
+
+    Raises:
+        UserError: none of these.
+    """
+    if is_file(path_or_name):
+        return Path(path_or_name)
     shipped = shipped_recipes()
     if path_or_name in shipped:
         return shipped[path_or_name]
+    of_run = f"{path_or_name}/recipe.yaml"
+    if is_file(of_run):
+        return Path(of_run)
     near = get_close_matches(path_or_name, shipped, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise UserError(
-        f"no recipe {path_or_name!r}: not a file, and not one of the built-in recipes "
-        f"({', '.join(shipped)}).{hint}"
+        f"no recipe {path_or_name[:200]!r}: not a file, not a run folder, and not one of the "
+        f"built-in recipes ({', '.join(shipped)}).{hint}"
     )
 
 
@@ -68,8 +86,8 @@ LUMINA_TOKENIZER = "Alpha-VLLM/Lumina-mGPT-7B-768"
 def has_tokenizer(path: str) -> bool:
     """Whether a checkpoint folder has a tokenizer.json, or a hub name, downloaded or reachable."""
     name = "tokenizer.json"
-    if Path(path).is_dir():
-        return (Path(path) / name).exists()
+    if is_folder(path):
+        return exists(f"{path}/{name}")
     from huggingface_hub import file_exists, try_to_load_from_cache
 
     try:
@@ -101,6 +119,6 @@ def command_for(path: str) -> str | None:
 def how_to_make(path: str) -> str:
     """A sentence, after a space, that says how to make a path that is missing; else empty."""
     command = command_for(path)
-    if command is None or Path(path).exists():
+    if command is None or exists(path):
         return ""
     return f" Make it with: {command}"

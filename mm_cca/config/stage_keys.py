@@ -8,14 +8,20 @@ from typing import Any
 
 from mm_cca.config.declarations import Declared, declared
 from mm_cca.config.keys import TRAIN, Decides, value_of
+from mm_cca.config.paths import is_file
 from mm_cca.config.schema import AnyRecipe, Recipe, TrainConfig
 
+CONTENT = " (content)"
+"""Ends the name of a setting that is the digest of what a path names; see ``Stage.settings``."""
 STEPS_DONE = "steps"
 """The number of steps in the settings of a training; it may be raised (see ``Stage.grows``)."""
 
 
 def settings_of(
-    stage: Decides, recipe: AnyRecipe, texts: Mapping[str, Iterable[str]] | None = None
+    stage: Decides,
+    recipe: AnyRecipe,
+    texts: Mapping[str, Iterable[str]] | None = None,
+    contents: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The keys that decide a stage's result, with their values.
 
@@ -26,6 +32,7 @@ def settings_of(
         stage: such as ``keys.TRAIN``.
         recipe: a validated recipe.
         texts: key -> texts read from its file, for keys with ``content="texts"``.
+        contents: key -> digest of what its path names, so that it may be moved.
     """
     settings: dict[str, Any] = {}
     for name, entry in declared(type(recipe)).items():
@@ -34,6 +41,8 @@ def settings_of(
         value = value_of(recipe, name)
         if entry.rules.content is None:
             settings[name] = value
+            if contents is not None and name in contents:
+                settings[name + CONTENT] = contents[name]
         elif entry.rules.content == "texts":
             read = None if value is None or texts is None else texts[name]
             settings[f"{name} (sha256)"] = value if read is None else texts_digest(read)
@@ -44,9 +53,10 @@ def settings_of(
     return settings
 
 
-def training_settings(recipe: Recipe) -> dict[str, Any]:
+def training_settings(recipe: Recipe, contents: Mapping[str, str] | None = None) -> dict[str, Any]:
     """``settings_of`` a training, and its number of steps."""
-    return settings_of(TRAIN, recipe) | {STEPS_DONE: num_steps(recipe.train)}
+    steps = {STEPS_DONE: num_steps(recipe.train)}
+    return settings_of(TRAIN, recipe, contents=contents) | steps
 
 
 def num_steps(train: TrainConfig) -> int:
@@ -69,6 +79,12 @@ def reason_of(name: str) -> str:
     return "" if entry is None else entry.rules.reason
 
 
+def is_default(name: str, value: Any) -> bool:
+    """Whether a setting is a key of a finetune recipe at its default."""
+    entry = declared(Recipe).get(name.removesuffix(" (sha256)"))
+    return entry is not None and not entry.required and bool(value == entry.default)
+
+
 def _decides(stage: Decides, entry: Declared, recipe: AnyRecipe) -> bool:
     return any(
         decision.stage == stage.stage
@@ -79,7 +95,7 @@ def _decides(stage: Decides, entry: Declared, recipe: AnyRecipe) -> bool:
 
 def _file_digest(name: str | None) -> str | None:
     """sha256 of a file; a value that is not a file (``captions``) is returned unchanged."""
-    if name is None or not Path(name).is_file():
+    if name is None or not is_file(name):
         return name
     return hashlib.sha256(Path(name).read_bytes()).hexdigest()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mm_cca.config.constraints import Check
 from mm_cca.config.metrics import LEAD, METRICS, FeatureSource, ReferenceNeed, is_published_clip
+from mm_cca.config.paths import is_file, is_folder
 from mm_cca.config.schema import PROMPT_FILES, TEXT_FILES, Recipe
 from mm_cca.config.schema_eval import RECONSTRUCTION
 from mm_cca.config.shipped import PROMPT_SETS
@@ -52,7 +53,7 @@ def _metrics(recipe: Recipe) -> list[Check]:
 
 def _judges(recipe: Recipe) -> list[Check]:
     path = recipe.eval.examined
-    valid = path is None or Path(path).is_file()
+    valid = path is None or is_file(path)
     return [("eval.examined", path, valid, "null, or eval/summary.json of a run that exists")]
 
 
@@ -160,9 +161,7 @@ def _prompts(recipe: Recipe) -> list[Check]:
         (
             "sample.prompts",
             prompts,
-            prompts is None
-            or Path(prompts).suffix in ("", *PROMPT_FILES)
-            or Path(prompts).is_dir(),
+            prompts is None or Path(prompts).suffix in ("", *PROMPT_FILES) or is_folder(prompts),
             f"null (captions of the data), a file {', '.join(PROMPT_FILES)}, a folder of them, or "
             f"a built-in set: {', '.join(PROMPT_SETS)}",
         ),
@@ -189,5 +188,5 @@ def _text_nll(recipe: Recipe) -> list[Check]:
 
 def text_file(key: str, value: str | None) -> Check:
     """Check that a value is null or an existing file of texts."""
-    valid = value is None or (Path(value).suffix in TEXT_FILES and Path(value).is_file())
+    valid = value is None or (Path(value).suffix in TEXT_FILES and is_file(value))
     return key, value, valid, f"null, or a file that ends in {', '.join(TEXT_FILES)}"

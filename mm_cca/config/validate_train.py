@@ -1,11 +1,12 @@
 """Checks of ``loss`` and ``train`` that involve several keys; they read no data and no weights."""
 
+import re
 from collections.abc import Iterator
 
 from mm_cca.config.constraints import Check
 from mm_cca.config.mixtures import parse_sum
 from mm_cca.config.schema import OBJECTIVES, WITH_BASE, LossConfig, Recipe
-from mm_cca.config.schema_train import AUTO
+from mm_cca.config.schema_train import AUTO, WITH_REFERENCE
 from mm_cca.errors import UserError
 from mm_cca.negatives import KINDS
 from mm_cca.negatives.embed import ALLOWED as EMBEDDINGS
@@ -80,13 +81,8 @@ def train_checks(recipe: Recipe) -> list[Check]:
             f"copy or lora with loss.objective={loss.objective}: {', '.join(uncached)} needs the "
             "base's whole distributions, which are not cached",
         ),
-        (
-            "train.compile",
-            train.compile,
-            not train.compile or loss.objective.strip() == "nll",
-            f"false with loss.objective={loss.objective}: a compiled model and its reference round "
-            "differently, and their gap must start at 0",
-        ),
+        *_quantized(recipe),
+        *_lora(recipe),
         (
             "train.keep",
             train.keep,
@@ -94,6 +90,50 @@ def train_checks(recipe: Recipe) -> list[Check]:
             "last, or best with train.eval_every > 0 and a data.heldout_split",
         ),
     ]
+
+
+def _quantized(recipe: Recipe) -> Iterator[Check]:
+    """Quantised weights get no gradients, and one copy of them serves model and reference."""
+    kind, train = recipe.model.quantization, recipe.train
+    if kind is None:
+        return
+    yield (
+        "model.quantization",
+        kind,
+        train.tuning == "lora",
+        "null with train.tuning=full: quantised weights can't be trained themselves, only a LoRA "
+        "on top of them (train.tuning=lora)",
+    )
+    yield (
+        "train.reference",
+        train.reference,
+        train.reference != "copy" or not WITH_REFERENCE.holds(recipe),
+        f"lora or cached with model.quantization={kind}: the quantised model with its LoRA "
+        "switched off is the reference, so a copy would only take memory",
+    )
+    yield (
+        "train.compile",
+        train.compile,
+        not train.compile,
+        f"false with model.quantization={kind}, whose layers were never tried with torch.compile",
+    )
+
+
+def _lora(recipe: Recipe) -> Iterator[Check]:
+    train = recipe.train
+    for target in train.lora_targets:
+        yield "train.lora_targets", target, *_regular_expression(target)
+    dials = [] if train.tuning != "lora" or not train.lora_dora else recipe.sample.dial
+    allowed = "[] with train.lora_dora: a DoRA has no scale that leads back to the base"
+    yield "sample.dial", dials, not dials, allowed
+
+
+def _regular_expression(text: str) -> tuple[bool, str]:
+    try:
+        re.compile(text)
+    except re.error as error:
+        return False, f"regular expressions; here, {error}"
+    return bool(text), "regular expressions that are not empty"
 
 
 def _constants_of(

@@ -57,3 +57,13 @@ def zoom_and_shift(pixels: torch.Tensor, parameters: torch.Tensor) -> torch.Tens
     unchanged = (parameters == torch.tensor([1.0, 0.0, 0.0])).all(dim=1)
     out[unchanged] = pixels[unchanged]
     return out
+
+
+def mirrored(pixels: torch.Tensor, variants: torch.Tensor) -> torch.Tensor:
+    """Every second variant mirrored, left and right exchanged.
+
+    Args:
+        pixels: [B, 3, H, W].
+        variants: [B]; those with odd numbers are mirrored, so never variant 0.
+    """
+    return torch.where((variants % 2 == 1)[:, None, None, None], pixels.flip(-1), pixels)

@@ -1,21 +1,36 @@
-"""Reads captioned images from any source that ``datasets`` supports, and checks every row."""
+"""Captioned images of a split from any source, with every row checked."""
 
-import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Image, load_dataset
-from datasets.exceptions import DatasetNotFoundError
-from PIL import Image as pil
-from PIL import ImageOps, UnidentifiedImageError
+from datasets import ClassLabel, Dataset
 
 from mm_cca.config.schema import DataConfig
-from mm_cca.config.shipped import how_to_make, shipped
+from mm_cca.data.caption_column import caption_columns, captions_of
+from mm_cca.data.filters import TooSmallError, decode_large, fault_of_length
+from mm_cca.data.pictures import decode_image, fitted, image_bytes, open_image
+from mm_cca.data.read_source import read_tables, with_images
 from mm_cca.errors import UserError
+
+__all__ = [
+    "BadRow",
+    "Split",
+    "decode_image",
+    "fitted",
+    "image_bytes",
+    "images_of",
+    "load_images",
+    "load_split",
+    "open_image",
+    "refuse_too_many",
+    "with_names",
+]
+NAMES_SHOWN = 20
+"""How many of a column's values a message lists."""
 
 
 @dataclass(frozen=True)
@@ -33,59 +48,87 @@ class Split:
     Attributes:
         table: all rows and columns of the source; images as ``{"bytes", "path"}``.
         rows: position of every usable row in ``table``.
-        captions: [n] captions of the usable rows.
+        captions: [n] captions of the usable rows; of several columns the first that a row has.
         bad: the rows that can't be used.
+        texts: [n] with several columns the captions of all, "" where a row has none; else empty.
+        left_out: rows whose captions the recipe leaves out for their length.
     """
 
     table: Dataset
     rows: list[int]
     captions: list[str]
     bad: list[BadRow]
+    texts: list[list[str]] = field(default_factory=list)
+    left_out: list[BadRow] = field(default_factory=list)
 
 
 def load_split(config: DataConfig, split: str) -> Split:
     """Read one split and check every caption; images are checked when they are decoded.
 
     Raises:
-        UserError: an unreadable source, a missing column, an unknown split, or no caption at all.
+        UserError: an unreadable source, a missing column, an unknown split, a column of something
+            else, or no caption at all.
     """
     table = _load_rows(config, split)
+    if not len(table):
+        raise UserError(f"{config.path}, split {split!r}, has no rows.")
+    columns = caption_columns(config)
     for key, column in (
         ("image_column", config.image_column),
-        ("caption_column", config.caption_column),
+        *(("caption_column", column) for column in columns),
     ):
         if column not in table.column_names:
             raise UserError(
                 f"data.{key} is {column!r}, but {config.path} has the columns "
                 f"{', '.join(table.column_names)}."
             )
-    table = table.cast_column(config.image_column, Image(decode=False))
-    captions = table[config.caption_column]
-    rows, usable, bad = [], [], []
-    for row, caption in enumerate(captions):
-        if isinstance(caption, str) and caption.strip():
+    table = with_images(table, config.image_column, config.path)
+    rows, usable, texts, bad, left_out = [], [], [], [], []
+    by_column = [captions_of(table, column) for column in columns]
+    for row, captions in enumerate(zip(*by_column, strict=True)):
+        given = [c if isinstance(c, str) and c.strip() else "" for c in captions]
+        faults = [fault_of_length(caption, config) if caption else "" for caption in given]
+        own = ["" if fault else c for c, fault in zip(given, faults, strict=True)]
+        if any(own):
             rows.append(row)
-            usable.append(caption)
+            usable.append(next(filter(None, own)))
+            if len(columns) > 1:
+                texts.append(own)
+        elif any(faults):
+            left_out.append(BadRow(row, next(filter(None, faults))))
         else:
-            bad.append(BadRow(row, f"empty caption ({caption!r})"))
+            shown = repr(captions[0]) if len(columns) == 1 else f"none in {', '.join(columns)}"
+            bad.append(BadRow(row, f"empty caption ({shown})"))
     if not rows:
         raise UserError(f"{config.path}, split {split!r}, has no row with a caption.")
-    return Split(table, rows, usable, bad)
+    bad = with_names(bad, table, config.image_column)
+    return Split(table, rows, usable, bad, texts, left_out)
+
+
+def with_names(bad: list[BadRow], table: Dataset, column: str) -> list[BadRow]:
+    """The bad rows with the names of their pictures, in ``column``, where these have one."""
+    if not bad:
+        return bad
+    names = [c and c["path"] for c in table.select([b.row for b in bad])[column]]
+    return [
+        BadRow(b.row, f"{name}: {b.problem}") if name else b
+        for b, name in zip(bad, names, strict=True)
+    ]
 
 
 def load_images(path: str, column: str, split: str, key: str) -> Dataset:
-    """The undecoded image column of a Parquet file or a hub data set; needs no captions.
+    """The undecoded image column of a data set; needs no captions.
 
     Args:
-        path: the file or the name of the data set.
+        path: the file, folder or the name of the data set.
         column: name of the image column.
-        split: of a hub data set; a Parquet file has the split ``train`` only.
+        split: of a data set that has several.
         key: the recipe's key that named it, for messages.
 
     Raises:
         UserError: an unreadable source, an unknown split or a missing column.
     """
-    source = _load_source(path, key)
+    source = read_tables(path, key)
     if split not in source:
         raise UserError(f"{key} {path!r} has no split {split!r}; it has {', '.join(source)}.")
     table = source[split]
@@ -94,27 +137,11 @@ def load_images(path: str, column: str, split: str, key: str) -> Dataset:
             f"data.image_column is {column!r}, but {key} {path} has the columns "
             f"{', '.join(table.column_names)}."
         )
-    return table.select_columns([column]).cast_column(column, Image(decode=False))
-
-
-def _load_source(path_or_name: str, key: str) -> DatasetDict:
-    path = Path(shipped(path_or_name))
-    try:
-        if path.is_file():
-            return load_dataset("parquet", data_files=str(path))
-        if path.is_dir():
-            return load_dataset("imagefolder", data_dir=str(path))
-        return load_dataset(path_or_name)
-    except (DatasetNotFoundError, OSError, ValueError) as error:
-        raise UserError(
-            f"{key} {path_or_name!r} can't be read: {error}\nAllowed: 'emoji', a Parquet file "
-            "with an image column, a folder of images with a metadata.jsonl, or a name on the hub."
-            f"{how_to_make(path_or_name)}"
-        ) from error
+    return with_images(table.select_columns([column]), column, path)
 
 
 def _load_rows(config: DataConfig, split: str) -> Dataset:
-    source = _load_source(config.path, "data.path")
+    source = read_tables(config.path, "data.path", subset=config.subset, revision=config.revision)
     if config.split_column is None:
         if split not in source:
             raise UserError(
@@ -122,53 +149,29 @@ def _load_rows(config: DataConfig, split: str) -> Dataset:
                 "data.train_split, data.heldout_split, or data.split_column."
             )
         return source[split]
-    table = source["train"]
+    table = source["train"] if "train" in source else next(iter(source.values()))
     if config.split_column not in table.column_names:
         raise UserError(
             f"data.split_column is {config.split_column!r}, but {config.path} has the columns "
             f"{', '.join(table.column_names)}."
         )
-    values = np.array(table[config.split_column])
-    if not (values == split).any():
+    names = [str(name) for name in _names(table, config.split_column)]
+    if split not in names:
+        found = sorted(set(names))
+        more = f" and {len(found) - NAMES_SHOWN} others" if len(found) > NAMES_SHOWN else ""
         raise UserError(
             f"no row of {config.path} has {config.split_column} = {split!r}; it holds "
-            f"{', '.join(sorted(set(values.tolist())))}."
+            f"{', '.join(found[:NAMES_SHOWN])}{more}."
         )
-    return table.select(np.flatnonzero(values == split))
+    return table.select(np.flatnonzero(np.array(names, dtype=object) == split))
 
 
-def open_image(cell: dict[str, Any]) -> pil.Image:
-    """An undecoded image cell -> an RGB image, EXIF rotation applied, flattened on white.
-
-    Raises:
-        ValueError: not a readable image.
-    """
-    try:
-        data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-        with pil.open(io.BytesIO(data)) as file:
-            image = ImageOps.exif_transpose(file).convert("RGBA")
-    except (OSError, UnidentifiedImageError, TypeError, pil.DecompressionBombError) as error:
-        raise ValueError(f"not a readable image: {error}") from error
-    flat = pil.new("RGBA", image.size, "white")
-    flat.alpha_composite(image)
-    return flat.convert("RGB")
-
-
-def fitted(image: pil.Image, height: int, width: int) -> pil.Image:
-    """The image resized to cover height x width, bicubic with antialiasing, and centre-cropped."""
-    if image.size == (width, height):
-        return image
-    return ImageOps.fit(image, (width, height), pil.Resampling.BICUBIC)
-
-
-def decode_image(cell: dict[str, Any], height: int, width: int) -> torch.Tensor:
-    """An undecoded image cell -> [3, H, W] uint8, flattened on white, resized and centre-cropped.
-
-    Raises:
-        ValueError: not a readable image.
-    """
-    rgb = fitted(open_image(cell), height, width)
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+def _names(table: Dataset, column: str) -> list[Any]:
+    """A column's values; class labels by name."""
+    feature, values = table.features[column], table[column][:]
+    if isinstance(feature, ClassLabel):
+        return [None if v is None or v < 0 else feature.int2str(v) for v in values]
+    return values  # type: ignore[no-any-return]
 
 
 def images_of(split: Split, config: DataConfig) -> tuple[torch.Tensor, list[str]]:
@@ -177,12 +180,13 @@ def images_of(split: Split, config: DataConfig) -> tuple[torch.Tensor, list[str]
     Raises:
         UserError: more than ``data.max_bad`` rows can't be used.
     """
-    height, width = config.image_size
     pixels, captions, bad = [], [], list(split.bad)
     for row, caption in zip(split.rows, split.captions, strict=True):
         try:
-            pixels.append(decode_image(split.table[row][config.image_column], height, width))
+            pixels.append(decode_large(config, (), split.table[row][config.image_column]))
             captions.append(caption)
+        except TooSmallError:
+            continue
         except ValueError as error:
             bad.append(BadRow(row, str(error)))
     refuse_too_many(bad, config, None)

@@ -1,196 +1,154 @@
-"""The token cache: every image is encoded once, in shards that survive an interruption.
+"""The token cache: the codes of every image, encoded once.
 
 Shapes: B images, V variants, N codes per image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import torch
-from accelerate import PartialState
-from datasets import Dataset, Features, Value, concatenate_datasets, load_from_disk
-from datasets import Sequence as ListOf
-from tqdm import tqdm
+from datasets import Dataset, concatenate_datasets
 
-from mm_cca.adapters.base import UnifiedModel, grid_of
-from mm_cca.config.prompt_templates import filled
-from mm_cca.config.schema import DataConfig
-from mm_cca.data.augment import variant_parameters, zoom_and_shift
-from mm_cca.data.images import BadRow, Split, decode_image, load_split, refuse_too_many
-from mm_cca.errors import UserError
-from mm_cca.runs.files import PARTIAL, atomic_path
-
-FEATURES = Features(
-    {
-        "row": Value("int64"),
-        "caption": Value("string"),
-        "codes": ListOf(Value("int32")),
-        "problem": Value("string"),
-    }
+from mm_cca.config.image_sizes import Size
+from mm_cca.data.contents import read_content
+from mm_cca.data.mapped_column import MappedColumn
+from mm_cca.data.token_shards import (
+    SHARDS,
+    TEXTS,
+    read_record,
+    read_shard,
+    record_path,
+    shards_of,
+    sizes_in,
 )
-CAPTIONS_PER_CALL = 1024
+from mm_cca.errors import UserError
+from mm_cca.runs.stage import recorded
 
 
 class TokenCache:
-    """The codes and captions of one split, memory-mapped."""
+    """The codes and captions of one split, memory-mapped.
 
-    def __init__(self, table: Dataset, num_variants: int) -> None:
+    Attributes:
+        name: of the split.
+        captions: [n] of every usable row; with several columns the first one that it has.
+        texts: [n] the captions of every column of ``data.caption_column``, "" where a row has none;
+            None with a single column.
+        source_rows: [n] the row of the data.
+        sizes: [n, 2] height and width of every image; None where all have ``data.image_size``.
+        num_variants: V.
+    """
+
+    def __init__(
+        self, name: str, table: Dataset, num_variants: int, usable: np.ndarray | None = None
+    ) -> None:
+        """``usable`` [n] are the rows of ``table`` that count; None: all."""
+        self.name = name
         self._table = table.with_format("torch", columns=["codes"])
-        self.captions: list[str] = list(table["caption"])
-        self.source_rows: list[int] = list(table["row"])
+        self._usable = usable
+        columns = table.data
+        self.captions: MappedColumn[str] = MappedColumn(columns.column("caption"), usable)
+        self.texts: MappedColumn[list[str]] | None = None
+        if TEXTS in table.column_names:
+            self.texts = MappedColumn(columns.column(TEXTS), usable)
+            lists = columns.column(TEXTS).chunks
+            self._flat = pa.chunked_array([chunk.flatten() for chunk in lists], pa.string())
+        self.source_rows: MappedColumn[int] = MappedColumn(columns.column("row"), usable)
+        sizes = sizes_in(table)
+        self.sizes = sizes if sizes is None or usable is None else sizes[usable]
         self.num_variants = num_variants
 
     def __len__(self) -> int:
         return len(self.captions)
 
+    def drawn(self, columns: np.ndarray) -> MappedColumn[str]:
+        """[n] the caption of each row in one of several columns, by the columns' numbers."""
+        rows = np.arange(len(self)) if self._usable is None else self._usable
+        per_row = len(self._flat) // len(self._table)
+        return MappedColumn(self._flat, rows * per_row + columns)
+
+    def every_caption(self) -> tuple[Sequence[str], Sequence[int]]:
+        """All captions of the rows, of several columns too, and the row of the data of each."""
+        if self.texts is None:
+            return self.captions, self.source_rows
+        pairs = zip(self.source_rows, self.texts, strict=True)
+        every = [(text, row) for row, texts in pairs for text in texts if text]
+        return [text for text, _ in every], [row for _, row in every]
+
     def codes(self, rows: torch.Tensor, variants: torch.Tensor) -> torch.Tensor:
-        """[B] rows and [B] variants -> [B, N] int64 codes."""
-        stored = self._table[rows.tolist()]["codes"].view(len(rows), self.num_variants, -1)
+        """[B] rows of one size and [B] variants -> [B, N] int64 codes."""
+        stored_rows = rows.tolist() if self._usable is None else self._usable[rows.numpy()].tolist()
+        stored = self._table[stored_rows]["codes"].view(len(rows), self.num_variants, -1)
         return stored[torch.arange(len(rows)), variants].long()
 
+    def by_size(self, rows: np.ndarray, image_size: Sequence[int]) -> dict[Size, np.ndarray]:
+        """Places in ``rows`` of the images of each size, in the order in which sizes appear."""
+        height, width = image_size
+        if self.sizes is None:
+            return {(height, width): np.arange(len(rows))}
+        sizes, first, number = np.unique(
+            self.sizes[rows], axis=0, return_index=True, return_inverse=True
+        )
+        return {
+            (int(sizes[n, 0]), int(sizes[n, 1])): np.flatnonzero(number == n)
+            for n in np.argsort(first).tolist()
+        }
 
-def prepare_split(
-    load_model: Callable[[], UnifiedModel], config: DataConfig, split: str, folder: Path, seed: int
-) -> None:
-    """Encode every usable image of a split; existing shards are kept.
 
-    The shards are divided among the ranks; each shard is written completely or not at all.
+def open_cache(folder: Path, num_variants: int, *, unfinished: bool = False) -> TokenCache:
+    """The cache in the folder of a split.
 
     Args:
-        load_model: called only if a shard is missing.
-        config: the recipe's ``data``.
-        split: name of the split.
-        folder: of the shards.
-        seed: of the augmented variants.
+        folder: of the split.
+        num_variants: of every image.
+        unfinished: take what is there so far.
 
     Raises:
-        UserError: more bad rows than ``data.max_bad`` (finished shards are kept), or a caption
-            that leaves no room for the image.
+        UserError: there is none, it is incomplete, or a file was damaged or exchanged.
     """
-    state = PartialState()
-    source = load_split(config, split)
-    shards = range(0, len(source.rows), config.rows_per_shard)
-    missing = [start for start in shards if not _shard(folder, start).exists()]
-    # Every rank must list the missing shards before any rank writes one, as they divide this list.
-    state.wait_for_everyone()
-    model = load_model() if missing else None
-    if model is not None:
-        refuse_long_prompts(model, source.captions, source.rows, config)
-    rank_shards = missing[state.process_index :: state.num_processes]
-    rows = sum(min(config.rows_per_shard, len(source.rows) - start) for start in rank_shards)
-    with tqdm(
-        total=rows * config.variants,
-        desc=f"tokenising {split}",
-        unit="img",
-        disable=not state.is_main_process or not missing,
-    ) as bar:
-        for start in rank_shards:
-            assert model is not None
-            stop = min(start + config.rows_per_shard, len(source.rows))
-            table = _encode_rows(model, source, range(start, stop), config, seed, bar)
-            _write(table, _shard(folder, start))
-    state.wait_for_everyone()
-    if state.is_main_process:
-        table = _all_shards(folder)
-        problems = zip(table["row"], table["problem"], strict=True)
-        bad = source.bad + [BadRow(row, problem) for row, problem in problems if problem]
-        refuse_too_many(bad, config, folder.parent / "bad_rows.jsonl")
-    state.wait_for_everyone()
-
-
-def refuse_long_prompts(
-    model: UnifiedModel, captions: Sequence[str], rows: Sequence[int], config: DataConfig
-) -> None:
-    """Raises UserError if a caption, with ``data.caption_template``, leaves no room for the image.
-
-    Args:
-        model: whose decoder has ``max_tokens`` positions.
-        captions: [n] without the template.
-        rows: [n] of the source, for the message.
-        config: the recipe's ``data``.
-    """
-    grid = grid_of(model, config.image_size)
-    room = model.max_tokens - len(model.layout(grid).tokens)
-    long = []
-    for start in range(0, len(captions), CAPTIONS_PER_CALL):
-        prompts = filled(config.caption_template, captions[start : start + CAPTIONS_PER_CALL])
-        for number, ids in enumerate(model.prompt_ids(prompts, grid), start):
-            if len(ids) > room:
-                long.append((len(ids), rows[number]))
-    if long:
-        tokens, row = max(long)
-        raise UserError(
-            f"{len(long)} captions are too long, such as that of row {row} with {tokens} tokens; "
-            f"an image of {config.image_size} leaves {room} of {model.max_tokens} tokens for the "
-            "caption. Shorten or remove these captions, or choose a smaller data.image_size."
-        )
-
-
-def open_cache(folder: Path, num_variants: int) -> TokenCache:
-    """The cache in the folder of a split. Raises UserError if there is none."""
-    shards = folder / "shards"
+    shards = folder / SHARDS
     if not shards.is_dir():
         raise UserError(f"{shards} does not exist: run `mm-cca prepare RECIPE` first.")
-    table = _all_shards(shards)
-    good = [i for i, problem in enumerate(table["problem"]) if not problem]
-    return TokenCache(table if len(good) == len(table) else table.select(good), num_variants)
-
-
-def _encode_rows(
-    model: UnifiedModel, source: Split, rows: range, config: DataConfig, seed: int, bar: tqdm
-) -> Dataset:
-    """One shard: a row whose image can't be read is kept, with ``problem`` set."""
-    height, width = config.image_size
-    device = next(model.module.parameters()).device
-    table = source.table.select([source.rows[i] for i in rows])
-    pixels, problems = [], []
-    for cell in table[config.image_column]:
-        try:
-            pixels.append(decode_image(cell, height, width))
-            problems.append("")
-        except ValueError as error:
-            pixels.append(torch.zeros(3, height, width, dtype=torch.uint8))
-            problems.append(str(error))
-    indices = torch.tensor([source.rows[i] for i in rows]).repeat_interleave(config.variants)
-    variants = torch.arange(config.variants).repeat(len(rows))
-    encoded = []
-    for part in torch.arange(len(indices)).split(config.encode_batch_size):
-        parameters = variant_parameters(
-            indices[part],
-            variants[part],
-            seed=seed,
-            max_zoom=config.max_zoom,
-            max_shift=config.max_shift,
-        )
-        images = torch.stack([pixels[i // config.variants] for i in part.tolist()])
-        encoded.append(model.encode(zoom_and_shift(images, parameters).to(device)).cpu())
-        bar.update(len(part))
-    codes = torch.cat(encoded).int().view(len(rows), -1)
-    if not 0 <= int(codes.min()) <= int(codes.max()) < model.codebook_size:
+    stage = None if unfinished else recorded(folder)
+    if stage is not None and not stage["done"]:
+        raise UserError(f"{folder} is incomplete: run `mm-cca prepare RECIPE` to finish it.")
+    if not unfinished:
+        _refuse_missing(folder)
+    table = all_shards(folder)
+    if len(np.unique(table.data.column("row").to_numpy())) != len(table):
         raise UserError(
-            f"the image tokenizer gave codes {int(codes.min())} to {int(codes.max())}, but the "
-            f"decoder has 0 to {model.codebook_size - 1}; they are not from the same model."
+            f"{shards} holds some rows twice: a shard was copied. Delete {folder} and run "
+            "`mm-cca prepare RECIPE` again."
         )
-    return Dataset.from_dict(
-        {
-            "row": [source.rows[i] for i in rows],
-            "caption": [source.captions[i] for i in rows],
-            "codes": list(codes.numpy()),
-            "problem": problems,
-        },
-        features=FEATURES,
-    )
+    problems: MappedColumn[str] = MappedColumn(table.data.column("problem"))
+    good = np.flatnonzero([not problem for problem in problems])
+    return TokenCache(folder.name, table, num_variants, None if len(good) == len(table) else good)
 
 
-def _shard(folder: Path, start: int) -> Path:
-    return folder / f"{start:09d}"
+def _refuse_missing(folder: Path) -> None:
+    """Every shard has a record, and every record a shard, once records are kept at all, and they
+    are those that the cache was finished with."""
+    shards = {path.name: path for path in shards_of(folder)}
+    records = {path.stem for path in record_path(folder / SHARDS / "any").parent.glob("*.json")}
+    if not records:
+        return
+    content = read_content(folder)
+    for name in sorted(shards.keys() | records):
+        path = folder / SHARDS / name
+        if name not in shards:
+            problem = "it is missing"
+        elif name not in records:
+            problem = "it is not of this cache (no record)"
+        elif content is not None and not content.holds(path, read_record(path)):
+            problem = "it is of another cache"
+        else:
+            continue
+        raise UserError(
+            f"{path}: {problem}. Run `mm-cca prepare RECIPE`; it makes only what is missing."
+        )
 
 
-def _write(table: Dataset, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.save_to_disk(str(temporary), num_shards=1)
-
-
-def _all_shards(folder: Path) -> Dataset:
-    paths = sorted(path for path in folder.iterdir() if path.suffix != PARTIAL)
-    return concatenate_datasets([load_from_disk(str(path)) for path in paths])
+def all_shards(folder: Path) -> Dataset:
+    """All rows of a split, also those with a problem. Raises UserError for a damaged shard."""
+    return concatenate_datasets([read_shard(path) for path in shards_of(folder)])

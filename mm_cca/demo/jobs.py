@@ -32,11 +32,12 @@ def train_demo_part(recipe: TokenizerRecipe | ScorerRecipe, run: RunFolder) -> N
 
     These two jobs take minutes and start from the beginning after an interruption.
     """
-    stage = Stage(run.root / "stage", settings_of(DEMO, recipe))
+    # Unfinished, it holds nothing: these jobs start from the beginning.
+    stage = Stage(run.root / "stage", settings_of(DEMO, recipe), results=("unfinished",))
     if stage.is_done():
         print(f"{run.root / 'model'} is already trained.")
         return
-    stage.begin()
+    run.begin(stage, recipe)
     if isinstance(recipe, TokenizerRecipe):
         _train_tokenizer(recipe, run)
     else:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from mm_cca.config.read_files import refuse_no_file
 from mm_cca.demo.small_emu3 import bpe
 from mm_cca.errors import UserError
 
@@ -131,6 +132,7 @@ def load_frozen(model: open_clip.CLIP, file: str, dtype: torch.dtype) -> None:
     """
     trunk = model.visual.trunk
     try:
+        refuse_no_file(Path(file))
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
         raise UserError(f"scorer.frozen {file!r} can't be read: {error}") from error

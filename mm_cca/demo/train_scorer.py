@@ -14,7 +14,7 @@ from open_clip.loss import ClipLoss
 from torch import nn
 
 from mm_cca.demo.scorer_images import TrainingImages
-from mm_cca.modeling.logprobs import training_attention
+from mm_cca.modeling.cpu_attention import matrix_products
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def train_scorer(
             order = torch.randperm(len(tokens), generator=generator)
         indices, order = order[: settings.batch_size], order[settings.batch_size :]
         batch = images.batch(indices, step)
-        with autocast(), training_attention(batch.device):
+        with autocast(), matrix_products(batch.device):
             features = F.normalize(tower(batch), dim=-1)
             text_features = model.encode_text(tokens[indices], normalize=True)
             scale = model.logit_scale.exp()

@@ -13,13 +13,20 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from typing_extensions import TypedDict
 
+from mm_cca.config.read_files import json_of, reading
 from mm_cca.errors import UserError
 from mm_cca.modeling.weight_files import weight_files
 
 LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 NOT_AVERAGED = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save")
-"""Parts of a LoRA that ``attach_lora`` never sets and whose mean would be another formula."""
+"""Parts of a LoRA whose mean would be another formula."""
+
+
+class _LoraConfig(TypedDict):
+    r: int
+    lora_alpha: float
 
 
 class _Tensors:
@@ -29,7 +36,8 @@ class _Tensors:
         self.folder = folder
         self._places: dict[str, Any] = {}
         for path in files:
-            file = stack.enter_context(safe_open(path, framework="pt"))
+            with reading(path, "Restore it, or train that run again."):
+                file = stack.enter_context(safe_open(path, framework="pt"))
             self._places |= dict.fromkeys(file.keys(), file)
 
     @property
@@ -111,12 +119,14 @@ def average_loras(folders: Sequence[Path], weights: Sequence[float], target: Pat
     Raises:
         UserError: names or shapes that differ, or a LoRA of another kind than training writes.
     """
-    configs = [json.loads((folder / LORA_CONFIG).read_text()) for folder in folders]
+    advice = "Average LoRAs as `mm-cca train` writes them."
+    configs: list[dict[str, Any]] = [
+        {**json_of(folder / LORA_CONFIG, _LoraConfig, advice)} for folder in folders
+    ]
     for folder, config in zip(folders, configs, strict=True):
         if unknown := [key for key in NOT_AVERAGED if config.get(key)]:
             raise UserError(
-                f"{folder} can't be averaged: its LoRA has {', '.join(unknown)}. Average LoRAs as "
-                "`mm-cca train` writes them."
+                f"{folder} can't be averaged: its LoRA has {', '.join(unknown)}. {advice}"
             )
     scales = [config["lora_alpha"] / config["r"] for config in configs]
     rank = sum(config["r"] for config in configs)

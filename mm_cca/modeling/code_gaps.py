@@ -151,7 +151,7 @@ def correlation(gaps: CodeGaps) -> float:
 
     1: exactly the codes that the caption decides are lowered; 0: all alike.
     """
-    pair = torch.stack([gaps.relevance.flatten(), -gaps.wrong.flatten()]).double()
+    pair = torch.stack([gaps.relevance.flatten(), -gaps.wrong.flatten()]).cpu().double()
     if bool((pair.std(dim=1) == 0).any()):
         return 0.0
     return float(torch.corrcoef(pair)[0, 1])

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from mm_cca.config.read_files import reading
 from mm_cca.errors import UserError
 from mm_cca.modeling.weight_files import weight_files
 
@@ -117,7 +118,10 @@ def _shapes(files: list[Path]) -> dict[str, list[int]]:
     """Shapes of all tensors, read from the headers of the files only."""
     shapes: dict[str, list[int]] = {}
     for path in files:
-        with safe_open(path, framework="pt") as file:
+        with (
+            reading(path, "Restore it, or train again."),
+            safe_open(path, framework="pt") as file,
+        ):
             names = file.keys()
             shapes |= {name: list(file.get_slice(name).get_shape()) for name in names}
     return shapes

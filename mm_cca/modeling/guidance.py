@@ -14,7 +14,7 @@ import torch
 from mm_cca.modeling.chunked_head import LOGITS_BUDGET, head_gradients, head_logits
 
 
-def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
+def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
     """Classifier-free guidance on logits, [B, K] each.
 
     ``uncond + scale * (cond - uncond)`` of log-probabilities, as in transformers'

@@ -1,36 +1,23 @@
 """log p(image codes | prompt): the forward pass of training.
 
-Shapes: B rows, P prompt tokens (left-padded), S slots of the image span, N free codes, D hidden
-size, T tokens of a text; I rows that are distilled.
+Rows are [prompt][image span][padding] with positions from 0, so no mask is needed.
+Shapes: B rows, P prompt tokens (padded), S slots of the image span, N free codes, L = P + S - 1
+tokens of a row, D hidden size, T tokens of a text; I rows that are distilled.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mm_cca.adapters.base import ImageLayout, UnifiedModel
+from mm_cca.adapters.base import Grid, ImageLayout, UnifiedModel
 from mm_cca.modeling.chunked_head import chunked_logps
 from mm_cca.modeling.code_contrast import CodeContrast, code_contrast
 from mm_cca.modeling.guidance import BaseStates, guided_kl
-from mm_cca.modeling.inputs import embed_span, positions
+from mm_cca.modeling.inputs import embed_rows, every_position, padding_last
 from mm_cca.modeling.mixed_nll import mixed_nll
 from mm_cca.modeling.text_nll import text_nll
-
-
-def training_attention(device: torch.device) -> AbstractContextManager[None]:
-    """A context with the attention kernels to train with.
-
-    On a CPU the backward pass of PyTorch's flash attention is slower than that of plain matrix
-    products: 74 against 106 images per second for the emoji model (86 tokens, heads of size 32,
-    bf16, 2 cores).
-    """
-    if device.type == "cpu":
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()
 
 
 class Scored(NamedTuple):
@@ -111,22 +98,25 @@ class CodeLogProbs(nn.Module):
         text_ids: torch.Tensor | None = None,
         text_mask: torch.Tensor | None = None,
         only_states: bool = False,
+        grid: Grid | None = None,
     ) -> Scored:
         """Score images and, in the same pass, everything else that the loss needs.
 
         This is one method because DDP and FSDP wrap ``forward`` only.
 
         Args:
-            prompt_ids: [B, P], left-padded.
+            prompt_ids: [B, P], padded on either side.
             prompt_mask: [B, P] bool.
             codes: [B, N].
             base: the frozen base at the first I rows, for ``code_terms``.
             code_terms: which losses against the base to compute.
-            text_ids: [texts, T] plain texts, left-padded.
+            text_ids: [texts, T] plain texts, padded on either side.
             text_mask: [texts, T] bool.
             only_states: return hidden states only, for ``BaseStates``; ``per_code`` is then empty.
+            grid: of all the images; None: the one that ``layout`` is of.
         """
-        states = self._states(prompt_ids, prompt_mask, codes)
+        layout = self._layout if grid is None else self.model.layout(grid)
+        states = self._states(prompt_ids, prompt_mask, codes, layout)
         if only_states:
             return Scored(states.new_empty(len(states), 0, dtype=torch.float32), states=states)
         head = self.model.image_head(whole_vocabulary=self._whole_vocabulary)
@@ -169,16 +159,28 @@ class CodeLogProbs(nn.Module):
         return scored._replace(guided_kl=kl, contrast=contrast, mixed_nll=mixed)
 
     def _states(
-        self, prompt_ids: torch.Tensor, prompt_mask: torch.Tensor, codes: torch.Tensor
+        self,
+        prompt_ids: torch.Tensor,
+        prompt_mask: torch.Tensor,
+        codes: torch.Tensor,
+        layout: ImageLayout,
     ) -> torch.Tensor:
         """[B, N, D] hidden states that predict each code: those of the slot before it."""
-        model, layout = self.model, self._layout
+        model = self.model
         last = layout.free_slots[-1]
-        span = embed_span(model, codes, layout)[:, :last]
-        embeds = torch.cat([model.embed_text(prompt_ids), span], dim=1)
+        tokens = embed_rows(model, prompt_ids, codes, layout)[:, : prompt_ids.shape[1] + last]
         span_mask = prompt_mask.new_ones(len(codes), last)
-        mask = torch.cat([prompt_mask, span_mask], dim=1)
-        hidden = model.hidden_states(embeds, mask, positions(mask))
+        order = padding_last(torch.cat([prompt_mask, span_mask], dim=1))
+        embeds = _take(tokens, order)
+        hidden = model.hidden_states(embeds, *every_position(embeds))
         # Slot 0 comes directly after the prompt.
-        before = torch.as_tensor(layout.free_slots, device=codes.device) + prompt_ids.shape[1] - 1
-        return hidden.index_select(1, before)
+        free = torch.as_tensor(layout.free_slots, device=codes.device)
+        return _take(hidden, prompt_mask.sum(dim=1, keepdim=True) - 1 + free)
+
+
+def _take(rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """[B, L, D] and [B, M] places -> [B, M, D], the vectors at each row's own places."""
+    starts = torch.arange(len(rows), device=places.device)[:, None] * rows.shape[1]
+    return (
+        rows.flatten(0, 1).index_select(0, (starts + places).flatten()).unflatten(0, places.shape)
+    )

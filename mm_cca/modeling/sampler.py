@@ -3,20 +3,41 @@
 Every image has its own random stream: code t is drawn by inverse-CDF sampling with uniform
 ``u[t]``, so an image does not depend on its batch.
 
-Shapes: B images, M = B rows without guidance and 2B with it, P prompt tokens, S slots, N free
-codes, K image codes.
+Shapes: B images, M = B rows without guidance and 2B with it, U distinct prompts among the rows,
+P prompt tokens, S slots, N free codes, C tokens that the cache has room for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
+from transformers import Cache
 
-from mm_cca.adapters.base import FREE, Grid, UnifiedModel
-from mm_cca.modeling.chunked_head import head_logits
-from mm_cca.modeling.guidance import guide
+from mm_cca.adapters.base import Defaults, Grid, ImageLayout, UnifiedModel
+from mm_cca.config.schema_eval import SampleConfig
+from mm_cca.modeling.compiled_step import StepRunner, has_fixed_shapes
+from mm_cca.modeling.draws import draw, fixed_point, image_stream, truncate
+from mm_cca.modeling.fixed_buffers import FixedBuffers
 from mm_cca.modeling.inputs import left_pad, positions
+from mm_cca.modeling.kv_cache import copy_rows, is_plain, with_filled_layers
+from mm_cca.modeling.sampling_step import (
+    Pick,
+    Rules,
+    StepTensors,
+    draw_code,
+    layout_tensors,
+    widths,
+)
+
+__all__ = ["Sampler", "SamplingSettings", "draw", "image_stream", "sample_codes", "truncate"]
+
+_ROOM = 64
+"""A compiled step's cache has room for a multiple of this, so that few lengths need a graph."""
+
+_FEW_FORCED = 0.05
+"""Up to this share of forced tokens they are steps of their own: one graph instead of two."""
 
 
 @dataclass(frozen=True)
@@ -29,35 +50,169 @@ class SamplingSettings:
     top_p: float | None = None
     negative_prompt: str = ""
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether there is an unconditional pass."""
+        return self.guidance_scale != 1.0
 
-def image_stream(seed: int, index: int, num_codes: int) -> np.ndarray:
-    """[N] float64 uniforms in [0, 1) of image ``index``; the same in every arm."""
-    return np.random.default_rng([seed, index]).random(num_codes)
+    @classmethod
+    def of(
+        cls,
+        keys: SampleConfig,
+        defaults: Defaults,
+        guidance_scale: float,
+        negative_prompt: str = "",
+        temperature: float | None = None,
+    ) -> Self:
+        """What is not given is that of the recipe's keys, and of these what is null the family's.
+
+        Args:
+            keys: the recipe's ``sample``.
+            defaults: of the family.
+            guidance_scale: 1.0 for none.
+            negative_prompt: "" is the unconditional prompt.
+            temperature: None for the recipe's.
+        """
+        temperature = keys.temperature if temperature is None else temperature
+        return cls(
+            guidance_scale=guidance_scale,
+            temperature=defaults.temperature if temperature is None else temperature,
+            top_k=defaults.top_k if keys.top_k is None else keys.top_k,
+            top_p=defaults.top_p if keys.top_p is None else keys.top_p,
+            negative_prompt=negative_prompt,
+        )
 
 
-def truncate(logits: torch.Tensor, top_k: int | None, top_p: float | None) -> torch.Tensor:
-    """[B, K] logits with all codes outside the top k or the nucleus p set to minus infinity."""
-    if top_k is not None and top_k < logits.shape[-1]:
-        lowest = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < lowest, -torch.inf)
-    if top_p is not None and top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
-        outside = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= top_p)
-        logits = logits.masked_fill(outside, -torch.inf)
-    return logits
+class Sampler:
+    """Samples batch after batch with one model.
 
+    Args:
+        model: in eval mode.
+        grid: of the images.
+        compiled: run every step as a compiled graph, which takes a while to build and is kept by
+            the process. Without effect for an adapter whose cache is not transformers' plain
+            static one.
+        rows: with ``compiled``, smaller batches are filled up to this many images with copies of
+            the last, as another batch size would need another graph; None: they are not.
+    """
 
-def draw(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Inverse-CDF draw: [B, K] logits and [B] uniforms in [0, 1) -> [B] codes."""
-    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
-    # The last sum can be below 1 by rounding; scaling keeps every draw inside.
-    scaled = uniforms.double()[:, None] * cumulative[:, -1:]
-    return (
-        torch.searchsorted(cumulative, scaled, right=True)
-        .squeeze(1)
-        .clamp(max=logits.shape[-1] - 1)
-    )
+    def __init__(
+        self, model: UnifiedModel, grid: Grid, *, compiled: bool = False, rows: int | None = None
+    ) -> None:
+        self._model = model
+        self._layout: ImageLayout = model.layout(grid)
+        self._grid = grid
+        self._device = next(model.module.parameters()).device
+        self._compiled = compiled and is_plain(model.new_cache(1))
+        self._fixed = has_fixed_shapes(self._device, compiled=self._compiled)
+        self._rows = rows if self._compiled and rows is not None else 0
+        self._runner = StepRunner(model, compiled=self._compiled, fixed=self._fixed)
+        self._buffers = FixedBuffers()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: Sequence[str],
+        uniforms: np.ndarray,
+        settings: SamplingSettings,
+        pick: Pick = draw,
+        scales: Sequence[float] | None = None,
+    ) -> tuple[torch.Tensor, int]:
+        """Sample one image per prompt.
+
+        Args:
+            prompts: [B] captions.
+            uniforms: [B, N] from ``image_stream``.
+            settings: see ``SamplingSettings``.
+            pick: maps [B, K] final logits and [B] uniforms of ``fixed_point`` to [B] codes.
+            scales: [B] guidance scales in place of that of ``settings``, so that images with and
+                without (1.0) guidance share the steps; all of them take two forward passes.
+
+        Returns:
+            [B, N] int64 codes on the device, and the number of forward passes per image (a guided
+            step counts two).
+        """
+        count, layout = len(prompts), self._layout
+        is_guided = settings.is_guided or scales is not None
+        more = max(0, self._rows - count)
+        uniforms = np.concatenate([uniforms, uniforms[-1:].repeat(more, axis=0)])
+        ids = self._model.prompt_ids([*prompts, *[prompts[-1]] * more], self._grid)
+        if is_guided:
+            ids += [
+                self._model.unconditional_ids(row, self._grid, settings.negative_prompt)
+                for row in ids
+            ]
+        hidden, cache, mask, filled = self._read_prompts(ids)
+        scale = torch.tensor(settings.guidance_scale)
+        if scales is not None:
+            scale = torch.tensor([*scales, *[scales[-1]] * more])[:, None]
+        tensors = self._tensors(mask[:, :filled], uniforms, settings, scale)
+        if self._fixed:
+            tensors, mask = self._buffers.place(tensors, mask)
+        has_forced = len(layout.tokens) > layout.num_codes
+        has_top_p = settings.top_p is not None and settings.top_p < 1
+        rules = Rules(is_guided, settings.top_k, has_top_p, has_forced)
+        draw_code(hidden, self._model, tensors, tensors.slot, rules, pick)
+        few = len(layout.tokens) <= (1 + _FEW_FORCED) * layout.num_codes
+        steps = widths(layout, one_width=self._compiled and few)
+        self._runner.run(steps, cache, tensors, mask, filled, rules, pick)
+        passes = 2 if is_guided else 1
+        codes = tensors.codes[:count].clone() if self._fixed else tensors.codes[:count]
+        return codes, layout.num_codes * passes
+
+    def _read_prompts(self, ids: list[list[int]]) -> tuple[torch.Tensor, Cache, torch.Tensor, int]:
+        """Read the prompts, each distinct one once.
+
+        Returns:
+            [M, D] last hidden states, the filled cache, [M, C] mask of prompts and image, and P.
+        """
+        model, device, slots = self._model, self._device, len(self._layout.tokens)
+        distinct = list(dict.fromkeys(map(tuple, ids)))
+        place = {row: number for number, row in enumerate(distinct)}
+        filled = max(map(len, ids))
+        room = -(-(filled + slots) // _ROOM) * _ROOM if self._compiled else filled + slots
+        cache = self._empty_cache(len(ids), room)
+        shared = is_plain(model.new_cache(1)) and len(distinct) < len(ids)
+        tokens, mask = left_pad(
+            [list(row) for row in distinct] if shared else ids, model.pad_id, multiple=1
+        ).to(device)
+        read = with_filled_layers(model.new_cache(filled)) if shared else cache
+        hidden = model.hidden_states(model.embed_text(tokens), mask, positions(mask), read)[:, -1]
+        if shared:
+            rows = torch.tensor([place[tuple(row)] for row in ids], device=device)
+            copy_rows(read, cache, rows)
+            hidden, mask = hidden[rows], mask[rows]
+        return hidden, cache, torch.cat([mask, mask.new_ones(len(ids), room - filled)], 1), filled
+
+    def _empty_cache(self, rows: int, room: int) -> Cache:
+        if self._fixed:
+            return self._buffers.cache(self._model, rows, room)
+        return with_filled_layers(self._model.new_cache(room))
+
+    def _tensors(
+        self,
+        prompt_mask: torch.Tensor,
+        uniforms: np.ndarray,
+        settings: SamplingSettings,
+        scale: torch.Tensor,
+    ) -> StepTensors:
+        """For a batch of which no code is drawn."""
+        start = prompt_mask.sum(dim=1, keepdim=True)
+        numbers = {
+            "scale": scale,
+            "temperature": torch.tensor(settings.temperature),
+            "top_p": torch.tensor(1.0 if settings.top_p is None else settings.top_p),
+        }
+        fields = {
+            "slot": torch.zeros(1, dtype=torch.long),
+            "codes": torch.zeros(uniforms.shape, dtype=torch.long),
+            "uniforms": fixed_point(uniforms),
+            "row_of_code": self._model.image_head().row_of_code,
+            **numbers,
+            **layout_tensors(self._layout),
+        }
+        on_device = {name: tensor.to(self._device) for name, tensor in fields.items()}
+        return StepTensors(start=start, **on_device)
 
 
 def sample_codes(
@@ -67,113 +222,7 @@ def sample_codes(
     uniforms: np.ndarray,
     settings: SamplingSettings,
     *,
-    use_cache: bool = True,
-    pick: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = draw,
+    pick: Pick = draw,
 ) -> tuple[torch.Tensor, int]:
-    """Sample one image per prompt.
-
-    Args:
-        model: in eval mode.
-        prompts: [B] captions.
-        grid: of the images.
-        uniforms: [B, N] from ``image_stream``.
-        settings: see ``SamplingSettings``.
-        use_cache: False recomputes every prefix, for tests.
-        pick: maps [B, K] final logits and [B] uniforms to [B] codes.
-
-    Returns:
-        [B, N] int64 codes, and the number of forward passes per image (a guided step counts two).
-    """
-    layout = model.layout(grid)
-    passes_per_step = 1 if settings.guidance_scale == 1.0 else 2
-    prompt_ids, prompt_mask = _prompt_batch(model, prompts, grid, settings)
-    stepper = _Stepper(model, prompt_ids, prompt_mask, len(layout.tokens), use_cache)
-    head = model.image_head()
-    code_rows = head.row_of_code.to(prompt_ids.device)
-    codes = torch.empty(len(prompts), layout.num_codes, dtype=torch.long, device=prompt_ids.device)
-    draws = torch.from_numpy(uniforms).to(prompt_ids.device)
-    slots = layout.tokens.tolist()
-    hidden = stepper.start()
-    for number, slot in enumerate(layout.free_slots.tolist()):
-        logits = head_logits(hidden, head.weight, head.bias)[:, code_rows]
-        codes[:, number] = pick(_final_logits(logits, settings), draws[:, number])
-        if number + 1 < layout.num_codes:
-            # The drawn code and the forced tokens directly after it share one forward pass.
-            drawn = codes[:, number].repeat(passes_per_step)
-            hidden = stepper.feed(_embed(model, drawn, _forced_after(slots, slot)))
-    return codes, layout.num_codes * passes_per_step
-
-
-def _prompt_batch(
-    model: UnifiedModel, prompts: Sequence[str], grid: Grid, settings: SamplingSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """[M, P] ids and mask: the prompts and, with guidance, their unconditional forms after them."""
-    ids = model.prompt_ids(prompts, grid)
-    if settings.guidance_scale != 1.0:
-        ids += [model.unconditional_ids(row, grid, settings.negative_prompt) for row in ids]
-    device = next(model.module.parameters()).device
-    prompt_ids, prompt_mask = left_pad(ids, model.pad_id, multiple=1)
-    return prompt_ids.to(device), prompt_mask.to(device)
-
-
-def _final_logits(logits: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
-    """[M, K] -> [B, K]: guidance, temperature and truncation."""
-    if settings.guidance_scale != 1.0:
-        cond, uncond = logits.chunk(2)
-        logits = guide(cond, uncond, settings.guidance_scale)
-    return truncate(logits / settings.temperature, settings.top_k, settings.top_p)
-
-
-def _forced_after(slots: list[int], slot: int) -> list[int]:
-    """The forced tokens between a free slot and the next one."""
-    forced = []
-    for token in slots[slot + 1 :]:
-        if token == FREE:
-            break
-        forced.append(token)
-    return forced
-
-
-def _embed(model: UnifiedModel, codes: torch.Tensor, forced: list[int]) -> torch.Tensor:
-    """[M] codes and the forced tokens after them -> [M, 1 + len(forced), D] embeddings."""
-    parts = [model.embed_codes(codes)[:, None]]
-    if forced:
-        after = model.embed_text(torch.tensor(forced, device=codes.device))
-        parts.append(after.expand(len(codes), -1, -1).to(parts[0].dtype))
-    return torch.cat(parts, dim=1)
-
-
-class _Stepper:
-    """Runs the decoder step by step, with or without a cache; returns [M, D] last hidden states."""
-
-    def __init__(
-        self,
-        model: UnifiedModel,
-        prompt_ids: torch.Tensor,
-        prompt_mask: torch.Tensor,
-        num_slots: int,
-        use_cache: bool,
-    ) -> None:
-        self._model = model
-        self._embeds = model.embed_text(prompt_ids)
-        self._mask = prompt_mask
-        length = prompt_ids.shape[1] + num_slots
-        self._cache = model.new_cache(length) if use_cache else None
-
-    def start(self) -> torch.Tensor:
-        """Process the prompts."""
-        hidden = self._model.hidden_states(
-            self._embeds, self._mask, positions(self._mask), self._cache
-        )
-        return hidden[:, -1]
-
-    def feed(self, embeds: torch.Tensor) -> torch.Tensor:
-        """Append [M, L, D] embeddings and process them."""
-        more = self._mask.new_ones(len(embeds), embeds.shape[1])
-        self._mask = torch.cat([self._mask, more], dim=1)
-        position_ids = positions(self._mask)
-        if self._cache is None:
-            self._embeds = torch.cat([self._embeds, embeds], dim=1)
-            return self._model.hidden_states(self._embeds, self._mask, position_ids)[:, -1]
-        new = position_ids[:, -embeds.shape[1] :]
-        return self._model.hidden_states(embeds, self._mask, new, self._cache)[:, -1]
+    """Sample one image per prompt, eagerly; arguments and result as ``Sampler`` has them."""
+    return Sampler(model, grid).sample(prompts, uniforms, settings, pick)

@@ -1,6 +1,6 @@
 """Negative log-likelihood of plain text: measures what fine-tuning does to the language model.
 
-Shapes: B texts, T tokens (left-padded), D hidden size, V vocabulary.
+Shapes: B texts, T tokens (padded), D hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -9,15 +9,20 @@ import torch
 
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.modeling.chunked_head import chunked_logps
-from mm_cca.modeling.inputs import PaddedTokens, left_pad, positions
+from mm_cca.modeling.inputs import PaddedTokens, every_position, padding_last, right_pad
 
 MAX_TOKENS = 512
 """Longer texts are truncated: this is enough to measure a change, at about the cost of a prompt."""
 
 
 def text_nll(model: UnifiedModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """[B, T] ids and bool mask -> [B] float32 mean nats per token, without each text's first."""
-    states = model.text_states(ids, mask, positions(mask))[:, :-1]
+    """[B, T] ids and bool mask -> [B] float32 mean nats per token, without each text's first.
+
+    Texts may be padded on either side; the decoder gets them with the padding last, without a mask.
+    """
+    order = padding_last(mask)
+    ids, mask = ids.gather(1, order), mask.gather(1, order)
+    states = model.text_states(ids, *every_position(ids))[:, :-1]
     head = model.text_head()
     flat = chunked_logps(states.flatten(0, 1), head.weight, head.bias, ids[:, 1:].flatten())
     counts = mask[:, :-1] & mask[:, 1:]
@@ -28,4 +33,4 @@ def text_nll(model: UnifiedModel, ids: torch.Tensor, mask: torch.Tensor) -> torc
 def text_batch(model: UnifiedModel, texts: Sequence[str]) -> PaddedTokens:
     """Texts -> [B, T] ids and bool mask, in the family's format of plain text."""
     length = min(MAX_TOKENS, model.max_tokens)
-    return left_pad([row[:length] for row in model.text_ids(texts)], model.pad_id)
+    return right_pad([row[:length] for row in model.text_ids(texts)], model.pad_id)

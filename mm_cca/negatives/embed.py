@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from mm_cca.errors import UserError
 from mm_cca.negatives.captions import WORD
+from mm_cca.negatives.clip_activation import model_for_weights
 from mm_cca.negatives.vectors import BLOCK, DenseVectors, SparseVectors, Vectors, blocks, on_grid
 
 ALLOWED = (
@@ -115,7 +116,9 @@ def _open_clip(name: str) -> Encode:
 
     has_schema = name.startswith(("local-dir:", "hf-hub:"))
     model_name, _, pretrained = (name, "", "") if has_schema else name.partition(":")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not has_schema:
+        model_name = model_for_weights(model_name, pretrained or None)
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         model = open_clip.create_model(model_name, pretrained or None, device=device)
         tokenize = open_clip.get_tokenizer(model_name)

@@ -4,7 +4,7 @@ Shapes: n images, m negatives each, D distinct captions, K kinds.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +22,18 @@ from mm_cca.negatives.words import load_words
 
 SHUFFLE, HARD, EDIT = range(3)
 _KIND_STREAM, _HARD_STREAM, _EDIT_STREAM, _REDRAW_STREAM, _POSSIBLE_STREAM = range(0x6E70, 0x6E75)
+
+
+class NoNegativesError(UserError):
+    """Captions that no kind of the mixture can be built for.
+
+    Attributes:
+        rows: positions of these captions. None of them can be a negative caption of another one.
+    """
+
+    def __init__(self, message: str, rows: list[int]) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 @dataclass(frozen=True)
@@ -53,21 +65,25 @@ class Planner:
             show: whether to show progress bars.
 
         Raises:
-            UserError: an invalid setting, fewer than two distinct captions, a missing package, or
-                captions that no kind of the mixture can be built for.
+            UserError: an invalid setting, fewer than two distinct captions, a missing package.
+            NoNegativesError: captions that no kind of the mixture can be built for.
         """
         check_settings(settings)
         check_embedding(settings.embedding)
         self._settings = settings
         self._seed = seed
         self._lists = load_words(settings.words)
-        self._groups = groups = distinct(captions)
+        groups = distinct(captions)
+        # Texts are read here only; a planner of a million captions would hold them twice.
+        self._groups = replace(groups, texts=[])
         self._captions = np.empty(len(captions), dtype=object)
-        self._captions[:] = captions
-        hard = "hard" in settings.mixture
-        guarded = "shuffle" in settings.mixture and settings.max_similarity is not None
+        self._captions[:] = list(captions)
+        hard, shuffle = "hard" in settings.mixture, "shuffle" in settings.mixture
+        guarded = shuffle and settings.max_similarity is not None
         vectors = embed(groups.texts, settings.embedding, show=show) if hard or guarded else None
-        self._guard = make_guard(groups.texts, vectors, settings.max_similarity)
+        # Edits are not compared with other captions.
+        compared = groups.texts if hard or shuffle else []
+        self._guard = make_guard(compared, vectors, settings.max_similarity)
         # Keys find repeats among an image's negatives; a single negative can't be a repeat.
         keys = [key_of(t) if settings.num_negatives > 1 else 0 for t in groups.texts]
         self._keys = np.array(keys, dtype=np.uint64)
@@ -87,7 +103,7 @@ class Planner:
     def _find_possible(self) -> np.ndarray:
         """[D, K] bool: which kinds of the mixture can be built for each distinct caption."""
         groups, mixture = self._groups, self._settings.mixture
-        possible = np.zeros((len(groups.texts), len(KINDS)), dtype=bool)
+        possible = np.zeros((len(groups.sizes), len(KINDS)), dtype=bool)
         if "shuffle" in mixture:
             rows = groups.first_rows
             none_used = np.empty((len(rows), 0), np.uint64)
@@ -117,12 +133,13 @@ class Planner:
             "edit": "they contain no attribute word",
         }
         first = ", ".join(repr(caption) for caption in self._captions[rows[:3]].tolist())
-        raise UserError(
+        raise NoNegativesError(
             f"negatives {kinds!r} can't be built for {len(rows)} of {len(self._captions)} captions "
             f"(such as {first}): "
             + "; ".join(f"{kind}: {why[kind]}" for kind in kinds.split(" + "))
             + '. Use a mixture such as "0.5 shuffle + 0.5 edit", so that another kind can be used '
-            "for them, or add attribute words of your captions with data.attribute_words."
+            "for them, or add attribute words of your captions with data.attribute_words.",
+            rows.tolist(),
         )
 
     def epoch(self, epoch: int) -> EpochPlan:

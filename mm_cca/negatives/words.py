@@ -12,6 +12,8 @@ import yaml
 from mm_cca.errors import UserError
 from mm_cca.negatives.captions import WORD, normalise
 
+MAX_BYTES = 1_000_000
+"""The largest file of words that is read."""
 # Captions are searched word by word, so a phrase must consist of words only.
 _PHRASE = re.compile(rf"{WORD.pattern}(?:\s+{WORD.pattern})*")
 
@@ -67,11 +69,22 @@ def load_words(path: str | None = None) -> WordLists:
     _extend(groups, yaml.safe_load(built_in.read_text(encoding="utf-8")), "words.yaml")
     if path is not None:
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"data.attribute_words {path} can't be read: {error}") from error
+            content = yaml.safe_load(_text_of(Path(path)))
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            name = path if len(path) <= 500 else f"{path[:500]}..."
+            raise UserError(f"data.attribute_words {name} can't be read: {why}") from error
         _extend(groups, content, path)
     return _index(groups)
+
+
+def _text_of(path: Path) -> str:
+    """Raises ValueError for what never ends, such as a device or a pipe."""
+    if not path.is_file():
+        raise ValueError("it is not a file")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+    return path.read_text(encoding="utf-8")
 
 
 def _index(groups: Groups) -> WordLists:

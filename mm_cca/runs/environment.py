@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,21 @@ PACKAGES = (
 )
 
 
+@cache
 def environment() -> dict[str, Any]:
     """Versions, device and git commit of this process."""
     import torch
 
     versions = {name: metadata.version(name) for name in PACKAGES}
     cuda = torch.cuda.is_available()
+    other = torch.accelerator.current_accelerator(check_available=True)
     return {
         "mm_cca": metadata.version("mm-cca"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         **versions,
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "num_devices": torch.cuda.device_count() if cuda else 0,
+        "device": torch.cuda.get_device_name() if cuda else other.type if other else "cpu",
+        "num_devices": torch.accelerator.device_count(),
         "threads": torch.get_num_threads(),
         "git_commit": _git_commit(),
     }

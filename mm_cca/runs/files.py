@@ -27,18 +27,33 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Works for a file or a folder (created in the block). An existing ``path`` is replaced; after an
     error it is unchanged.
+
+    Raises:
+        UserError: a folder stands where the file is meant to be, or a file where a folder is.
     """
     temporary = partial_path(path)
+    refuse_file_as_folder(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     _delete(temporary)  # left by a killed process
     try:
         yield temporary
         if temporary.is_dir():
             _delete(path)
+        elif path.is_dir():
+            raise UserError(f"{path} is a folder; a file is written there. Move or delete it.")
         temporary.replace(path)
     except BaseException:
         _delete(temporary)
         raise
+
+
+def refuse_file_as_folder(folder: Path) -> None:
+    """Raises UserError if the folder, or one that it lies in, is a file."""
+    for path in (folder, *folder.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise UserError(f"{path} is a file; a folder is needed there. Move or delete it.")
+            return
 
 
 def _delete(path: Path) -> None:
@@ -54,9 +69,9 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """``write_text`` of indented JSON."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
+    """``write_text`` of JSON, indented for people unless ``indent`` is None."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:

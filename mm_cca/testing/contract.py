@@ -9,6 +9,7 @@ differences it measured. Use a tiny random checkpoint: every result is also comp
 Shapes: see ``adapters/base.py``.
 """
 
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,12 +18,21 @@ import numpy as np
 import torch
 
 from mm_cca.adapters import load_adapter
-from mm_cca.adapters.base import FREE, Grid, UnifiedModel, grid_of, missing_parts
-from mm_cca.modeling.inputs import left_pad
+from mm_cca.adapters.base import (
+    FOR_ENGINES,
+    FREE,
+    Grid,
+    UnifiedModel,
+    grid_of,
+    missing_parts,
+)
+from mm_cca.modeling.chunked_head import head_logits
+from mm_cca.modeling.inputs import left_pad, positions
 from mm_cca.modeling.logprobs import CodeLogProbs
 from mm_cca.modeling.lora import attach_lora
 from mm_cca.modeling.sampler import SamplingSettings, image_stream, sample_codes
 from mm_cca.modeling.text_nll import text_nll
+from mm_cca.testing.naive_sampler import sample_naively
 
 PROMPTS = ("a red owl", "a small green hand that waves at three friends", "owl")
 TOLERANCE = 1e-3
@@ -68,9 +78,11 @@ def check_adapter(
         "log-probs against the naive forward": check_logps(model, grid),
         "whole vocabulary against the naive forward": check_logps(model, grid, whole=True),
     }
+    measured["padded prompts against each alone"] = check_padding(model, grid)
     measured["nats per token of text against the naive forward"] = check_text(model)
     check_cached_sampling(model, grid)
     check_save_and_load(model, grid, load)
+    check_engine_folder(model, grid)
     check_training_step(load(), grid, lora=False)
     check_training_step(load(), grid, lora=True)
     return measured
@@ -155,6 +167,26 @@ def check_logps(model: UnifiedModel, grid: Grid, whole: bool = False) -> float:
     return worst
 
 
+@torch.no_grad()
+def check_padding(model: UnifiedModel, grid: Grid) -> float:
+    """Prompts padded on the left, as in sampling, expect the codes that each alone expects.
+
+    Training pads on the right and so never shows whether mask and positions are obeyed.
+    """
+    head = model.image_head()
+
+    def expected(rows: list[list[int]]) -> torch.Tensor:
+        ids, mask = left_pad(rows, model.pad_id, multiple=1)
+        last = model.hidden_states(model.embed_text(ids), mask, positions(mask))[:, -1]
+        return head_logits(last, head.weight, head.bias).log_softmax(dim=-1)
+
+    rows = model.prompt_ids(PROMPTS, grid)
+    alone = torch.cat([expected([row]) for row in rows])
+    worst = float((expected(rows) - alone).abs().max())
+    assert worst <= TOLERANCE, f"padding changes a prompt: the difference is {worst:.3g} nats"
+    return worst
+
+
 def _random_codes(model: UnifiedModel, num_codes: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(model.codebook_size, (len(PROMPTS), num_codes), generator=generator)
@@ -207,13 +239,13 @@ def check_text(model: UnifiedModel) -> float:
 
 @torch.no_grad()
 def check_cached_sampling(model: UnifiedModel, grid: Grid) -> None:
-    """Sampling with and without the key-value cache gives the same codes, guided or not."""
+    """Sampling gives the codes of one that recomputes every prefix, guided or not."""
     num_codes = model.layout(grid).num_codes
     uniforms = np.stack([image_stream(0, index, num_codes) for index in range(len(PROMPTS))])
     for scale in (1.0, 3.0):
         settings = SamplingSettings(guidance_scale=scale)
         cached, passes = sample_codes(model, PROMPTS, grid, uniforms, settings)
-        plain, _ = sample_codes(model, PROMPTS, grid, uniforms, settings, use_cache=False)
+        plain = sample_naively(model, PROMPTS, grid, uniforms, settings)
         differing = int((cached != plain).sum())
         assert differing == 0, f"{differing} codes differ with the cache at scale {scale}"
         assert passes == num_codes * (2 if scale != 1.0 else 1)
@@ -235,6 +267,25 @@ def check_save_and_load(
         assert again.prompt_ids(PROMPTS, grid) == model.prompt_ids(PROMPTS, grid)
         codes = torch.arange(grid[0] * grid[1])[None] % model.codebook_size
         assert torch.equal(again.decode(codes, grid), model.decode(codes, grid))
+
+
+def check_engine_folder(model: UnifiedModel, grid: Grid) -> None:
+    """Codes have ids of their own in the folder for engines, where the family has one.
+
+    Whether an engine loads it, only an engine can say.
+    """
+    if any(name not in dir(model) for name in FOR_ENGINES):
+        return  # written before engines were served
+    ids, forced = model.engine_codes(), model.layout(grid).tokens
+    assert ids.shape == (model.codebook_size,), f"{ids.shape} ids of {model.codebook_size} codes"
+    assert len(np.unique(ids)) == len(ids), "codes share ids of the engine's vocabulary"
+    assert not np.isin(forced[forced != FREE], ids).any(), "a forced token is a code"
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_for_engine(Path(folder))
+        config = json.loads((Path(folder) / "config.json").read_text())
+    rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    assert rows is not None, "the engine folder's config.json has no vocab_size"
+    assert int(ids.max()) < rows, f"the id {ids.max()} of a code is beyond {rows} rows"
 
 
 def check_training_step(model: UnifiedModel, grid: Grid, lora: bool) -> None:

@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from mm_cca.config.schema import TrainConfig
+from mm_cca.errors import UserError
 
 
 def new_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
@@ -28,7 +29,26 @@ def new_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=half, reduce_dtype=torch.float32, output_dtype=torch.float32
         )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        plugin = accelerator.state.deepspeed_plugin
+        refuse_zero3(plugin.zero_stage)
+        # Steps of several micro-batches are summed here, so DeepSpeed must not divide them again.
+        plugin.deepspeed_config.update(
+            train_micro_batch_size_per_gpu=config.micro_batch_size,
+            gradient_accumulation_steps=1,
+            gradient_clipping=config.max_grad_norm,
+        )
     return accelerator
+
+
+def refuse_zero3(stage: int) -> None:
+    """Raises UserError for a DeepSpeed that shards the weights themselves."""
+    if stage > 2:
+        raise UserError(
+            f"DeepSpeed's ZeRO stage is {stage}; allowed: 1 or 2, which shard gradients and the "
+            "optimizer. To shard the weights too, use FSDP2 (recipe emu3-gen-full shows the launch "
+            "line)."
+        )
 
 
 @contextmanager

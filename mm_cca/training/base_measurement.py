@@ -1,25 +1,29 @@
 """Measures what the base knows about its prompts, and settles ``loss.beta: auto`` with it."""
 
 import itertools
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NotRequired
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
-from mm_cca.adapters.base import grid_of
+from mm_cca.adapters.base import Grid
 from mm_cca.config.mixtures import LossTerms
+from mm_cca.config.read_files import is_there, json_of
 from mm_cca.config.schema import LossConfig, Recipe
 from mm_cca.config.schema_train import AUTO
 from mm_cca.data.token_cache import TokenCache
 from mm_cca.errors import UserError
-from mm_cca.modeling.logprobs import CodeLogProbs, Scored, training_attention
+from mm_cca.modeling.cpu_attention import training_attention
+from mm_cca.modeling.inputs import PaddedTokens
+from mm_cca.modeling.logprobs import CodeLogProbs, Scored
 from mm_cca.runs.files import write_json
 from mm_cca.training.beta_rule import (
     LEAST_NATS,
@@ -36,6 +40,11 @@ LEAST_PAIRS = 32
 AUTO_PAIRS = 64
 """Pairs that ``auto`` measures where there are as many; the standard error is then some 6 %."""
 FILE = "beta.json"
+
+
+class _Beta(TypedDict):
+    beta: float
+    beta_codes: NotRequired[int | None]
 
 
 def measure_base(
@@ -77,13 +86,18 @@ def measure_base(
         unit="pair",
         disable=not accelerator.is_main_process,
     )
-    with bar, torch.no_grad(), accelerator.autocast(), training_attention(device):
+    half = recipe.train.mixed_precision != "no"
+    num_codes: list[int] = []
+    with bar, torch.no_grad(), accelerator.autocast():
         for pairs in _parts(schedule, recipe.train.micro_batch_size, num_pairs):
             batch, count = collate(pairs), len(pairs.rows)
-            scored: Scored = policy(batch.prompts.ids, batch.prompts.mask, batch.codes)
+            num_codes += [batch.codes.shape[1]] * count
             assert batch.unconditional is not None
-            prompts = batch.unconditional
-            without: Scored = policy(prompts.ids, prompts.mask, batch.codes[:count])
+            with training_attention(device, num_codes[-1], half=half):
+                scored, without = (
+                    _scored(policy, prompts, batch.codes[: len(prompts.ids)], batch.grid)
+                    for prompts in (batch.prompts, batch.unconditional)
+                )
             own, other = scored.logps[:count], scored.logps[batch.negatives]
             unconditional.append((own - without.logps).cpu())
             negative.append((own - other.view(-1, count)).cpu())
@@ -95,9 +109,16 @@ def measure_base(
         Spread.of(measured[0]),
         Spread.of(measured[1]),
         len(measured[0]),
-        model.layout(grid_of(model, recipe.data.image_size)).num_codes,
+        round(float(np.mean(num_codes))),
         model.defaults.guidance_scale,
     )
+
+
+def _scored(
+    policy: CodeLogProbs, prompts: PaddedTokens, codes: torch.Tensor, grid: Grid | None
+) -> Scored:
+    scored: Scored = policy(prompts.ids, prompts.mask, codes, grid=grid)
+    return scored
 
 
 def settle_beta(
@@ -129,35 +150,34 @@ def settle_beta(
     if loss.beta != AUTO or LossTerms.of(loss).weights.keys().isdisjoint(("cca", "dpo")):
         return loss
     path, main = folder / FILE, accelerator.is_main_process
-    found: list[float | None] = [_recorded(path) if main else None]
+    found: list[_Beta | None] = [_recorded(path) if main else None]
     broadcast_object_list(found)
     if found[0] is None:
         _refuse_too_few(recipe, len(cache.captions))
         num_pairs = min(AUTO_PAIRS, len(cache.captions))
         measured = measure_base(recipe, cache, schedule, policy, accelerator, num_pairs)
-        found = [beta_by_rule(measured)]
+        settled = _Beta(beta=beta_by_rule(measured))
+        if cache.sizes is not None and measured.few_codes:  # the codes decide, and they differ
+            settled["beta_codes"] = measured.num_codes
+        found = [settled]
         broadcast_object_list(found)
         if main:
             write_json(
-                path, {"beta": found[0], "rule": formula_of(measured), "measured": asdict(measured)}
+                path, {**settled, "rule": formula_of(measured), "measured": asdict(measured)}
             )
             tqdm.write(_told(measured), file=sys.stderr)
     assert found[0] is not None
-    # The rule's beta belongs to these images: nothing is left to rescale.
-    return replace(loss, beta=found[0], beta_codes=None)
+    # The rule's beta belongs to these images: nothing is left to rescale, but with buckets their
+    # lengths, where these decided.
+    return replace(loss, beta=found[0]["beta"], beta_codes=found[0].get("beta_codes"))
 
 
-def _recorded(path: Path) -> float | None:
+def _recorded(path: Path) -> _Beta | None:
     """The beta that an earlier start of this training measured."""
-    if not path.exists():
+    if not is_there(path):
         return None
-    try:
-        return float(json.loads(path.read_text())["beta"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} can't be read: {error!r}. It holds the beta of the steps already done. Delete "
-            f"{path.parent} to start over."
-        ) from error
+    advice = f"It holds the beta of the steps already done. Delete {path.parent} to start over."
+    return json_of(path, _Beta, advice)
 
 
 def _refuse_too_few(recipe: Recipe, num_images: int) -> None:

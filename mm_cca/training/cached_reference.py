@@ -9,29 +9,34 @@ nats per image, NaN where not computed yet; ``keys.npy`` [places, C] uint64 hash
 codes; with ``loss.gap_floor`` only, ``code_logps.npy`` [places, C, N], the nats of every code.
 """
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.config.keys import REFERENCE
 from mm_cca.config.mixtures import LossTerms
+from mm_cca.config.read_files import reading
 from mm_cca.config.schema import LossConfig, Recipe
 from mm_cca.config.stage_keys import num_steps, settings_of, texts_digest
+from mm_cca.data.contents import contents_of
 from mm_cca.data.token_cache import TokenCache, open_cache
 from mm_cca.errors import UserError
+from mm_cca.modeling.cpu_attention import training_attention
 from mm_cca.modeling.guidance import BaseStates
-from mm_cca.modeling.logprobs import CodeLogProbs, training_attention
-from mm_cca.runs.digests import code_digest, row_keys, weights_digest
+from mm_cca.modeling.logprobs import CodeLogProbs
+from mm_cca.runs.digests import code_digest, refuse_other_files, row_keys, weights_digest
 from mm_cca.runs.files import atomic_path
 from mm_cca.runs.folder import RunFolder
-from mm_cca.runs.stage import Stage
+from mm_cca.runs.places import digests_of
+from mm_cca.runs.stage import Stage, recorded
 from mm_cca.training.collate import Collator, MicroBatch
 from mm_cca.training.drawn_pictures import open_drawn
 from mm_cca.training.reference import RefScores, live_scores
@@ -48,9 +53,9 @@ class CachedReference:
 
     def __init__(self, folder: Path, device: torch.device, *, per_code: bool) -> None:
         self._folder = folder
-        self._per_code = np.load(folder / CODE_FILE, mmap_mode="r") if per_code else None
-        self._logps = np.load(folder / FILE, mmap_mode="r")
-        self._keys = np.load(folder / KEYS, mmap_mode="r")
+        self._per_code = _array(folder / CODE_FILE) if per_code else None
+        self._logps = _array(folder / FILE)
+        self._keys = _array(folder / KEYS)
         self._device = device
 
     def scores(self, batch: MicroBatch) -> RefScores:
@@ -83,14 +88,50 @@ def open_cached(recipe: Recipe, run: RunFolder, model: UnifiedModel) -> Path:
         UserError: it was made for another recipe or other weights, or is incomplete.
     """
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
-    stage = Stage(run.reference, _settings(recipe, model, cache))
+    stage = _stage(recipe, run, model, cache)
     done = stage.is_done()  # a stale cache raises, with the keys that differ
+    if done:
+        files = (recorded(run.reference) or {}).get("files", {})
+        advice = f"Delete {run.reference} and run `mm-cca prepare RECIPE` again."
+        refuse_other_files(run.reference, files, advice)
+        _tell_other_sizes(recipe, run.reference)
     if not done or _is_incomplete(recipe, run):
         raise UserError(
             f"{run.reference} does not hold all reference log-probabilities of this recipe: run "
             "`mm-cca prepare RECIPE` first; it computes only what is missing."
         )
     return run.reference
+
+
+def _stage(recipe: Recipe, run: RunFolder, model: UnifiedModel, cache: TokenCache) -> Stage:
+    """A cache of other micro-batches serves too: it is equal up to rounding, which is told."""
+    return Stage(
+        run.reference,
+        _settings(recipe, run, model, cache),
+        aside=("train.micro_batch_size",),
+        results=(FILE,),
+    )
+
+
+def _sizes_used(folder: Path) -> list[int]:
+    """The micro-batch sizes that a cache was computed with."""
+    stored = recorded(folder)
+    if stored is None or not (folder / FILE).exists():
+        return []
+    one = stored["settings"].get("train.micro_batch_size")
+    return list(stored.get("micro_batch_sizes", [one]))
+
+
+def _tell_other_sizes(recipe: Recipe, folder: Path) -> None:
+    sizes, now = _sizes_used(folder), recipe.train.micro_batch_size
+    if any(size != now for size in sizes) and PartialState().is_main_process:
+        listed = ", ".join(map(str, sizes))
+        print(
+            f"train.micro_batch_size is {now}, but {folder} was computed with {listed}: the "
+            "base's log-probabilities are those of training up to rounding, not to the last bit "
+            f"(delete {folder} and run `mm-cca prepare RECIPE` to compute them with {now})",
+            file=sys.stderr,
+        )
 
 
 def prepare_reference(recipe: Recipe, run: RunFolder) -> None:
@@ -103,7 +144,9 @@ def prepare_reference(recipe: Recipe, run: RunFolder) -> None:
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
     num_places = _num_places(recipe)
     model = load_checkpoint(recipe.model)
-    stage = Stage(run.reference, _settings(recipe, model, cache))
+    if recipe.train.compile:  # to round as training does
+        model.compile()
+    stage = _stage(recipe, run, model, cache)
     if stage.is_done() and not _is_incomplete(recipe, run):
         return
     terms = LossTerms.of(recipe.loss)
@@ -111,7 +154,8 @@ def prepare_reference(recipe: Recipe, run: RunFolder) -> None:
     drawn = open_drawn(recipe, run, model, cache, schedule) if terms.needs_drawn else None
     layout = model.layout(grid_of(model, recipe.data.image_size))
     if accelerator.is_main_process:
-        stage.begin()
+        sizes = sorted({*_sizes_used(run.reference), recipe.train.micro_batch_size})
+        run.begin(stage, recipe, micro_batch_sizes=sizes)
         shape = num_places, _num_columns(terms)
         _allocate(run.reference / KEYS, np.zeros(shape, np.uint64))
         _allocate(run.reference / FILE, np.full(shape, np.nan, np.float32))
@@ -132,7 +176,9 @@ def prepare_reference(recipe: Recipe, run: RunFolder) -> None:
     _fill(run.reference, num_places, accelerator, policy, schedule, collate, recipe)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        stage.finish()
+        names = [FILE, KEYS] + [CODE_FILE] * keeps_codes(recipe.loss)
+        digests = digests_of(run.reference / name for name in names)
+        stage.finish(files=dict(zip(names, digests, strict=True)))
     accelerator.free_memory()
 
 
@@ -146,7 +192,7 @@ def _fill(
     recipe: Recipe,
 ) -> None:
     names = [FILE, KEYS] + [CODE_FILE] * keeps_codes(recipe.loss)
-    logps, keys, *of_codes = files = [np.load(folder / name, mmap_mode="r+") for name in names]
+    logps, keys, *of_codes = files = [_array(folder / name, writable=True) for name in names]
     size = recipe.train.micro_batch_size
     missing = [
         place
@@ -168,7 +214,9 @@ def _fill(
         pairs = schedule.step(step).part(first, first + size)
         batch = collate(pairs)
         # Exactly as in training, so that the values are equal to the last bit.
-        with accelerator.autocast(), training_attention(accelerator.device):
+        half = recipe.train.mixed_precision != "no"
+        attention = training_attention(accelerator.device, batch.codes.shape[1], half=half)
+        with accelerator.autocast(), attention:
             scores = live_scores(policy, batch, torch.inference_mode)
         _refuse_nan(scores.logps, pairs.rows.tolist(), recipe)
         places = slice(place, place + size)
@@ -220,10 +268,17 @@ def _is_incomplete(recipe: Recipe, run: RunFolder) -> bool:
     return any(_num_missing(run.reference / name, _num_places(recipe)) for name in names)
 
 
+def _array(file: Path, *, writable: bool = False) -> np.memmap:
+    """An array of the cache, memory-mapped. Raises UserError if it is damaged."""
+    with reading(file, f"Delete {file.parent} and run `mm-cca prepare RECIPE` again."):
+        array: np.memmap = np.load(file, mmap_mode="r+" if writable else "r")
+        return array
+
+
 def _num_missing(file: Path, num_places: int) -> int:
     if not file.exists():
         return num_places
-    logps = np.load(file, mmap_mode="r")
+    logps = _array(file)
     if len(logps) < num_places:
         return num_places - len(logps)
     return int(np.isnan(logps[:num_places]).reshape(num_places, -1).any(axis=1).sum())
@@ -232,7 +287,12 @@ def _num_missing(file: Path, num_places: int) -> int:
 def _allocate(file: Path, empty: np.ndarray) -> None:
     """Write ``empty``, keeping the rows of an existing shorter file."""
     if file.exists():
-        old = np.load(file, mmap_mode="r")
+        old = _array(file)
+        if old.shape[1:] != empty.shape[1:] or old.dtype != empty.dtype:
+            raise UserError(
+                f"{file} holds {old.dtype} of shape {list(old.shape)}, not {empty.dtype} of "
+                f"{list(empty.shape)}. Delete {file.parent} and run `mm-cca prepare RECIPE` again."
+            )
         if len(old) >= len(empty):
             return
         empty[: len(old)] = old
@@ -244,15 +304,23 @@ def _allocate(file: Path, empty: np.ndarray) -> None:
         raise UserError(f"{file} can't be written: {error}. Free some space.") from error
 
 
-def _settings(recipe: Recipe, model: UnifiedModel, cache: TokenCache) -> dict[str, Any]:
+def _settings(
+    recipe: Recipe, run: RunFolder, model: UnifiedModel, cache: TokenCache
+) -> dict[str, Any]:
     """Everything the cached values depend on, to the last bit."""
     terms = LossTerms.of(recipe.loss)
     # Only with drawn pictures, so that caches without them stay valid.
     columns = {"rows per pair": _num_columns(terms)} if terms.needs_drawn else {}
+    texts: dict[str, str] = {}
+    if cache.texts is not None:
+        every = (text for row in cache.texts for text in row)
+        texts = {"all captions (sha256)": texts_digest(every)}
+    splits = [recipe.data.train_split]
     return {
-        **settings_of(REFERENCE, recipe),
+        **settings_of(REFERENCE, recipe, contents=contents_of(recipe, run, splits)),
         **columns,
         "captions (sha256)": texts_digest(cache.captions),
+        **texts,
         "weights (sha256)": weights_digest(model.module),
         "adapter": code_digest(model),
     }

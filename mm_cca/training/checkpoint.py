@@ -1,20 +1,35 @@
 """Save, find and load the state of training. Checkpoints are written atomically."""
 
 import json
+import pickle
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors import safe_open
 from torch import nn
+from typing_extensions import TypedDict
 
+from mm_cca.config.read_files import shaped, text_of
 from mm_cca.errors import UserError
+from mm_cca.runs.digests import refuse_other_files
 from mm_cca.runs.files import IO_ERRORS, PARTIAL, atomic_path, partial_path, write_json
+from mm_cca.runs.places import digests_of
 
 STATE = "mm_cca.json"
+ADVICE = "Delete that folder to resume from the checkpoint before it, or from the start."
+
+
+class _State(TypedDict):
+    """What a checkpoint's own file must hold; ``files`` is name -> sha256."""
+
+    step: int
+    best: NotRequired[float | None]
+    files: NotRequired[dict[str, str]]
 
 
 def skip_frozen_weights(accelerator: Accelerator) -> None:
@@ -44,7 +59,7 @@ def save(
     Raises:
         UserError: the disk is full or not writable; older checkpoints are kept.
     """
-    final = folder / f"step-{step:08d}"
+    final = folder / _name(step)
     is_main = accelerator.is_main_process
     try:
         with atomic_path(final) if is_main else nullcontext(partial_path(final)) as temporary:
@@ -52,7 +67,10 @@ def save(
             accelerator.save_state(str(temporary))
             accelerator.wait_for_everyone()
             if is_main:
-                write_json(temporary / STATE, {"step": step, **state})
+                files = sorted(p for p in temporary.rglob("*") if p.is_file())
+                names = [str(path.relative_to(temporary)) for path in files]
+                digests = dict(zip(names, digests_of(files), strict=True))
+                write_json(temporary / STATE, {"step": step, **state, "files": digests})
         if is_main:
             for old in checkpoints(folder)[:-keep]:
                 shutil.rmtree(old)
@@ -73,22 +91,36 @@ def load_newest(accelerator: Accelerator, folder: Path) -> dict[str, Any] | None
     """Load the newest checkpoint into what ``accelerator`` prepared; its state, or None.
 
     Raises:
-        UserError: the checkpoint can't be read, or lacks a trained weight.
+        UserError: the checkpoint can't be read, lacks a trained weight, or holds files of another
+            one.
     """
     saved = checkpoints(folder)
     if not saved:
         return None
     newest = saved[-1]
     try:
+        state = _state_of(newest)
+        if accelerator.is_local_main_process:  # the ranks of a machine share its files
+            refuse_other_files(newest, state.get("files", {}), ADVICE)
         _refuse_incomplete(accelerator, newest)
-        accelerator.load_state(str(newest), strict=False)
-        state: dict[str, Any] = json.loads((newest / STATE).read_text())
-    except (*IO_ERRORS, ValueError) as error:
-        raise UserError(
-            f"{newest} can't be loaded: {error}\nDelete that folder to resume from the previous "
-            "checkpoint."
-        ) from error
+        # DeepSpeed writes all weights and knows no such word.
+        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        accelerator.load_state(str(newest), **({} if deepspeed else {"strict": False}))
+    except (*IO_ERRORS, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{newest} can't be loaded: {error}\n{ADVICE}") from error
     return state
+
+
+def _state_of(folder: Path) -> dict[str, Any]:
+    """What ``save`` noted besides the files. Raises ValueError if it is of another step."""
+    state: dict[str, Any] = {**shaped(json.loads(text_of(folder / STATE, ADVICE)), _State)}
+    if folder.name != _name(state["step"]):
+        raise ValueError(f"{STATE} says it is of step {state['step']!r}")
+    return state
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _refuse_incomplete(accelerator: Accelerator, folder: Path) -> None:

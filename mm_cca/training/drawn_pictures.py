@@ -22,11 +22,11 @@ from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.config.prompt_templates import filled
 from mm_cca.config.schema import Recipe
 from mm_cca.config.stage_keys import num_steps
-from mm_cca.data.token_cache import FEATURES, TokenCache, open_cache
+from mm_cca.data.token_cache import TokenCache, open_cache
+from mm_cca.data.token_shards import FEATURES, shard_path, shards_of, write_shard
 from mm_cca.errors import UserError
 from mm_cca.modeling.sampler import SamplingSettings, image_stream, sample_codes
 from mm_cca.runs.digests import weights_digest
-from mm_cca.runs.files import PARTIAL, atomic_path
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import Stage
 from mm_cca.training.schedule import Schedule
@@ -70,7 +70,9 @@ def open_drawn(
     """
     folder = drawn_folder(recipe, run)
     rows = visited_rows(schedule, num_steps(recipe.train), len(cache))
-    Stage(folder, _settings(recipe, model)).is_done()  # another base's pictures raise
+    Stage(
+        folder, _settings(recipe, model), results=("shards/*",)
+    ).is_done()  # another base's pictures raise
     drawn = _open(folder, recipe)
     missing = len(rows) if drawn is None else int((_places(drawn, cache)[rows] < 0).sum())
     if drawn is None or missing:
@@ -102,7 +104,7 @@ def prepare_drawn(
     state, folder = PartialState(), drawn_folder(recipe, run)
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
     model = load_model()
-    stage = Stage(folder, _settings(recipe, model))
+    stage = _stage(recipe, folder, model)
     done, drawn = stage.is_done(), _open(folder, recipe)
     rows = visited_rows(schedule, num_steps(recipe.train), len(cache))
     if drawn is not None:
@@ -112,7 +114,7 @@ def prepare_drawn(
     if done and not len(rows):
         return
     if state.is_main_process:
-        stage.begin()
+        run.begin(stage, recipe)
     shards = [rows[i : i + ROWS_PER_SHARD] for i in range(0, len(rows), ROWS_PER_SHARD)]
     _draw_shards(model, recipe, cache, shards[state.process_index :: state.num_processes], folder)
     state.wait_for_everyone()
@@ -139,11 +141,10 @@ def _draw_shards(
         disable=not PartialState().is_main_process or not shards,
     ) as bar:
         for rows in shards:
-            path = folder / "shards" / f"{cache.source_rows[rows[0]]:09d}"
+            path = shard_path(folder, cache.source_rows[rows[0]])
             table = _draw_rows(model, recipe, cache, rows, bar)
             try:
-                with atomic_path(path) as temporary:
-                    table.save_to_disk(str(temporary), num_shards=1)
+                write_shard(path, table)
             except OSError as error:
                 raise UserError(
                     f"{path} can't be written: {error}. Finished pictures are kept. Free some "
@@ -160,8 +161,8 @@ def _draw_rows(
     num_codes = model.layout(grid).num_codes
     numbers = [(row, number) for row in rows.tolist() for number in range(num_pictures)]
     parts = []
-    for start in range(0, len(numbers), recipe.sample.batch_size):
-        batch = numbers[start : start + recipe.sample.batch_size]
+    for start in range(0, len(numbers), recipe.sample.batch_size_without_auto):
+        batch = numbers[start : start + recipe.sample.batch_size_without_auto]
         captions = filled(recipe.data.caption_template, (cache.captions[row] for row, _ in batch))
         uniforms = [image_stream(SEED + n, cache.source_rows[row], num_codes) for row, n in batch]
         codes, _ = sample_codes(model, captions, grid, np.stack(uniforms), SamplingSettings())
@@ -185,10 +186,9 @@ def drawn_folder(recipe: Recipe, run: RunFolder) -> Path:
 
 def _open(folder: Path, recipe: Recipe) -> TokenCache | None:
     """The finished shards; None if there are none."""
-    shards = folder / "shards"
-    if not shards.is_dir() or all(path.suffix == PARTIAL for path in shards.iterdir()):
+    if not shards_of(folder):
         return None
-    return open_cache(folder, recipe.loss.ddo_images)
+    return open_cache(folder, recipe.loss.ddo_images, unfinished=True)
 
 
 def _places(drawn: TokenCache, cache: TokenCache) -> np.ndarray:
@@ -208,6 +208,10 @@ def _places(drawn: TokenCache, cache: TokenCache) -> np.ndarray:
                 "(TRAIN_SPLIT-drawn in the token cache) and run `mm-cca prepare RECIPE` again."
             )
     return places
+
+
+def _stage(recipe: Recipe, folder: Path, model: UnifiedModel) -> Stage:
+    return Stage(folder, _settings(recipe, model), results=("shards/*",))
 
 
 def _settings(recipe: Recipe, model: UnifiedModel) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from typing import Protocol
 
 import torch
 from peft import PeftModel
+from torch import nn
 
 from mm_cca.modeling.guidance import BaseStates
 from mm_cca.modeling.logprobs import CodeLogProbs, Scored
+from mm_cca.modeling.lora import without_lora
 from mm_cca.training.collate import MicroBatch
 
 
@@ -42,11 +44,30 @@ class Reference(Protocol):
         ...
 
 
-class CopyReference:
-    """A frozen copy of the model, made before training."""
+Context = Callable[[], AbstractContextManager[None]]
 
-    def __init__(self, policy: CodeLogProbs) -> None:
-        self._frozen = copy.deepcopy(policy).eval().requires_grad_(False)
+
+class CopyReference:
+    """A frozen copy of the model, made before training.
+
+    It shares what is never trained (image tokenizer, vision tower).
+
+    Args:
+        policy: of the base.
+        half: what autocast computes linear layers in; their weights are kept so, which changes
+            nothing but their memory. None without autocast.
+        compiled: as the model itself is.
+    """
+
+    def __init__(
+        self, policy: CodeLogProbs, *, half: torch.dtype | None = None, compiled: bool = False
+    ) -> None:
+        shared = {id(part): part for part in policy.model.frozen()}
+        self._frozen = copy.deepcopy(policy, shared).eval().requires_grad_(False)
+        if half is not None:
+            _keep_in_half(self._frozen, half)
+        if compiled:  # which a copy never is by itself
+            self._frozen.model.compile()
 
     def scores(self, batch: MicroBatch) -> RefScores:
         return live_scores(self._frozen, batch, nullcontext)
@@ -57,13 +78,31 @@ class CopyReference:
         return states.with_head(head.weight, head.bias)
 
 
+def _keep_in_half(policy: CodeLogProbs, dtype: torch.dtype) -> None:
+    """Round the weights of all linear layers but the heads, which are computed as they are."""
+    model = policy.model
+    heads = model.image_head(whole_vocabulary=True).weight, model.text_head().weight
+    # Addresses of the data would all be 0 in a simulated step.
+    kept = {weight.untyped_storage()._cdata for weight in heads}
+    kept |= {id(layer) for part in model.frozen() for layer in part.modules()}
+    for layer in policy.module.modules():
+        if isinstance(layer, nn.Linear) and kept.isdisjoint(
+            (id(layer), layer.weight.untyped_storage()._cdata)
+        ):
+            # Not layer.to, which can't replace the weights of a simulated step.
+            for name, weight in list(layer.named_parameters(recurse=False)):
+                half = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+                setattr(layer, name, half)
+
+
 class LoraReference:
     """The policy's own weights with the adapter switched off: no second copy."""
 
     def __init__(self, policy: CodeLogProbs) -> None:
         assert isinstance(policy.module, PeftModel), "attach_lora comes first"
         self._policy = policy
-        self._switched_off = policy.module.disable_adapter
+        module = policy.module
+        self._switched_off: Context = lambda: without_lora(module)
 
     def scores(self, batch: MicroBatch) -> RefScores:
         return live_scores(self._policy, batch, self._switched_off)
@@ -73,14 +112,11 @@ class LoraReference:
         return _base_states(self._policy, batch, self._switched_off, conditional=conditional)
 
 
-Context = Callable[[], AbstractContextManager[None]]
-
-
 @torch.no_grad()
 def live_scores(policy: CodeLogProbs, batch: MicroBatch, frozen: Context) -> RefScores:
     """One forward pass of the frozen model."""
     with frozen():
-        scored: Scored = policy(batch.prompts.ids, batch.prompts.mask, batch.codes)
+        scored: Scored = policy(batch.prompts.ids, batch.prompts.mask, batch.codes, grid=batch.grid)
     return RefScores(scored.logps, scored.per_code)
 
 
@@ -94,7 +130,7 @@ def _base_states(
     codes = batch.codes[:count]
 
     def states(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        scored: Scored = policy(ids, mask, codes, only_states=True)
+        scored: Scored = policy(ids, mask, codes, only_states=True, grid=batch.grid)
         assert scored.states is not None
         return scored.states
 

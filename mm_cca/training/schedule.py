@@ -1,21 +1,25 @@
 """The pairs of every step: the order of training and its negatives, from a recipe."""
 
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
-from mm_cca.config.mixtures import LossTerms, parse_sum
+from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import Recipe
 from mm_cca.data.token_cache import TokenCache
 from mm_cca.errors import UserError
-from mm_cca.negatives import KINDS, EpochPlan, NegativeSettings, Planner, write_plan
-from mm_cca.negatives.embed import check_installed
-from mm_cca.runs.files import atomic_path, write_json
+from mm_cca.negatives import EpochPlan
+from mm_cca.training.bucket_order import BucketOrder
+from mm_cca.training.drawn_captions import CaptionDraws, DrawnPlanner
+from mm_cca.training.planned_negatives import (
+    LeftOut,
+    PlanWriter,
+    negative_settings,
+    plan_negatives,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Pairs:
         negatives: [B, m] object array of the negative captions; m is 0 if none are planned.
         variants: [B] which augmented variant of the image.
         dropped: [B] whether all prompts are replaced by the unconditional prompt.
+        columns: [B] which of an image's captions is its own one; None: it has one.
     """
 
     start: int
@@ -35,51 +40,76 @@ class Pairs:
     negatives: np.ndarray
     variants: np.ndarray
     dropped: np.ndarray
+    columns: np.ndarray | None = None
 
     def part(self, first: int, last: int) -> "Pairs":
         """Pairs ``first`` to ``last``, excluding ``last``."""
-        arrays = (self.rows, self.negatives, self.variants, self.dropped)
-        return Pairs(self.start + first, *(array[first:last] for array in arrays))
+        own = slice(first, last)
+        return Pairs(
+            self.start + first,
+            self.rows[own],
+            self.negatives[own],
+            self.variants[own],
+            self.dropped[own],
+            None if self.columns is None else self.columns[own],
+        )
+
+
+class PlansEpochs(Protocol):
+    """Plans the negatives of every epoch."""
+
+    def epoch(self, epoch: int) -> EpochPlan: ...
 
 
 class Schedule:
-    """Steps of ``batch_size`` pairs; order and negatives are new in every epoch."""
+    """Steps of ``batch_size`` pairs; order and negatives are new in every epoch.
+
+    Every step has images of one size, ``groups``. The images of a size have epochs of their own,
+    in the order of the epochs of all; which size is next is in ``bucket_order.py``.
+    """
 
     def __init__(
         self,
-        captions: list[str],
+        captions: Sequence[str],
         *,
         batch_size: int,
         num_variants: int,
         uncond_ratio: float,
-        planner: Planner | None,
+        planner: PlansEpochs | None,
         seed: int,
         on_plan: Callable[[int, EpochPlan], None] | None = None,
+        rows: np.ndarray | None = None,
+        groups: np.ndarray | None = None,
+        draws: CaptionDraws | None = None,
     ) -> None:
         """Without a ``planner`` there are no negatives.
 
         Args:
+            captions: [n] that are trained on.
             on_plan: called with the number and the plan of every new epoch.
+            rows: [n] data row of each caption; None: they are all rows of the data.
+            groups: [n] number of the image size of each caption, from 0; None: all have one.
+            draws: of every epoch's captions among several of each image.
 
         Raises:
             UserError: a batch larger than the data.
         """
-        if batch_size > len(captions):
-            raise UserError(
-                f"train.batch_size is {batch_size}, but there are only {len(captions)} usable "
-                f"images; allowed: 1 to {len(captions)}."
-            )
+        refuse_large_batch(batch_size, len(captions))
         self.batch_size = batch_size
-        self._captions = captions
+        self._rows = np.arange(len(captions)) if rows is None else rows
+        self._groups = np.zeros(len(captions), dtype=np.int64) if groups is None else groups
+        self._order = BucketOrder(np.bincount(self._groups).tolist(), batch_size, seed)
         self._num_variants = num_variants
         self._uncond_ratio = uncond_ratio
         self._planner = planner
         self._seed = seed
         self._on_plan = on_plan
+        self._draws = draws
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
-    def _make_epoch(self, epoch: int) -> Pairs:
-        n = len(self._captions)
+    def _make_epoch(self, epoch: int) -> list[Pairs]:
+        """The pairs of an epoch, by group."""
+        n = len(self._rows)
         stream = np.random.default_rng([self._seed, epoch, 0x6F72])
         order = stream.permutation(n)
         variants = stream.integers(0, self._num_variants, n)
@@ -91,77 +121,40 @@ class Schedule:
             planned = plan.negatives
             if self._on_plan is not None:
                 self._on_plan(epoch, plan)
-        return Pairs(epoch * n, order, planned[order], variants[order], dropped[order])
+        columns = None if self._draws is None else self._draws.columns(epoch)
+        parts = []
+        for group in range(len(self._order.counts)):
+            own = order[self._groups[order] == group]
+            rows = self._rows[own]
+            arrays = rows, planned[own], variants[own], dropped[own]
+            parts.append(Pairs(epoch * n, *arrays, None if columns is None else columns[rows]))
+        return parts
 
     def step(self, step: int) -> Pairs:
         """The pairs of step 0, 1, 2, ...; a step may span two epochs."""
-        start = step * self.batch_size
+        group, number = self._order.at(step)
+        start = number * self.batch_size
         places = np.arange(start, start + self.batch_size)
-        epochs, offsets = np.divmod(places, len(self._captions))
+        epochs, offsets = np.divmod(places, self._order.counts[group])
         parts = []
         for epoch in np.unique(epochs).tolist():
             inside = offsets[epochs == epoch]
-            parts.append(self._epoch(epoch).part(int(inside[0]), int(inside[-1]) + 1))
+            parts.append(self._epoch(epoch)[group].part(int(inside[0]), int(inside[-1]) + 1))
+        names = ["rows", "negatives", "variants", "dropped"]
+        names += [] if self._draws is None else ["columns"]
         return Pairs(
-            start,
-            *(
-                np.concatenate([getattr(part, name) for part in parts])
-                for name in ("rows", "negatives", "variants", "dropped")
-            ),
+            step * self.batch_size,
+            *(np.concatenate([getattr(part, name) for part in parts]) for name in names),
         )
 
 
-class PlanWriter:
-    """Writes the negatives of every epoch into the folder of the training.
-
-    ``epoch-0000.parquet`` lists them, ``epoch-0000.json`` counts the replaced ones by reason.
-    """
-
-    def __init__(self, folder: Path, cache: TokenCache, *, show: bool) -> None:
-        self._folder = folder
-        self._cache = cache
-        self.show = show
-
-    def __call__(self, epoch: int, plan: EpochPlan) -> None:
-        """Write the plan of an epoch. Raises UserError on a full disk."""
-        if not self.show:  # another rank writes
-            return
-        path = self._folder / f"epoch-{epoch:04d}.parquet"
-        try:
-            with atomic_path(path) as temporary:
-                write_plan(temporary, plan, self._cache.captions, self._cache.source_rows)
-            write_json(path.with_suffix(".json"), plan.replaced)
-        except OSError as error:
-            raise UserError(f"{path} can't be written: {error}. Free some space.") from error
-        if any(plan.replaced.values()):
-            counts = [f"{count} {reason}" for reason, count in plan.replaced.items() if count]
-            tqdm.write(f"negatives replaced in epoch {epoch}: {', '.join(counts)}", file=sys.stderr)
-
-
-def negative_settings(recipe: Recipe) -> NegativeSettings:
-    """The planner's settings from the recipe's keys."""
-    loss = recipe.loss
-    return NegativeSettings(
-        mixture=parse_sum(loss.negatives, KINDS),
-        num_negatives=loss.num_negatives,
-        embedding=loss.negatives_embedding,
-        candidates=loss.hard_candidates,
-        max_similarity=loss.max_similarity,
-        words=recipe.data.attribute_words,
-    )
-
-
-def check_plan(recipe: Recipe, captions: list[str]) -> None:
-    """Raises UserError if no negatives can be built from these captions.
-
-    The search for similar captions may take minutes and is left to training; only its packages are
-    checked here.
-    """
-    settings = negative_settings(recipe)
-    if "hard" in settings.mixture:
-        settings = replace(settings, mixture={"shuffle": 1.0})
-        check_installed(settings.embedding)
-    Planner(captions, replace(settings, embedding="tfidf"), seed=recipe.train.seed)
+def refuse_large_batch(batch_size: int, num_images: int) -> None:
+    """Raises UserError if a step needs more images than there are."""
+    if batch_size > num_images:
+        raise UserError(
+            f"train.batch_size is {batch_size}, but there are only {num_images} usable "
+            f"images; allowed: 1 to {num_images}."
+        )
 
 
 def training_schedule(
@@ -176,20 +169,61 @@ def training_schedule(
         plan_writer: writes the plan of every epoch.
 
     Raises:
-        UserError: a batch larger than the data, or captions from which no negatives can be built.
+        UserError: a batch larger than the data, or more than ``data.max_bad`` rows whose size has
+            too few images for a batch, or whose captions no negatives can be built from; up to so
+            many are not trained on.
     """
-    planner = None
+    sizes = cache.by_size(np.arange(len(cache)), recipe.data.image_size)
+    fitting, too_few = _fillable(recipe, list(sizes.values()))
+    draws = CaptionDraws.of(recipe, cache)
+    planner: PlansEpochs | None = None
+    left_out = LeftOut(np.arange(len(fitting)), [])
     if terms.needs_negatives:
-        show = plan_writer is not None and plan_writer.show
-        planner = Planner(
-            cache.captions, negative_settings(recipe), seed=recipe.train.seed, show=show
+        planner, left_out = plan_negatives(
+            (cache.captions if draws is None else draws.captions(0)).at(fitting),
+            negative_settings(recipe),
+            seed=recipe.train.seed,
+            may_leave_out=recipe.data.max_bad - len(too_few),
+            show=plan_writer is not None and plan_writer.show,
         )
+    left_out = LeftOut(fitting[left_out.kept], fitting[left_out.rows].tolist(), too_few)
+    kept = left_out.kept
+    if planner is not None and draws is not None:
+        planner = DrawnPlanner(draws, kept, negative_settings(recipe), recipe.train.seed)
+    if plan_writer is not None:
+        plan_writer.leave_out(left_out, draws)
+    groups = np.zeros(len(cache), dtype=np.int64)
+    for number, rows in enumerate(sizes.values()):
+        groups[rows] = number
     return Schedule(
-        cache.captions,
+        cache.captions.at(kept),
         batch_size=recipe.train.batch_size,
         num_variants=cache.num_variants,
         uncond_ratio=recipe.loss.uncond_ratio,
         planner=planner,
         seed=recipe.train.seed,
         on_plan=plan_writer,
+        rows=kept,
+        groups=np.unique(groups[kept], return_inverse=True)[1],
+        draws=draws,
     )
+
+
+def _fillable(recipe: Recipe, rows_by_size: list[np.ndarray]) -> tuple[np.ndarray, list[int]]:
+    """The rows of sizes that have enough images for a step, and the others.
+
+    Raises:
+        UserError: there are more others than ``data.max_bad``.
+    """
+    size, may_leave_out = recipe.train.batch_size, recipe.data.max_bad
+    many = [rows for rows in rows_by_size if len(rows) >= size or len(rows_by_size) == 1]
+    few = [rows for rows in rows_by_size if len(rows) < size and len(rows_by_size) > 1]
+    too_few = sorted(np.concatenate(few).tolist()) if few else []
+    if not many or len(too_few) > may_leave_out:
+        raise UserError(
+            f"{len(few)} of {len(rows_by_size)} sizes of data.buckets have fewer images than "
+            f"train.batch_size ({size}), and every step needs that many of one size; together they "
+            f"have {len(too_few)}. Lower train.batch_size, list fewer buckets"
+            + (f", or leave these images out with data.max_bad={len(too_few)}." if many else ".")
+        )
+    return np.sort(np.concatenate(many)), too_few

@@ -1,5 +1,6 @@
 """Everything a training run works with, loaded and prepared before the first step."""
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,16 +8,18 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
+from tqdm import tqdm
 
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import UnifiedModel, grid_of
 from mm_cca.config.mixtures import LossTerms
 from mm_cca.config.schema import LossConfig, Recipe, TrainConfig
+from mm_cca.data.long_captions import refuse_long_prompts
 from mm_cca.data.texts import TextStream, read_texts
-from mm_cca.data.token_cache import TokenCache, open_cache, refuse_long_prompts
+from mm_cca.data.token_cache import TokenCache, open_cache
 from mm_cca.errors import UserError
 from mm_cca.modeling.logprobs import CodeLogProbs, CodeTerms
-from mm_cca.modeling.lora import attach_lora
+from mm_cca.modeling.lora import attach_lora_of
 from mm_cca.runs.digests import record_base
 from mm_cca.runs.folder import RunFolder
 from mm_cca.training import checkpoint
@@ -27,8 +30,15 @@ from mm_cca.training.drawn_pictures import open_drawn
 from mm_cca.training.ema import Ema
 from mm_cca.training.losses import code_terms_of
 from mm_cca.training.optimizer import new_optimizer
+from mm_cca.training.plan import plan_of
+from mm_cca.training.plan_text import Gpu, plan_text
+from mm_cca.training.planned_negatives import PlanWriter
 from mm_cca.training.reference import CopyReference, LoraReference, Reference
-from mm_cca.training.schedule import PlanWriter, Schedule, training_schedule
+from mm_cca.training.schedule import Schedule, training_schedule
+from mm_cca.training.trackers import name_of_run, start_trackers
+
+WORTH_A_PLAN = 10**7
+"""Bytes of weights from which a training begins with its plan."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,7 @@ def set_up(
     config, terms = recipe.train, LossTerms.of(loss)
     set_seed(config.seed)
     _refuse_rounded_updates(recipe, accelerator)
+    _refuse_sharded_kinds(recipe, accelerator)
     _refuse_sharded_average(config, accelerator)
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
     # Before the model is read: fail early if no negatives can be built.
@@ -87,7 +98,7 @@ def set_up(
     schedule = training_schedule(recipe, cache, terms, plan_writer)
     model = load_checkpoint(recipe.model)
     if recipe.data.caption_template is not None:  # perhaps set after prepare
-        refuse_long_prompts(model, cache.captions, cache.source_rows, recipe.data)
+        refuse_long_prompts(model, *cache.every_caption(), recipe.data)
     if accelerator.is_main_process:
         record_base(model.module, folder)
     # Their digest is that of the base, without a LoRA.
@@ -95,7 +106,8 @@ def set_up(
     cached = None
     if terms.needs_reference and config.reference == "cached":
         cached = open_cached(recipe, run, model)
-    policy = _policy(recipe, model, whole_vocabulary=loss.whole_vocabulary)
+    policy = new_policy(recipe, model, whole_vocabulary=loss.whole_vocabulary)
+    _print_plan(recipe, loss, policy, accelerator, cache)
     policy.to(accelerator.device)
     # Before FSDP shards the weights, and while the policy still is the base.
     loss = settle_beta(recipe, loss, cache, schedule, policy, accelerator, folder)
@@ -108,7 +120,7 @@ def set_up(
         accelerator.register_for_checkpointing(ema)
     checkpoint.skip_frozen_weights(accelerator)
     if config.trackers:
-        accelerator.init_trackers("mm_cca", config={})
+        start_trackers(accelerator, recipe, name_of_run(run, folder))
     collate = Collator(
         model,
         cache,
@@ -135,11 +147,11 @@ def set_up(
     )
 
 
-def _policy(recipe: Recipe, model: UnifiedModel, *, whole_vocabulary: bool) -> CodeLogProbs:
+def new_policy(recipe: Recipe, model: UnifiedModel, *, whole_vocabulary: bool) -> CodeLogProbs:
     """The model as it trains: with a LoRA, checkpointing or compiled, as the recipe asks."""
     config = recipe.train
     if config.tuning == "lora":
-        attach_lora(model, rank=config.lora_rank, alpha=config.lora_alpha)
+        attach_lora_of(model, config)
     if config.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.compile:
@@ -156,7 +168,10 @@ def _reference(
         return CachedReference(cached, device, per_code=keeps_codes(terms.config))
     if not (terms.needs_reference or terms.needs_base):
         return None
-    return LoraReference(policy) if config.reference == "lora" else CopyReference(policy)
+    if config.reference == "lora":
+        return LoraReference(policy)
+    half = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.mixed_precision]
+    return CopyReference(policy, half=half, compiled=config.compile)
 
 
 def _texts(recipe: Recipe, cache: TokenCache) -> TextStream:
@@ -168,15 +183,9 @@ def _texts(recipe: Recipe, cache: TokenCache) -> TextStream:
 def _refuse_rounded_updates(recipe: Recipe, accelerator: Accelerator) -> None:
     """Weights kept in half precision would round small updates away."""
     lora = recipe.train.tuning == "lora"
-    sharded = accelerator.distributed_type == DistributedType.FSDP
-    if lora and sharded and recipe.model.dtype != "float32":
-        raise UserError(
-            f"train.tuning is lora with FSDP and model.dtype is {recipe.model.dtype}: FSDP can't "
-            "shard a LoRA in float32 together with a base in half precision. Use "
-            "model.dtype=float32 (its shards are as large as half the base on two ranks), or plain "
-            "data parallelism: accelerate launch --multi_gpu."
-        )
-    if recipe.model.dtype == "float32" or lora or sharded:  # FSDP trains float32 copies
+    # Both train float32 copies of the weights.
+    copies = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if recipe.model.dtype == "float32" or lora or copies:
         return
     raise UserError(
         f"train.tuning is full and model.dtype is {recipe.model.dtype}: weights in half precision "
@@ -186,10 +195,54 @@ def _refuse_rounded_updates(recipe: Recipe, accelerator: Accelerator) -> None:
     )
 
 
+def _print_plan(
+    recipe: Recipe,
+    loss: LossConfig,
+    policy: CodeLogProbs,
+    accelerator: Accelerator,
+    cache: TokenCache,
+) -> None:
+    """What the training will take; not of sharded weights, nor of models that fit anywhere."""
+    weights = sum(p.numel() * p.element_size() for p in policy.parameters())
+    whole = accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if accelerator.is_main_process and whole and weights >= WORTH_A_PLAN:
+        device = accelerator.device
+        size = torch.cuda.mem_get_info(device)[1] / 1e9 if device.type == "cuda" else None
+        try:
+            text = plan_text(plan_of(recipe, loss, policy, device, cache), Gpu.of_size(size))
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            # An adapter may compute with numbers, which a simulated step doesn't have.
+            why = next(iter(str(error).splitlines()), "")
+            text = f"no plan of the training: {type(error).__name__}: {why}"
+        tqdm.write(text, file=sys.stderr)
+
+
+def _refuse_sharded_kinds(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Raises UserError for what was never sharded by FSDP or DeepSpeed here."""
+    names = {DistributedType.FSDP: "FSDP", DistributedType.DEEPSPEED: "DeepSpeed"}
+    kind, train = accelerator.distributed_type, recipe.train
+    if kind not in names:
+        return
+    sharded = {
+        "model.quantization": (recipe.model.quantization, recipe.model.quantization is None),
+        "train.optimizer": (train.optimizer, train.optimizer == "adamw"),
+        "train.lora_dora": (train.lora_dora, train.tuning != "lora" or not train.lora_dora),
+    }
+    for key, (value, works) in sharded.items():
+        if not works:
+            raise UserError(
+                f"{key} is {value} with {names[kind]}, which shards plain weights and the state of "
+                "adamw only. Use plain data parallelism (accelerate launch --multi_gpu), where "
+                "every GPU holds the whole model, or leave the key out."
+            )
+
+
 def _refuse_sharded_average(config: TrainConfig, accelerator: Accelerator) -> None:
-    if config.ema is not None and accelerator.distributed_type == DistributedType.FSDP:
+    kind = accelerator.distributed_type
+    if config.ema is not None and kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        name = {DistributedType.FSDP: "FSDP", DistributedType.DEEPSPEED: "DeepSpeed"}[kind]
         raise UserError(
-            f"train.ema is {config.ema} with FSDP, whose sharded weights it can't average. Use "
+            f"train.ema is {config.ema} with {name}, whose sharded weights it can't average. Use "
             "plain data parallelism (accelerate launch --multi_gpu), or leave train.ema out and "
             "average finished runs with `mm-cca average`."
         )

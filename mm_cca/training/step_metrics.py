@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from accelerate import Accelerator
 
+from mm_cca.config.read_files import is_there, text_of
 from mm_cca.objectives import Stats
 from mm_cca.training.collate import MicroBatch
 
@@ -78,21 +79,20 @@ class MetricsFile:
         if self._is_main:
             kept = [line for line in self._lines() if _step_of(line) < self._first_step]
             self._path.write_text("".join(line + "\n" for line in kept))
-            self._file = self._path.open("a")
+            # Line by line, for those who watch.
+            self._file = self._path.open("a", buffering=1)
         return self
 
     def _lines(self) -> list[str]:
-        return self._path.read_text().splitlines() if self._path.exists() else []
+        if not is_there(self._path):
+            return []
+        advice = "Delete it; the curves of the steps already done are then lost."
+        return text_of(self._path, advice).splitlines()
 
     def write(self, step: int, numbers: dict[str, float | None]) -> None:
         """Append one line."""
         if self._is_main:
             self._file.write(json.dumps({"step": step, **numbers}) + "\n")
-
-    def flush(self) -> None:
-        """Write buffered lines to disk."""
-        if self._is_main:
-            self._file.flush()
 
     def __exit__(
         self,
@@ -105,8 +105,8 @@ class MetricsFile:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line; infinity for a truncated one, which is deleted."""
+    """The step of a line; infinity for a truncated or damaged one, which is deleted."""
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")

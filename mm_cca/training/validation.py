@@ -23,7 +23,6 @@ def heldout_nll(
     accelerator: Accelerator,
     policy: torch.nn.Module,
     collate: Collator,
-    num_rows: int,
     recipe: Recipe,
 ) -> float:
     """Mean negative log-likelihood in nats per code over a whole split, same on every rank.
@@ -32,27 +31,30 @@ def heldout_nll(
         accelerator: of the run.
         policy: a ``CodeLogProbs``, perhaps wrapped.
         collate: of the split, without texts and unconditional prompts.
-        num_rows: of the split.
         recipe: for the size of a batch.
     """
     policy.eval()
     size = 2 * recipe.train.micro_batch_size
-    total = torch.zeros(2, device=accelerator.device, dtype=torch.float64)
-    starts = range(0, num_rows, size)
+    # Summed in float64, but not on the device: Apple's has none.
+    total = torch.zeros(2, dtype=torch.float64)
+    parts = [
+        of_size[start : start + size]
+        for of_size in collate.rows_by_size()
+        for start in range(0, len(of_size), size)
+    ]
     ranks, rank = accelerator.num_processes, accelerator.process_index
     # All ranks do the same number of forward passes: with sharded weights they wait for each other.
-    for first in range(0, len(starts), ranks):
-        counts = first + rank < len(starts)
-        start = starts[first + rank] if counts else 0
-        rows = np.arange(start, min(start + size, num_rows))
+    for first in range(0, len(parts), ranks):
+        counts = first + rank < len(parts)
+        rows = parts[first + rank if counts else 0]
         none = np.zeros(len(rows), dtype=bool)
         no_negatives = np.empty((len(rows), 0), dtype=object)
-        batch = collate(Pairs(start, rows, no_negatives, np.zeros_like(rows), none))
-        logps = policy(batch.prompts.ids, batch.prompts.mask, batch.codes).logps
+        batch = collate(Pairs(0, rows, no_negatives, np.zeros_like(rows), none))
+        logps = policy(batch.prompts.ids, batch.prompts.mask, batch.codes, grid=batch.grid).logps
         if counts:
-            total[0] -= logps.double().sum()
+            total[0] -= logps.cpu().double().sum()
             total[1] += batch.codes.numel()
-    summed = accelerator.reduce(total, reduction="sum")
+    summed = total if ranks == 1 else accelerator.reduce(total.to(accelerator.device), "sum")
     return float(summed[0] / summed[1])
 
 
@@ -88,7 +90,7 @@ class Validation:
             template=recipe.data.caption_template,
         )
         return cls(
-            lambda: heldout_nll(accelerator, setup.policy, collate, len(cache), recipe),
+            lambda: heldout_nll(accelerator, setup.policy, collate, recipe),
             setup,
             folder / "best",
         )

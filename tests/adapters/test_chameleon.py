@@ -204,6 +204,7 @@ def test_codes_are_those_of_metas_image_tokenizer(model: UnifiedModel, stock):
 def test_loading_is_silent_about_the_decoder_but_not_about_a_surprise(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
+    caplog.set_level(logging.WARNING, "transformers")  # a command of an earlier test hides them
     load_adapter("chameleon", str(folder))
     assert not caplog.text
     copy_with(folder, tmp_path, weights_of(folder) | {"model.a_surprise": torch.zeros(2)})

@@ -1,13 +1,11 @@
-"""The emu3 adapter does what stock transformers does, on tiny random weights."""
+"""The emu3 adapter does what stock transformers does, in both layouts, on tiny random weights."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from transformers import Emu3ForConditionalGeneration, Emu3Processor
 
 from mm_cca import load_adapter
@@ -15,13 +13,31 @@ from mm_cca.adapters.base import FREE, UnifiedModel, grid_of
 from mm_cca.errors import UserError
 from mm_cca.modeling.logprobs import CodeLogProbs
 from mm_cca.modeling.lora import attach_lora
+from tests.support.checkpoints import changed_weights, weights_of
 from tests.support.closeness import assert_close
+from tests.support.hub_folders import change_json, copy_of, read_json
+
+GRID = (4, 4)
 
 
-@pytest.fixture
-def stock(tiny8_folder: Path) -> tuple[Emu3ForConditionalGeneration, Emu3Processor]:
-    model = Emu3ForConditionalGeneration.from_pretrained(tiny8_folder)
-    return model.eval(), Emu3Processor.from_pretrained(tiny8_folder)
+@pytest.fixture(scope="module")
+def folder(both_folders: Path) -> Path:
+    """32x32 pixels, 8 to a code, as ``Emu3Processor`` takes for granted: 4x4 codes out of 64."""
+    return both_folders / "emu3"
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> UnifiedModel:
+    """Not changed by any test."""
+    model = load_adapter("emu3", str(folder))
+    model.module.eval()
+    return model
+
+
+@pytest.fixture(scope="module")
+def stock(folder: Path) -> tuple[Emu3ForConditionalGeneration, Emu3Processor]:
+    model = Emu3ForConditionalGeneration.from_pretrained(folder)
+    return model.eval(), Emu3Processor.from_pretrained(folder)
 
 
 def _pictures(count: int, height: int, width: int) -> torch.Tensor:
@@ -30,17 +46,17 @@ def _pictures(count: int, height: int, width: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("prompt", ["red owl, noto style", ""])
-def test_prompt_is_the_processors(tiny8_model: UnifiedModel, stock, prompt: str):
+def test_prompt_is_the_processors(model: UnifiedModel, stock, prompt: str):
     """24x24 pixels are 3x3 codes; ``ratio`` and ``image_area`` make the processor say so."""
     _, processor = stock
     expected = processor(
         text=prompt, return_for_image_generation=True, ratio="1:1", image_area=24 * 24
     )
     assert [list(size) for size in expected["image_sizes"]] == [[3, 3]]
-    assert tiny8_model.prompt_ids([prompt], (3, 3)) == [list(expected["input_ids"][0])]
+    assert model.prompt_ids([prompt], (3, 3)) == [list(expected["input_ids"][0])]
 
 
-def test_prompt_names_rows_before_columns(tiny8_model: UnifiedModel, stock):
+def test_prompt_names_rows_before_columns(model: UnifiedModel, stock):
     """A square can't tell ``h*w`` from ``w*h``; here the processor itself says which is which."""
     _, processor = stock
     expected = processor(
@@ -48,39 +64,39 @@ def test_prompt_names_rows_before_columns(tiny8_model: UnifiedModel, stock):
     )
     height, width = expected["image_sizes"][0]
     assert height != width
-    assert tiny8_model.prompt_ids(["red owl"], (height, width)) == [list(expected["input_ids"][0])]
+    assert model.prompt_ids(["red owl"], (height, width)) == [list(expected["input_ids"][0])]
 
 
-def test_the_unconditional_form_is_the_processors_empty_prompt(tiny8_model: UnifiedModel, stock):
+def test_the_unconditional_form_is_the_processors_empty_prompt(model: UnifiedModel, stock):
     _, processor = stock
     expected = processor(text="", return_for_image_generation=True, ratio="1:1", image_area=24 * 24)
-    assert tiny8_model.unconditional_ids([], (3, 3)) == list(expected["input_ids"][0])
+    assert model.unconditional_ids([], (3, 3)) == list(expected["input_ids"][0])
 
 
-def test_the_unconditional_form_keeps_the_size(tiny8_model: UnifiedModel, stock):
+def test_the_unconditional_form_keeps_the_size(model: UnifiedModel, stock):
     _, processor = stock
-    ids = tiny8_model.unconditional_ids([], (3, 3))
+    ids = model.unconditional_ids([], (3, 3))
     assert processor.tokenizer.decode(ids) == "<|extra_203|><|image start|>3*3<|image token|>"
-    assert tiny8_model.unconditional_ids([], (3, 3), "blurry") != ids
+    assert model.unconditional_ids([], (3, 3), "blurry") != ids
 
 
-def test_the_span_is_what_processor_and_model_build(tiny8_model: UnifiedModel, stock):
+def test_the_span_is_what_processor_and_model_build(model: UnifiedModel, stock):
     """A captioned image, filled in by ``get_image_tokens``, is our prompt and our slots."""
-    model, processor = stock
-    pixels = _pictures(1, 24, 24)
+    original, processor = stock
+    pixels = _pictures(1, 32, 32)
     image = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
     inputs = processor(images=image, text="red owl<image>", return_tensors="pt")
     with torch.no_grad():
-        tokens = model.model.get_image_tokens(inputs["pixel_values"], inputs["image_sizes"])
+        tokens = original.model.get_image_tokens(inputs["pixel_values"], inputs["image_sizes"])
     ids = inputs["input_ids"][0].clone()
     ids[ids == processor.image_token_id] = tokens.to(ids.dtype)
 
-    codes = tiny8_model.encode(pixels)[0]
-    layout = tiny8_model.layout((3, 3))
+    codes = model.encode(pixels)[0]
+    layout = model.layout(GRID)
     span = torch.from_numpy(layout.tokens.copy())
-    mapping = model.vocabulary_mapping
+    mapping = original.vocabulary_mapping
     span[span == FREE] = torch.tensor([mapping.img2bpe[c] for c in codes.tolist()])
-    prompt = tiny8_model.prompt_ids(["red owl"], (3, 3))[0]
+    prompt = model.prompt_ids(["red owl"], GRID)[0]
     ours = prompt + span.tolist()
     assert ids[: len(ours)].tolist() == ours
     after = [
@@ -92,27 +108,27 @@ def test_the_span_is_what_processor_and_model_build(tiny8_model: UnifiedModel, s
     assert ids[len(ours) :].tolist() == after
 
 
-def test_encoding_is_the_stock_encoders(tiny8_model: UnifiedModel, stock):
-    model, processor = stock
-    pixels = _pictures(3, 24, 24)
+def test_encoding_is_the_stock_encoders(model: UnifiedModel, stock):
+    original, processor = stock
+    pixels = _pictures(3, 32, 32)
     images = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pixels]
     inputs = processor.image_processor(images, return_tensors="pt")
     with torch.no_grad():
-        expected = model.model.vqmodel.encode(inputs["pixel_values"], inputs["image_sizes"])
-    codes = tiny8_model.encode(pixels)
+        expected = original.model.vqmodel.encode(inputs["pixel_values"], inputs["image_sizes"])
+    codes = model.encode(pixels)
     assert codes.tolist() == [c.flatten().tolist() for c in expected.image_tokens]
     assert len(codes.unique()) > 5, "too few codes to tell a wrong encoder from a right one"
 
 
-def test_decoding_is_decode_image_tokens(tiny8_model: UnifiedModel, stock):
-    model, processor = stock
-    codes = torch.randint(32, (2, 6), generator=torch.Generator().manual_seed(1))
-    convert = model.vocabulary_mapping.convert_img2bpe
+def test_decoding_is_decode_image_tokens(model: UnifiedModel, stock):
+    original, processor = stock
+    codes = torch.randint(64, (2, 6), generator=torch.Generator().manual_seed(1))
+    convert = original.vocabulary_mapping.convert_img2bpe
     table = torch.stack([convert(image).flatten() for image in codes.view(2, 2, 3)])
     generated = torch.cat([table, torch.zeros(2, 3, dtype=table.dtype)], dim=1)
-    images = model.decode_image_tokens(image_tokens=generated, height=2, width=3)
+    images = original.decode_image_tokens(image_tokens=generated, height=2, width=3)
     expected = processor.postprocess(list(images.float()), return_tensors="pt")["pixel_values"]
-    ours = tiny8_model.decode(codes, (2, 3))
+    ours = model.decode(codes, (2, 3))
     assert ours.shape == (2, 3, 16, 24)
     # With "pt" the stock postprocess returns all channels of all images in one row.
     difference = (ours.int() - expected.view(ours.shape).int()).abs()
@@ -120,40 +136,38 @@ def test_decoding_is_decode_image_tokens(tiny8_model: UnifiedModel, stock):
     assert difference.max() <= 1, f"max {difference.max()}, mean {difference.float().mean():.3g}"
 
 
-def test_codes_map_to_the_vocabulary_and_back(tiny_model: UnifiedModel):
-    head = tiny_model.image_head()
-    whole = tiny_model.image_head(whole_vocabulary=True)
-    assert head.weight.shape[0] == tiny_model.codebook_size == 32
+def test_codes_map_to_the_vocabulary_and_back(model: UnifiedModel):
+    head = model.image_head()
+    whole = model.image_head(whole_vocabulary=True)
+    assert head.weight.shape[0] == model.codebook_size == 64
     assert head.weight.data_ptr() != 0
     assert head.weight._base is whole.weight._base is not None, "rows must be a view, not a copy"
-    for code in (0, 7, 31):
+    for code in (0, 7, 63):
         assert_close(head.weight[head.row_of_code[code]], whole.weight[whole.row_of_code[code]], 0)
 
 
-def test_layout_of_two_rows(tiny_model: UnifiedModel):
+def test_layout_of_two_rows(model: UnifiedModel):
     """Three codes, end of line, three codes; nothing after the last code is needed."""
-    layout = tiny_model.layout((2, 3))
-    eol = tiny_model.module.vocabulary_mapping.eol_token_id
+    layout = model.layout((2, 3))
+    eol = model.module.vocabulary_mapping.eol_token_id
     assert layout.tokens.tolist() == [FREE, FREE, FREE, eol, FREE, FREE, FREE]
     assert layout.free_slots.tolist() == [0, 1, 2, 4, 5, 6]
     assert layout.num_codes == 6
 
 
-def test_pixels_per_code(tiny_model: UnifiedModel, tiny8_model: UnifiedModel):
-    assert (tiny_model.pixels_per_code, tiny8_model.pixels_per_code) == (4, 8)
-    assert grid_of(tiny8_model, (16, 24)) == (2, 3)
+def test_pixels_per_code(tiny_model: UnifiedModel, model: UnifiedModel):
+    assert (tiny_model.pixels_per_code, model.pixels_per_code) == (4, 8)
+    assert grid_of(model, (16, 24)) == (2, 3)
 
 
-def test_dropout_is_off_although_the_checkpoint_has_it(tiny_folder: Path, tmp_path: Path):
+def test_dropout_is_off_although_the_checkpoint_has_it(both_folders: Path, tmp_path: Path):
     """Emu3's own configs ship 0.1, which moves log-probs between two calls in train mode."""
-    for file in tiny_folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["text_config"]["attention_dropout"] = 0.5
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    model = load_adapter("emu3", str(tmp_path))
+    folder = copy_of(both_folders, "emu3", tmp_path)
+    text = read_json(folder / "config.json")["text_config"]
+    change_json(folder / "config.json", text_config=text | {"attention_dropout": 0.5})
+    model = load_adapter("emu3", str(folder))
     model.module.train()
-    embeds = model.embed_text(torch.tensor([model.prompt_ids(["red owl"], (4, 4))[0]]))
+    embeds = model.embed_text(torch.tensor([model.prompt_ids(["red owl"], GRID)[0]]))
     mask = torch.ones(embeds.shape[:2], dtype=torch.bool)
     places = torch.arange(embeds.shape[1])[None]
     assert_close(
@@ -162,14 +176,15 @@ def test_dropout_is_off_although_the_checkpoint_has_it(tiny_folder: Path, tmp_pa
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_the_image_tokenizer_is_frozen_and_stays_in_eval_mode(tiny_model: UnifiedModel, lora: bool):
+def test_the_image_tokenizer_is_frozen_and_stays_in_eval_mode(folder: Path, lora: bool):
     """Also inside PEFT and a wrapper such as DDP. In train mode its batch norms would drift."""
-    (vq,) = tiny_model.frozen()
-    text_model = tiny_model.module.model.text_model
+    model = load_adapter("emu3", str(folder))
+    (vq,) = model.frozen()
+    text_model = model.module.model.text_model
     assert any(isinstance(layer, torch.nn.BatchNorm3d) for layer in vq.modules())
     if lora:
-        attach_lora(tiny_model, rank=2, alpha=4)
-    policy = CodeLogProbs(tiny_model, tiny_model.layout((4, 4)), whole_vocabulary=False)
+        attach_lora(model, rank=2, alpha=4)
+    policy = CodeLogProbs(model, model.layout(GRID), whole_vocabulary=False)
     wrapped = torch.nn.Sequential(policy)
     wrapped.eval()
     wrapped.train()
@@ -178,46 +193,44 @@ def test_the_image_tokenizer_is_frozen_and_stays_in_eval_mode(tiny_model: Unifie
     assert not any(module.training for module in vq.modules())
 
     before = {name: value.clone() for name, value in vq.state_dict().items()}
-    pixels = _pictures(2, 16, 16)
-    codes = tiny_model.encode(pixels)
-    assert torch.equal(tiny_model.encode(pixels), codes)
+    pixels = _pictures(2, 32, 32)
+    codes = model.encode(pixels)
+    assert torch.equal(model.encode(pixels), codes)
     assert all(torch.equal(value, before[name]) for name, value in vq.state_dict().items())
 
 
-def test_save_and_load(tiny_model: UnifiedModel, tmp_path: Path):
-    tiny_model.save(tmp_path)
+def test_save_and_load(model: UnifiedModel, tmp_path: Path):
+    model.save(tmp_path)
     again = load_adapter("emu3", str(tmp_path))
-    stored = tiny_model.module.state_dict()
+    stored = model.module.state_dict()
     for name, value in again.module.state_dict().items():
         assert torch.equal(value, stored[name]), name
-    assert again.prompt_ids(["a"], (4, 4)) == tiny_model.prompt_ids(["a"], (4, 4))
+    assert again.prompt_ids(["a"], GRID) == model.prompt_ids(["a"], GRID)
     assert isinstance(Emu3ForConditionalGeneration.from_pretrained(tmp_path), torch.nn.Module)
 
 
-def test_a_folder_without_weights_is_refused(tiny_folder: Path, tmp_path: Path):
-    for file in tiny_folder.iterdir():
-        if file.suffix != ".safetensors":
+def test_a_folder_without_weights_is_refused(folder: Path, tmp_path: Path):
+    for file in folder.iterdir():
+        if ".safetensors" not in file.name:
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(UserError, match="can't be read by the adapter 'emu3'"):
+    with pytest.raises(
+        UserError, match=r"model\.safetensors is missing.*download the folder again"
+    ):
         load_adapter("emu3", str(tmp_path))
 
 
-def test_a_checkpoint_that_lacks_a_weight_is_refused(tiny_folder: Path, tmp_path: Path):
+def test_a_checkpoint_that_lacks_a_weight_is_refused(folder: Path, tmp_path: Path):
     """transformers would draw it at random and only write that to the log."""
-    for file in tiny_folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    weights = load_file(tmp_path / "model.safetensors")
-    (name,) = [name for name in weights if name.endswith("layers.0.mlp.up_proj.weight")]
-    del weights[name]
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (name,) = [n for n in weights_of(folder) if n.endswith("layers.0.mlp.up_proj.weight")]
+    changed_weights(folder, tmp_path, lack=name)
     with pytest.raises(UserError, match=r"lacks 1 weights, such as .*layers\.0\.mlp\.up_proj"):
         load_adapter("emu3", str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["emu4", "no.such.module:Class", "mm_cca.errors:Nothing"])
-def test_an_unknown_adapter_is_refused(name: str, tiny_folder: Path):
+def test_an_unknown_adapter_is_refused(name: str, folders: Path):
     with pytest.raises(UserError, match=r"model\.adapter"):
-        load_adapter(name, str(tiny_folder))
+        load_adapter(name, str(folders / "emu3"))
 
 
 def test_an_adapter_by_dotted_name(tiny_folder: Path):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from mm_cca import cli
 from mm_cca.cli.commands.average import average_runs
 from mm_cca.errors import UserError
-from mm_cca.runs.digests import recorded_base, weights_digest
+from mm_cca.runs.digests import model_digests, recorded_base, weights_digest
 from mm_cca.runs.folder import open_run
 from mm_cca.sampling.weights import load_source
 from mm_cca.testing.tiny import write_tiny
@@ -181,6 +181,9 @@ def test_another_size_of_the_model(trained: Path, tmp_path: Path):
     write_tiny("emu3", tmp_path / "tiny", side=2, layout="transformers")
     other = Path(shutil.copytree(trained / "b", tmp_path / "other"))
     (other / "train" / "base.json").unlink()
+    stage = json.loads((other / "train" / "stage.json").read_text())
+    del stage["weights"]
+    (other / "train" / "stage.json").write_text(json.dumps(stage))
     shutil.copy(tmp_path / "tiny" / "model.safetensors", other / "train" / "model")
     shown = message([trained / "a", other], tmp_path / "mean")
     assert f"{trained / 'a' / 'train' / 'model'} and {other / 'train' / 'model'} can't" in shown
@@ -215,6 +218,9 @@ def test_lora_of_another_kind(trained: Path, tmp_path: Path):
     other = Path(shutil.copytree(trained / "lora-b", tmp_path / "other"))
     path = other / "train" / "model" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dora": True}))
+    stage = other / "train" / "stage.json"
+    digests = {"weights": model_digests(path.parent)}
+    stage.write_text(json.dumps(json.loads(stage.read_text()) | digests))
     assert "its LoRA has use_dora" in message([trained / "lora-a", other], tmp_path / "mean")
 
 

@@ -262,3 +262,101 @@ def test_verb_runs_its_stage_alone(verb: str, recipe: Path, monkeypatch: pytest.
     assert cli.main([verb, str(recipe)]) == 0
     assert cli.main(["run", str(recipe), "run.stages=[train, sample]"]) == 0
     assert asked == [[verb], ["train", "sample"]]
+
+
+@pytest.fixture
+def stage_that_raises(monkeypatch: pytest.MonkeyPatch):
+    def use(error: BaseException) -> None:
+        def stages(_: object) -> int:
+            raise error
+
+        monkeypatch.setattr("mm_cca.cli.commands.stages.stages", stages)
+
+    return use
+
+
+def test_an_unforeseen_error_is_one_sentence_and_a_log(
+    stage_that_raises, recipe: Path, capsys: pytest.CaptureFixture[str]
+):
+    stage_that_raises(RuntimeError("shapes differ\nmany more lines"))
+    assert cli.main(["train", str(recipe)]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: unexpected RuntimeError: shapes differ\n")
+    assert "Traceback" not in message
+    log = Path(message.split("its traceback is in ")[1].split(",")[0])
+    text = log.read_text()
+    assert "many more lines" in text
+    assert "Traceback" in text
+    log.unlink()
+
+
+def test_debug_shows_the_traceback_of_an_unforeseen_error(stage_that_raises, recipe: Path):
+    stage_that_raises(RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        cli.main(["--debug", "train", str(recipe)])
+
+
+def test_out_of_memory_names_the_keys_that_help(
+    stage_that_raises, recipe: Path, capsys: pytest.CaptureFixture[str]
+):
+    import torch
+
+    stage_that_raises(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert cli.main(["train", str(recipe)]) == 1
+    message = capsys.readouterr().err
+    assert "train.micro_batch_size" in message
+    assert "traceback is in" not in message
+
+
+def test_sigterm_is_told(recipe: Path):
+    code = (
+        "import os, signal, sys; from mm_cca.cli.commands import stages; "
+        "from mm_cca.cli import main; "
+        "stages.stages = lambda args: os.kill(os.getpid(), signal.SIGTERM) or input(); "
+        "sys.exit(main(['train', sys.argv[1]]))"
+    )
+    done = python(code, str(recipe))
+    assert done.returncode == 143
+    assert done.stderr == "terminated; run the same command again to resume\n"
+
+
+def test_a_terminal_without_unicode_is_no_error(tmp_path: Path):
+    code = "import sys; from mm_cca.cli import main; sys.exit(main(['ls']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=False,
+        env={"PYTHONIOENCODING": "ascii", "PATH": "", "HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+SPEAKS = """
+import logging, sys, warnings
+from mm_cca.cli import main
+main()
+import transformers
+logger = transformers.utils.logging.get_logger("transformers.models.auto")
+logger.warning_once("Requested torchvision backend is not available.")
+logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load CPU kernel")
+warnings.warn("not for users")
+"""
+
+
+@pytest.mark.parametrize(("words", "told"), [([], 0), (["--debug"], 3)])
+def test_a_process_shows_no_warnings_of_other_libraries(words: list[str], told: int):
+    """But with --debug."""
+    done = python(SPEAKS, *words, "ls")
+    assert done.returncode == 0, done.stderr
+    phrases = ("Requested torchvision", "Failed to load CPU kernel", "not for users")
+    assert sum(phrase in done.stderr for phrase in phrases) == told
+    assert told or done.stderr == ""
+
+
+def test_a_call_from_python_leaves_the_warnings_of_its_process_alone():
+    done = python(
+        "import os, warnings; from mm_cca.cli import main; main(['ls']); warnings.warn('mine'); "
+        "print('TRANSFORMERS_VERBOSITY' in os.environ)"
+    )
+    assert "mine" in done.stderr
+    assert done.stdout.splitlines()[-1] == "False"

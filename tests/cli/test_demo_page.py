@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from mm_cca.cli.commands.demo_session import DemoSession
 from tests.support import runs
@@ -22,7 +22,8 @@ from tests.support.training import at
 
 TITLES = ("base", "base with guidance", "CCA, without guidance")
 SCALE, DIAL = "number input for Guidance scale", "number input for Dial of CCA"
-COST = re.compile(r"^[\w.+]+: \d+\.\d\d s, \d+ forward passes$")
+COST = r"^[\w.+]+: seeds {first} to {last}, \d+\.\d\d s and \d+ forward passes each$"
+COUNT = 4
 OUTSIDE = re.compile(r"^(?!https?://(127\.0\.0\.1|localhost)[:/])")
 Open = Callable[..., Page]
 
@@ -108,9 +109,10 @@ def open_page(browser: Browser, served: Served) -> Iterator[Open]:
 
 
 def submit(page: Page, fields: dict[str, str]) -> None:
-    """Fill in fields by their labels, or parts of them, and press the button."""
+    """Fill in fields by their labels, or parts of them, and press the button, once the images that
+    the page draws as it opens are there."""
     for label, value in fields.items():
-        page.get_by_label(label).fill(value)
+        page.get_by_label(label, exact=label == "Prompt").fill(value)
     page.get_by_role("button", name="Sample").click()
 
 
@@ -118,9 +120,10 @@ def title_of(page: Page, title: str) -> Locator:
     return page.get_by_role("heading", name=title, exact=True)
 
 
-def costs(page: Page) -> Locator:
-    """Seconds and forward passes of the images, once all are there."""
-    found = page.locator("p").filter(has_text=COST)
+def costs(page: Page, seed: int) -> Locator:
+    """Seconds and forward passes of the images from this seed on, once all are there."""
+    told = re.compile(COST.format(first=seed, last=seed + COUNT - 1))
+    found = page.locator("p").filter(has_text=told)
     found.nth(2).wait_for()
     return found
 
@@ -131,49 +134,61 @@ def image_files(page: Page) -> list[bytes]:
     for title in TITLES:
         image = page.get_by_alt_text(title, exact=True)
         image.evaluate("image => image.decode()")
-        assert image.evaluate("image => image.naturalWidth") == 320, "large enough to see"
+        assert image.evaluate("image => image.naturalWidth") == 2 * 192 + 4, "large enough to see"
         files.append(page.request.get(str(image.get_attribute("src"))).body())
     return files
 
 
 def sample(page: Page, prompt: str, seed: int) -> list[bytes]:
-    submit(page, {"Prompt": prompt, "Seed": str(seed)})
-    costs(page)
+    costs(page, 0)
+    submit(page, {"Prompt": prompt, "First seed": str(seed)})
+    costs(page, seed)
     return image_files(page)
 
 
-def pixels(png: bytes) -> np.ndarray:
-    """At the original size."""
-    return np.array(Image.open(io.BytesIO(png)).resize((16, 16), Image.Resampling.NEAREST))
+def pixels(png: bytes) -> list[np.ndarray]:
+    """The four images of a sheet at their original size."""
+    sheet = Image.open(io.BytesIO(png)).convert("RGB")
+    places = [(left, top) for top in (0, 196) for left in (0, 196)]
+    tiles = [sheet.crop((left, top, left + 192, top + 192)) for left, top in places]
+    return [np.array(tile.resize((16, 16), Image.Resampling.NEAREST)) for tile in tiles]
 
 
-def test_it_opens_with_a_prompt_and_three_empty_places(open_page: Open):
+def test_it_opens_with_a_prompt_of_the_run_and_draws_it(open_page: Open, served: Served):
     page = open_page()
     assert page.get_by_role("heading", level=1).inner_text() == "With and without guidance"
-    assert page.get_by_label("Prompt").input_value() == "a red apple"
-    assert page.get_by_label("Seed").input_value() == "0"
+    examples = DemoSession(served.run).examples
+    assert page.get_by_label("Prompt", exact=True).input_value() == examples[0]
+    assert page.get_by_label("First seed").input_value() == "0"
     assert page.get_by_label(SCALE).input_value() == "2"
     assert page.get_by_label(DIAL).input_value() == "1"
     for title in TITLES:
         assert title_of(page, title).is_visible()
-    assert page.locator("img").count() == 0
-    assert page.locator("a").count() == 0, "no links"
+    costs(page, 0)
+    assert len(image_files(page)) == 3
+    page.get_by_text(examples[1], exact=True).click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(examples[1])
+    links = [link.get_attribute("href") or "" for link in page.locator("a").all()]
+    assert all(link.startswith(page.url) for link in links), "but for the pictures to download"
 
 
 def test_three_images_and_their_cost(open_page: Open, served: Served):
     page = open_page()
-    submit(page, {"Prompt": "green owl", "Seed": "5", SCALE: "4", DIAL: "0.5"})
-    expected = DemoSession(served.run).sample("green owl", 5, 4.0, 0.5)
-    took = costs(page).all_inner_texts()
+    costs(page, 0)
+    submit(page, {"Prompt": "green owl", "First seed": "5", SCALE: "4", DIAL: "0.5"})
+    expected = DemoSession(served.run).draw("green owl", 5, 4.0, 0.5, COUNT)
+    took = costs(page, 5).all_inner_texts()
     assert [re.sub(r"\d+\.\d\d s", "_ s", one) for one in took] == [
-        "base: _ s, 16 forward passes",
-        "base+cfg4: _ s, 32 forward passes",
-        "cca+dial0.5: _ s, 16 forward passes",
+        "base: seeds 5 to 8, _ s and 16 forward passes each",
+        "base+cfg4: seeds 5 to 8, _ s and 32 forward passes each",
+        "cca+dial0.5: seeds 5 to 8, _ s and 16 forward passes each",
     ]
     shown = [pixels(png) for png in image_files(page)]
     for ours, theirs in zip(shown, expected, strict=True):
-        assert np.array_equal(ours, np.array(theirs.image)), theirs.name
-    assert len({one.tobytes() for one in shown}) == 3, "the test needs different images"
+        assert np.array_equal(ours, np.array([np.array(one) for one in theirs.images])), theirs.name
+    assert len({one.tobytes() for arm in shown for one in arm}) == 3 * COUNT, (
+        "the test needs different images"
+    )
 
 
 def test_the_seed_decides(open_page: Open):
@@ -185,24 +200,26 @@ def test_the_seed_decides(open_page: Open):
 
 def test_enter_samples_too(open_page: Open):
     page = open_page()
-    page.get_by_label("Prompt").press("Enter")
-    assert costs(page).count() == 3
+    costs(page, 0)
+    page.get_by_label("First seed").fill("7")
+    page.get_by_label("Prompt", exact=True).press("Enter")
+    assert costs(page, 7).count() == 3
 
 
 def test_invalid_input_gives_a_message_and_keeps_the_images(open_page: Open, served: Served):
     page = open_page()
     before = sample(page, "green owl", 5)
-    took = costs(page).all_inner_texts()
+    took = costs(page, 5).all_inner_texts()
     for label, value, message in (
-        ("Seed", "", "the seed is empty; enter a whole number, 0 or more."),
-        ("Seed", "-1", "the seed is -1; allowed: 0 or more."),
+        ("First seed", "", "the seed is empty; enter a whole number, 0 or more."),
+        ("First seed", "-1", "the seed is -1; allowed: 0 or more."),
         ("Prompt", "  ", "the prompt is empty; describe the image."),
     ):
         submit(page, {label: value})
         page.get_by_text(message, exact=True).wait_for()
         assert page.get_by_text("Error").count() == 0
         assert image_files(page) == before
-        assert costs(page).all_inner_texts() == took
+        assert costs(page, 5).all_inner_texts() == took
     assert "Traceback" not in served.stderr.read_text()
 
 
@@ -212,10 +229,11 @@ def test_a_phone_scrolls_down_only_and_shows_one_below_the_other(open_page: Open
     assert page.evaluate(widths) == [390, 390]
     sample(page, "green owl", 5)
     assert page.evaluate(widths) == [390, 390]
-    order = [page.get_by_label("Prompt"), page.get_by_label("range slider for Guidance scale")]
-    order.append(page.get_by_label("range slider for Dial of CCA"))
-    for title, cost in zip(TITLES, costs(page).all(), strict=True):
+    order = [page.get_by_label("Prompt", exact=True)]
+    sliders = (None, "Guidance scale", "Dial of CCA")
+    for title, cost, slider in zip(TITLES, costs(page, 5).all(), sliders, strict=True):
         order += [title_of(page, title), page.get_by_alt_text(title, exact=True), cost]
+        order += [] if slider is None else [page.get_by_label(f"range slider for {slider}")]
     bottom = 0.0
     for element in order:
         box = element.bounding_box()

@@ -54,20 +54,24 @@ def test_three_ways_of_one_prompt(trained: Path):
     images = {}
     # There and back: the previous dial must not matter.
     for dial in (1.0, 0.5, 1.5, 1.0):
-        base, guided, cca = session.sample(PROMPT, seed=5, scale=4.0, dial=dial)
+        base, guided, cca = session.draw(PROMPT, seed=5, scale=4.0, dial=dial)
         named = f"cca+dial{dial:g}" if dial != 1 else "cca"
         assert [one.name for one in (base, guided, cca)] == ["base", "base+cfg4", named]
         assert [one.forward_passes for one in (base, guided, cca)] == [16, 32, 16]
         assert min(one.seconds for one in (base, guided, cca)) > 0
-        assert np.array_equal(np.array(base.image), pixels_of_arm(trained, "base", 1.0, 1.0))
-        assert np.array_equal(np.array(guided.image), pixels_of_arm(trained, "base", 4.0, 1.0))
-        assert np.array_equal(np.array(cca.image), pixels_of_arm(trained, "cca", 1.0, dial))
-        images[dial] = cca.image.tobytes()
-        images["base"] = base.image.tobytes()
-        images["guided"] = guided.image.tobytes()
+        assert np.array_equal(np.array(base.images[0]), pixels_of_arm(trained, "base", 1.0, 1.0))
+        assert np.array_equal(np.array(guided.images[0]), pixels_of_arm(trained, "base", 4.0, 1.0))
+        assert np.array_equal(np.array(cca.images[0]), pixels_of_arm(trained, "cca", 1.0, dial))
+        images[dial] = cca.images[0].tobytes()
+        images["base"] = base.images[0].tobytes()
+        images["guided"] = guided.images[0].tobytes()
     assert len(set(images.values())) >= 4, "the test needs different images"
-    again = session.sample(PROMPT, seed=6, scale=4.0, dial=1.0)
-    assert again[0].image.tobytes() != images["base"]
+    again = next(session.draw(PROMPT, seed=6, scale=4.0, dial=1.0)).images[0].tobytes()
+    assert again != images["base"]
+    both = next(session.draw(PROMPT, seed=5, scale=4.0, dial=1.0, count=2)).images
+    assert [one.tobytes() for one in both] == [images["base"], again]
+    assert set(session.examples) <= set(runs.CAPTIONS)
+    assert len(session.examples) > 1
 
 
 @pytest.mark.parametrize(
@@ -84,7 +88,7 @@ def test_invalid_inputs(
     reported: Path, prompt: str, seed: int, scale: float, dial: float, message: str
 ):
     with pytest.raises(UserError, match=message):
-        DemoSession(reported.parent / "run").sample(prompt, seed, scale, dial)
+        DemoSession(reported.parent / "run").draw(prompt, seed, scale, dial)
 
 
 def test_a_folder_that_is_not_a_run_or_not_trained(reported: Path, tmp_path: Path):

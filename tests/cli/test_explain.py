@@ -32,7 +32,7 @@ def test_the_page_of_a_key(capsys: pytest.CaptureFixture[str]):
         "",
         "  type     number or auto",
         "  default  0.02",
-        "  allowed  a number, above 0, or auto",
+        "  allowed  a number, above 0 and at most 1,000,000, or auto",
         "  decides  training (if loss.objective has cca, dpo or ddo)",
         "",
     ]
@@ -45,11 +45,11 @@ def test_the_page_of_a_key(capsys: pytest.CaptureFixture[str]):
     [
         ("train.keep", "allowed  last, best"),
         ("train.max_steps", "default  none: a recipe must set it"),
-        ("train.seed", "allowed  a whole number, 0 or more"),
+        ("train.seed", "allowed  a whole number, 0 to 4,294,967,295"),
         ("train.save_every", "decides  no result: it may be changed at any time"),
         ("train.control", "allowed  true or false"),
         ("sample.top_p", "allowed  a number, above 0 and at most 1, or null"),
-        ("sample.guidance_scales", "allowed  numbers, each above 1"),
+        ("sample.guidance_scales", "allowed  numbers, each above 1 and at most 100"),
         ("sample.guidance_scales", "default  [1.5, 2.0, 3.0, 5.0, 7.5]"),
         ("sample.negative_prompts", 'default  [""]'),
         ("run.stages", "allowed  prepare, train, sample, eval, report"),

@@ -159,7 +159,8 @@ def test_the_card_of_dial_1_does_not_mention_a_dial(full: Path, tmp_path: Path):
 def test_the_card_names_base_data_scores_and_licence(full: Path, base: Path, tmp_path: Path):
     export_model(full, tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
-    assert card.data.base_model == str(base)
+    assert card.data.base_model is None, "the hub refuses a folder as the base's name"
+    assert f"`{base}`" in card.text
     assert card.data.library_name == "transformers"
     for text in ("data.parquet", "Apache-2.0", "without guidance", "| train | cca |", "lambda_"):
         assert text in card.text, text
@@ -182,6 +183,20 @@ def test_mistakes(
     assert cli.main(["export", *(word.format(**places) for word in words)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--dial", "0.5"], ["--for-engine"]])
+def test_a_truncated_model(
+    words: list[str], full: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = Path(shutil.copytree(full, tmp_path / "run"))
+    file = run / "train" / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert cli.main(["export", str(run), str(tmp_path / "out"), *words]) == 2
+    told = capsys.readouterr().err
+    assert "model.safetensors is not the file that was written" in told
+    assert f"delete {run / 'train'} and train again" in told
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_untrained_run(full: Path, tmp_path: Path):

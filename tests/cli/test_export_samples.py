@@ -26,6 +26,7 @@ def write_arm(run: Path, per_prompt: int = 1, prompts: list[str] = PROMPTS) -> P
         data = runs.png(runs.picture(index, 16))
         (folder / f"{index:06d}.png").write_bytes(data)
         line = {"index": index, "split": "prompts", "row": row, "prompt": prompts[row]}
+        line |= {"forward_passes": 16, "seconds": 0.1}
         lines.append(json.dumps(line | {"sha256": hashlib.sha256(data).hexdigest()}))
     (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "stage.json").write_text('{"done": true, "settings": {}}')
@@ -39,7 +40,9 @@ def pixels(image: Image.Image | Path) -> np.ndarray:
     return np.array(image)
 
 
-def test_adm_array_holds_the_images_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_adm_array_holds_the_images_shuffled_by_a_fixed_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     run = write_arm(tmp_path / "run", 2)
     words = ["export-samples", str(run), "cca", str(tmp_path / "out"), "--format", "adm-npz"]
     assert cli.main(words) == 0
@@ -49,10 +52,11 @@ def test_adm_array_holds_the_images_in_order(tmp_path: Path, capsys: pytest.Capt
         found = file["arr_0"]
     assert found.dtype == np.uint8
     assert found.shape == (6, 16, 16, 3)
-    assert (found == np.stack([pixels(runs.picture(i, 16)) for i in range(6)])).all()
+    order = [3, 2, 5, 4, 0, 1]  # numpy's default_rng(0).permutation(6)
+    assert (found == np.stack([pixels(runs.picture(i, 16)) for i in order])).all()
     export_samples(run, "cca", tmp_path / "small", form="adm-npz", size=8)
     with np.load(tmp_path / "small" / "samples.npz") as file:
-        small = runs.picture(0, 16).resize((8, 8), Image.Resampling.BICUBIC)
+        small = runs.picture(order[0], 16).resize((8, 8), Image.Resampling.BICUBIC)
         assert (file["arr_0"][0] == pixels(small)).all()
 
 
@@ -194,3 +198,72 @@ def test_what_else_is_refused(tmp_path: Path):
     stage.write_text('{"done": false, "settings": {}}')
     with pytest.raises(UserError, match="arm cca is incomplete"):
         export_samples(run, "cca", tmp_path / "out", form="adm-npz")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("[1]", "in line 2, it is not an object"),
+        ("3", "in line 2, it is not an object"),
+        ('{"tag": "single_object"}', "in line 2, 'prompt' is missing"),
+        ('{"prompt": 3}', "in line 2, 'prompt' is not a text"),
+        ('{"prompt": "a', "in line 2, it is not JSON"),
+    ],
+)
+def test_metadata_of_another_make(tmp_path: Path, line: str, problem: str):
+    run, metadata = write_arm(tmp_path / "run"), tmp_path / "m.jsonl"
+    metadata.write_text(json.dumps({"prompt": PROMPTS[0]}) + "\n" + line + "\n")
+    with pytest.raises(UserError, match=f"{problem}.* must be geneval's evaluation_metadata"):
+        export_samples(run, "cca", tmp_path / "out", form="geneval", prompts=metadata)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [("3", "it is not a list"), ("[1, 2]", "'0' is not a text"), ('{"a": 1}', "it is not a list")],
+)
+def test_styles_of_another_make(tmp_path: Path, content: str, problem: str):
+    run, folder = write_arm(tmp_path / "run"), tmp_path / "benchmark"
+    folder.mkdir()
+    for style in ("anime", "concept-art", "paintings", "photo"):
+        (folder / f"{style}.json").write_text('["red owl"]')
+    (folder / "paintings.json").write_text(content)
+    with pytest.raises(UserError, match=rf"paintings\.json can't be read: {problem}"):
+        export_samples(run, "cca", tmp_path / "out", form="hpsv2", prompts=folder)
+
+
+def test_items_that_are_no_text(tmp_path: Path):
+    run, folder = write_arm(tmp_path / "run"), tmp_path / "prompts"
+    folder.mkdir()
+    (folder / "1.txt").write_bytes(b"Z\xfcrich")
+    with pytest.raises(UserError, match=r"1\.txt can't be read: it is not UTF-8"):
+        export_samples(run, "cca", tmp_path / "out", form="dpg", prompts=folder)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "", " "])
+def test_paths_that_no_file_can_have(name: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["export-samples", name, "cca", "out", "--format", "adm-npz"])
+    assert ended.value.code == 2
+    assert "can't be a path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("form", "ending"),
+    [
+        ("adm-npz", "evaluator.py REFERENCE.npz {out}/samples.npz"),
+        ("dpg", "bash dpg_bench/dist_eval.sh {out} 16"),
+        ("t2i-compbench", "BLIP_vqa.py --out_dir={out}"),
+    ],
+)
+def test_it_ends_with_the_evaluators_command_for_this_size(
+    tmp_path: Path, form: str, ending: str, capsys: pytest.CaptureFixture[str]
+):
+    run, out = write_arm(tmp_path / "run"), tmp_path / "out"
+    words = ["export-samples", str(run), "cca", str(out), "--format", form]
+    if form == "dpg":
+        words += ["--prompts", str(items(tmp_path / "prompts"))]
+    assert cli.main(words) == 0
+    told = capsys.readouterr().out
+    assert told.rstrip().endswith(ending.format(out=out))
+    assert "16 pixels wide" in told

@@ -9,7 +9,8 @@ import pytest
 
 from mm_cca.config.key_table import BEGIN, END, json_schema, markdown_table, with_table
 from mm_cca.config.key_text import all_keys
-from mm_cca.config.load import _read_yaml, load_config, own_copy
+from mm_cca.config.load import load_config, own_copy
+from mm_cca.config.read_yaml import read_yaml
 from mm_cca.config.shipped import shipped_recipes
 from mm_cca.errors import UserError
 from tests.support import runs
@@ -50,7 +51,7 @@ def test_it_is_a_schema():
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_fit(name: str):
     path = shipped_recipes()[name]
-    assert mistakes(_read_yaml(path)) == []
+    assert mistakes(read_yaml(path)) == []
     assert path.read_text().count("# yaml-language-server: $schema=schema.json\n") == 1
 
 
@@ -89,7 +90,7 @@ def test_shipped_recipes_fit(name: str):
 )
 def test_it_agrees_with_load_config(tmp_path: Path, override: str, fits: bool):
     path = runs.unread_recipe(tmp_path)
-    values = _read_yaml(path)
+    values = read_yaml(path)
     assert mistakes(values) == []
     key, _, text = override.partition("=")
     group, _, name = key.partition(".")
@@ -105,14 +106,14 @@ def test_it_agrees_with_load_config(tmp_path: Path, override: str, fits: bool):
 def _value(folder: Path, text: str) -> Any:
     file = folder / "value.yaml"
     file.write_text(f"value: {text}\n")
-    return _read_yaml(file)["value"]
+    return read_yaml(file)["value"]
 
 
 def test_required_keys_and_other_jobs(tmp_path: Path):
-    values = _read_yaml(runs.unread_recipe(tmp_path))
+    values = read_yaml(runs.unread_recipe(tmp_path))
     del values["eval"]["scorer"]
     assert mistakes(values)
-    other = _read_yaml(shipped_recipes()["emoji-scorer"])
+    other = read_yaml(shipped_recipes()["emoji-scorer"])
     assert mistakes(other) == []
     assert mistakes(other | {"job": "tokenizer"})
     assert mistakes(other | {"loss": {}})

@@ -291,3 +291,17 @@ def test_ranges_are_checked_even_where_a_required_key_is_missing(tmp_path: Path)
     assert "has 4 mistake(s)" in message
     for part in ("train.max_steps is missing", "loss.beta is -1.0", "data.image_size is [3]"):
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("set #1", "set #1"),
+        ("'set #1'", "set #1"),
+        ("set#1", "set#1"),
+        ("a # b # c", "a # b # c"),
+    ],
+)
+def test_a_sign_for_comments_is_part_of_an_override(tmp_path: Path, text: str, path: str):
+    recipe = runs.load_recipe(runs.unread_recipe(tmp_path), f"data.path={text}")
+    assert recipe.data.path == path

@@ -72,7 +72,8 @@ def test_a_brace_without_quotes_is_explained(tmp_path: Path):
     path, key = runs.unread_recipe(tmp_path), "sample.prompt_template"
     assert f"""'{key}="{{prompt}}, best"'""" in runs.message_of(path, f"{key}={{prompt}}, best")
     message = runs.message_of(path, f"{key}={{prompt}}")
-    assert f"{key} is {{'prompt': None}}, a mapping; a text that begins with a brace" in message
+    assert f"{key} is {{'prompt': None}}, a mapping" in message
+    assert "A text that begins with a brace needs quotes" in message
     assert "1 mistake" in message
     recipe = runs.load_recipe(path, f'{key}="{{prompt}}, best"')
     assert recipe.sample.prompt_template == "{prompt}, best"

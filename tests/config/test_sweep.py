@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from mm_cca import cli
+from mm_cca.config.keys import Key
 from mm_cca.config.sweep_grid import plan_sweep, points_of
 from mm_cca.errors import UserError
-from mm_cca.eval.report.sweep_report import over_seeds
+from mm_cca.eval.report.sweep_seeds import over_seeds, pooled_arms
 from tests.support import runs
 
 
@@ -17,6 +18,12 @@ def recipe(tmp_path: Path, tiny_folder: Path) -> Path:
     values = runs.tiny_recipe(tmp_path, tiny_folder, runs.two_splits(tmp_path / "data.parquet"))
     values["train"].update(max_steps=2, reference="cached")
     return runs.write_recipe(tmp_path / "recipe.yaml", values)
+
+
+@pytest.fixture
+def any_rate(monkeypatch: pytest.MonkeyPatch):
+    """Allow learning rates that diverge within two steps, which recipes may not have."""
+    monkeypatch.setattr(Key, "has", lambda self, value: True)
 
 
 def test_points_are_all_combinations_in_the_order_of_the_lists():
@@ -80,6 +87,7 @@ def test_points_share_the_reference_unless_they_change_it(recipe: Path, tmp_path
     assert len({point.run.reference_dir for point in sweep.points.values()}) == 2
 
 
+@pytest.mark.usefixtures("any_rate")
 def test_a_sweep_and_a_larger_one(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """A diverged point is skipped; a second call runs only new points."""
     keys = ["sample.dial=0.5", "train.control=true", "sample.control_scales=2"]
@@ -112,7 +120,14 @@ def test_a_sweep_and_a_larger_one(recipe: Path, tmp_path: Path, capsys: pytest.C
     assert summary["best"]["emoji-clip"]["train"]["base"] == "base+cfg2"
     assert summary["best"]["emoji-clip"]["train"]["point"] in names
     page = (root / "sweep.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3  # the swept key with two values has a plot of its own
+    assert [(v["point"], v["rival"]) for v in summary["verdicts"]] == [
+        ("lambda_=1,learning_rate=0.001", "base+cfg2"),
+        ("lambda_=3,learning_rate=0.001", "base+cfg2"),
+    ]
+    assert "against base+cfg2 in alignment: difference" in page
+    # Six prompts by the base, the guided base and two points.
+    assert page.count("data:image/webp;base64,") == 6 * 4
     assert "diverged: step 1" in page
 
     # One reference for all; nothing of a point lies outside its folder.
@@ -131,6 +146,7 @@ def test_a_sweep_and_a_larger_one(recipe: Path, tmp_path: Path, capsys: pytest.C
     assert runs.mtimes_of(root / "base" / "samples") == base
 
 
+@pytest.mark.usefixtures("any_rate")
 def test_a_point_that_diverged_is_tried_again_when_the_recipe_changed(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -199,6 +215,18 @@ def test_seeds_alone_are_called_cca_with_whatever_else_an_arm_has():
     assert [point["name"] for point in over_seeds(arms)] == ["cca", "cca+dial0.5"]
 
 
+def test_seeds_are_one_point_of_the_plots():
+    base = {"name": "base", "scores": {}}
+    seeds = [
+        _arm(f"beta=1,seed={s}", {"loss.beta": 1, "train.seed": s}, 70.0 + s, 0.0) for s in (0, 2)
+    ]
+    alone = _arm("beta=2,seed=0", {"loss.beta": 2, "train.seed": 0}, 60.0, 0.0)
+    pooled = pooled_arms([base, *seeds, alone])
+    assert [arm["name"] for arm in pooled] == ["base", "beta=1", "beta=2,seed=0"]
+    assert pooled[1]["values"] == {"loss.beta": 1}
+    assert pooled[1]["scores"]["train"]["alignment"] == {"value": 71.0, "low": 70.0, "high": 72.0}
+
+
 def test_a_sweep_over_seeds_shows_their_mean(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -212,4 +240,6 @@ def test_a_sweep_over_seeds_shows_their_mean(
         if "values" in arm
     ]
     assert point["scores"]["train"]["alignment"]["value"] == pytest.approx(sum(values) / 2)
+    (verdict,) = summary["verdicts"]
+    assert (verdict["point"], verdict["seeds"], verdict["rival"]) == ("cca", 2, "base+cfg2")
     assert "Means over seeds" in (tmp_path / "run" / "sweep.html").read_text()

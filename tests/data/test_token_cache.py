@@ -5,14 +5,18 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.config.schema import Recipe
 from mm_cca.data.augment import variant_parameters, zoom_and_shift
+from mm_cca.data.contents import Origin
+from mm_cca.data.fill_cache import load_split, prepare_split
 from mm_cca.data.images import decode_image
-from mm_cca.data.token_cache import TokenCache, load_split, open_cache, prepare_split
+from mm_cca.data.mapped_column import MappedColumn
+from mm_cca.data.token_cache import TokenCache, open_cache
 from mm_cca.errors import UserError
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import locked
@@ -163,17 +167,30 @@ def test_a_slow_rank_skips_no_shard(
     """The shards are divided among the ranks before the first one is written."""
     expected = codes_of(prepare(path))
     recipe = runs.load_recipe(path, f"run.dir={path.parent / 'second'}")
-    folder = RunFolder.of(recipe).tokens / "train" / "shards"
+    run = RunFolder.of(recipe)
+    folder = run.tokens / "train"
+    shards = folder / "shards"
+    origin = Origin.of(recipe.data.path, run.root)
     ranks = runs.TwoRanks()
 
     def slow(*args):
         split = load_split(*args)
         give_up = time.monotonic() + 1
-        while not ranks.is_main_process and not folder.exists() and time.monotonic() < give_up:
+        while not ranks.is_main_process and not shards.exists() and time.monotonic() < give_up:
             time.sleep(0.02)
         return split
 
-    monkeypatch.setattr("mm_cca.data.token_cache.PartialState", ranks)
-    monkeypatch.setattr("mm_cca.data.token_cache.load_split", slow)
-    ranks.run(lambda: prepare_split(lambda: tiny_model, recipe.data, "train", folder, 0))
+    monkeypatch.setattr("mm_cca.data.fill_cache.PartialState", ranks)
+    monkeypatch.setattr("mm_cca.data.fill_cache.load_split", slow)
+    ranks.run(lambda: prepare_split(lambda: tiny_model, recipe.data, "train", folder, 0, origin))
     assert torch.equal(codes_of(recipe), expected)
+
+
+def test_captions_of_a_cache_stay_in_its_files(path: Path):
+    """No list per rank, whatever rows are left out."""
+    cache = cache_of(prepare(path))
+    assert isinstance(cache.captions, MappedColumn)
+    assert isinstance(cache.source_rows, MappedColumn)
+    part = cache.captions.at(np.array([3, 1]))
+    assert isinstance(part, MappedColumn)
+    assert part[:] == [cache.captions[3], cache.captions[1]]

@@ -172,3 +172,42 @@ def test_a_split_that_only_one_has_is_left_out(
     told = capsys.readouterr().out
     assert "train, scored by local-dir:/here: A is" in told
     assert "heldout: A is" not in told
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "problem"),
+    [
+        ((), [], "it is not an object"),
+        (("arms",), "cca", "'arms' is not a list"),
+        (("arms",), ["cca"], "'arms.0' is not an object"),
+        (("arms",), [], "it has no arms"),
+        (("arms", 0, "name"), 3, "'arms.0.name' is not a text"),
+        (("arms", 1, "scores"), {}, "arm cca lacks scores by local-dir:/here on train"),
+        (("arms", 0, "scores", "local-dir:/here", "train", "alignment"), 3, "is not an object"),
+        (("arms", 0, "scores", "local-dir:/here", "train", "alignment", "value"), "3", "a number"),
+        (("protocol",), "x", "'protocol' is not an object"),
+        (("protocol",), [], "'protocol' is not an object"),
+        (("protocol", "judges"), {}, "it has no judges"),
+        (("protocol", "judges", "aa"), "x", "'protocol.judges.aa' is not an object"),
+        (("protocol", "num_prompts"), {"other": 8}, "lacks scores by local-dir:/here on other"),
+        (("protocol", "num_prompts"), None, "'protocol.num_prompts' is not an object"),
+    ],
+)
+def test_files_of_another_make(
+    files: list[Path],
+    place: tuple[Any, ...],
+    value: Any,
+    problem: str,
+    capsys: pytest.CaptureFixture[str],
+):
+    ours, theirs = result(alignment=2.0), result(alignment=2.5)
+    if place:
+        inner: Any = theirs
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+    assert compared(files, [ours, theirs if place else value], "--allow", "device") == 2
+    said = capsys.readouterr().err
+    assert "b.json can't be read: " in said
+    assert problem in said
+    assert "use a run's report.json" in said.lower()

@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -138,7 +139,7 @@ def test_report_json_scores(report: dict[str, Any]):
     assert set(report["floors"]) == {"real", "reconstruction"}
     for scores in every_score(report):
         assert set(scores) == SCORES
-        for name in ("alignment", "r_at_1", "r_at_5"):
+        for name in ("alignment", "r_at_1", "r_at_5", "frechet_distance", "recall"):
             s = scores[name]
             assert s["low"] <= s["value"] <= s["high"]
         assert scores["r_at_1"]["value"] <= scores["r_at_5"]["value"]
@@ -261,11 +262,20 @@ def page(finished: Path) -> Page:
     return Page((finished.parent / "run" / "report.html").read_text(encoding="utf-8"))
 
 
-def test_report_html_is_self_contained(page: Page):
-    """Pictures that did not fit in are read by the script, from the run folder: test_report.py."""
+def test_report_html_is_self_contained(page: Page, finished: Path):
+    """Pictures that did not fit in are read by the script, from the run folder: test_report.py.
+
+    Links of the pictures without JavaScript lead to their files there.
+    """
+    run = finished.parent / "run"
     assert page.links
     for key, value in page.links:
-        inside = value.startswith("data:") or value.startswith("#")
+        inside = value.startswith(("data:", "#"))
+        if key == "href" and not inside:
+            inside = (
+                re.match(r"(real|samples)/\w", value) is not None
+                and (run / unquote(value)).is_file()
+            )
         assert inside, f"{key}={value[:80]}"
     assert not {"iframe", "object", "embed"} & set(page.tags)
     assert page.tags.count("link") == 1, "the empty icon, or a browser would ask for one"
@@ -297,7 +307,7 @@ def test_report_html_holds_the_prompts_of_the_grid(finished: Path):
 def test_labels_of_the_plot(finished: Path):
     html = (finished.parent / "run" / "report.html").read_text(encoding="utf-8")
     plots = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    plots = [plot for plot in plots if "Training curve" not in plot]
+    plots = [plot for plot in plots if not re.search("Training curve|Forest plot", plot)]
     assert len(plots) == 4
     for plot in plots:
         said = re.findall(r"<text[^>]*>([^<]*)</text>", plot)

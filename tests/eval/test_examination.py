@@ -150,7 +150,17 @@ def test_edits_are_drawn_by_a_seed_and_by_kind(tmp_path: Path):
 
 def test_examinations_of_an_earlier_run(tmp_path: Path):
     path = tmp_path / "summary.json"
-    figures = {"train": {"r_at_5": 0.9}}
+    figures = {
+        "train": {
+            "num_images": 8,
+            "real": 30.0,
+            "reconstruction": 29.0,
+            "other_style": None,
+            "other_caption": 10.0,
+            "r_at_5": 0.9,
+            "margins": {"real_over_reconstruction": {"value": 1.0, "standard_error": 0.1}},
+        }
+    }
     judges = [{"sha256": "aa", "examination": figures}, {"sha256": "bb", "examination": None}]
     path.write_text(json.dumps({"judges": judges}))
     earlier = earlier_examinations(str(path))

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from mm_cca.errors import UserError
 from mm_cca.eval.features import cache as feature_cache
@@ -100,6 +102,24 @@ def test_a_torn_file_is_told(tmp_path: Path, extractors: Extractors):
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(UserError, match="Delete it to recompute"):
+        extract_once(images(), extractors, tmp_path, MADE_FROM)
+
+
+@pytest.mark.parametrize("value", [torch.nan, 0.5])
+def test_changed_features_are_told(tmp_path: Path, extractors: Extractors, value: float):
+    extract_once(images(), extractors, tmp_path, MADE_FROM)
+    (file,) = tmp_path.iterdir()
+    with safe_open(file, framework="pt") as opened:
+        tensors, metadata = {"scorer": opened.get_tensor("scorer")}, opened.metadata()
+    tensors["scorer"][1, 2] = value
+    save_file(tensors, file, metadata=metadata)
+    with pytest.raises(UserError, match="not those that were written"):
+        extract_once(images(), extractors, tmp_path, MADE_FROM)
+    save_file(tensors, file, metadata={"sha256": metadata["sha256"]})  # of an earlier version
+    if value != value:
+        with pytest.raises(UserError, match="holds NaN or infinity"):
+            extract_once(images(), extractors, tmp_path, MADE_FROM)
+    else:
         extract_once(images(), extractors, tmp_path, MADE_FROM)
 
 

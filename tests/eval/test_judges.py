@@ -250,7 +250,7 @@ def test_a_run_without_the_base_examines_no_judge(reported: Path, tmp_path: Path
     [
         (["eval.scorer=[]"], "eval.scorer is .*; allowed: one or more models"),
         (["eval.scorer=[emoji-clip,emoji-clip]"], "all values different"),
-        (["eval.judge_r_at_5=1.5"], "at least 0 and at most 1"),
+        (["eval.judge_r_at_5=1.5"], "0 to 1"),
         (["eval.examined=nowhere.json"], "eval.examined is 'nowhere.json'; allowed: null, or"),
         (
             ["eval.reference=reconstruction", "sample.prompts=attributes"],

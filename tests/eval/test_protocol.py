@@ -67,8 +67,8 @@ def test_every_score_in_one_run(recipe: Path, copy: str, tmp_path: Path):
     assert value(summary, "fid") > 0
     # 8 images for 2048 dimensions, for 96, and in subsets of 4.
     for part in (
-        "fid of 8 images and 12 references in 2048 dimensions",
-        "frechet_distance of 8 images and 12 references in 96 dimensions",
+        "FID of 8 images and 12 references in 2048 dimensions",
+        "FD of 8 images and 12 references in 96 dimensions",
         "kid averages subsets of 4 images",
         "inception_score of 8 images is too low",
         "names other weights than the published ones",
@@ -255,7 +255,7 @@ def test_prompts_from_a_file_several_images_each(recipe: Path, tmp_path: Path):
         (["eval.image_size=[8]"], r"\[height, width\]"),
         (["sample.prompts=a.txt"], "only with eval.reference: prompts from a file"),
         (["sample.prompts=a.pdf", "eval.metrics=[alignment]"], "a file .txt, .jsonl, .csv"),
-        (["sample.images_per_prompt=0"], "sample.images_per_prompt is 0; allowed: 1 or more"),
+        (["sample.images_per_prompt=0"], "sample.images_per_prompt is 0; allowed: 1 to 100,000"),
     ],
 )
 def test_values_that_are_refused_before_any_work(recipe: Path, overrides: list[str], problem: str):

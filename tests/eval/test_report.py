@@ -1,5 +1,7 @@
 """The report's parts by hand, and whole reports of runs that lack something."""
 
+import base64
+import io
 import json
 import re
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mm_cca.errors import UserError
+from mm_cca.runs.preview_record import PreviewRecord, picture_of
 from tests.support import runs
 
 
@@ -46,6 +49,68 @@ def test_verdict_comes_first(reported: Path):
     lead = re.search(r'<li class="\w+ lead">.*?<span>(.*?)</span>', page)
     assert lead
     assert re.search(r"base\+cfg[23] in alignment .* at 0.5x the forward passes\.", lead[1])
+
+
+def test_every_judge_has_a_sentence_on_the_first_screen(reported: Path):
+    page = (reported.parent / "run" / "report.html").read_text()
+    first = page.split('<ul class="judge-verdicts">')[1].split("</ul>")[0]
+    text = " ".join(re.sub(r"<[^>]+>", "", first).split())
+    assert re.fullmatch(
+        r"● emoji-clip: on train .* in alignment.*; on heldout .* in alignment.*\.", text
+    )
+    places = [
+        page.index(f'class="{name}"') for name in ("judge-verdicts", "sample-strip", "forests")
+    ]
+    assert places == sorted(places)
+    assert "<b>CCA without guidance against the guided base</b>, at 0.5x the forward passes" in page
+
+
+def test_the_first_page_of_the_grid_is_in_the_page_without_javascript(
+    reported: Path, changed: Path
+):
+    (changed / "samples" / "cca" / "000001.png").unlink()
+    page = report_of(reported, changed)
+    tables = page.split("<noscript>")[1].split("</noscript>")[0].split("<h3>")[1:]
+    assert len(tables) == 2
+    for table, grid in zip(tables, runs.grids_of(changed / "report.html"), strict=True):
+        rows = table.split('<th scope="row">')[1:]
+        assert [row.split("<")[0] for row in rows] == grid["captions"][:3]
+        shown = [column for column in grid["columns"] if column["shown"]]
+        for number, row in enumerate(rows):
+            sources = re.findall(r'<img src="data:image/webp;base64,([^"]+)"', row)
+            there = [c["thumbs"][str(number)] for c in shown if number not in c["missing"]]
+            assert sources == there
+    assert tables[0].count("no image") == 1
+
+
+def test_the_page_of_a_run_that_is_not_scored_says_so(reported: Path, changed: Path):
+    for name in ("summary.json", "stage.json"):
+        (changed / "eval" / name).unlink()
+    with pytest.raises(UserError, match=r"summary\.json does not exist: run `mm-cca eval"):
+        report_of(reported, changed)
+
+
+def test_previews_are_a_strip_over_the_steps(reported: Path, changed: Path):
+    assert "<h3>Previews</h3>" not in report_of(reported, changed)
+    training = changed / "train"
+    PreviewRecord(["a <red> owl"], 2.5, {}, {0: 1.0, 3: 1.0}).write(training)
+    for number, (step, guided) in enumerate([(0, False), (0, True), (3, False)]):
+        path = picture_of(training, step, 0, guided=guided)
+        path.parent.mkdir(exist_ok=True)
+        runs.picture(number).save(path)
+    page = report_of(reported, changed)
+    strip = page.split("<h3>Previews</h3>")[1].split("</table>")[0]
+    assert re.findall(r'<th scope="col">([^<]*)', strip) == ["prompt", "base", "step 3"]
+    assert "without guidance and with guidance 2.5" in strip
+    shown = re.findall(r'base64,([^"]*)" alt="([^"]*)"', strip)
+    names = ["base", "step 3", "base, guided"]
+    assert [alt for _, alt in shown] == [f"a &lt;red&gt; owl, {name}" for name in names]
+    for (content, _), number in zip(shown, (0, 2, 1), strict=True):
+        with Image.open(io.BytesIO(base64.b64decode(content))) as image:
+            assert np.array_equal(np.asarray(image), np.asarray(runs.picture(number)))
+    (training / "previews" / "previews.json").write_text("no JSON")
+    with pytest.raises(UserError, match=r"previews\.json can't be read"):
+        report_of(reported, changed)
 
 
 def test_missing_and_unreadable_pictures_are_named_and_counted(reported: Path, changed: Path):

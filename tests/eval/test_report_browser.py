@@ -22,9 +22,14 @@ def open_page(browser: Browser) -> Iterator[Open]:
     """Opens files; at the end no page may have complained or asked for anything else."""
     contexts, complaints, requests = [], [], []
 
-    def opened(path: Path, *, width: int = 1280, scheme: str = "light") -> Page:
-        size = {"width": width, "height": 800}
-        context = browser.new_context(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+    def opened(
+        path: Path, *, width: int = 1280, scheme: str = "light", scripts: bool = True
+    ) -> Page:
+        context = browser.new_context(
+            viewport={"width": width, "height": 800},
+            color_scheme=scheme,  # type: ignore[arg-type]
+            java_script_enabled=scripts,
+        )
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: complaints.append(message.text))
@@ -209,7 +214,8 @@ def test_points_of_the_plots_say_their_values(open_page: Open, report: Path):
     page.wait_for_timeout(200)  # the page scrolls to the point, and what it says must stay
     assert tip.is_visible()
     assert re.match(
-        r"cca: alignment ×100 [\d.-]+, .*, 16 forward passes per image", tip.inner_text()
+        r"cca: alignment ×100 [\d.-]+ \([\d.-]+ to [\d.-]+\), .*, 16 forward passes per image",
+        tip.inner_text(),
     )
     page.keyboard.press("Escape")
     assert not tip.is_visible()
@@ -259,7 +265,7 @@ def test_a_phone_scrolls_down_only(open_page: Open, report: Path):
     page = open_page(report, width=390)
     widths = "[document.documentElement.scrollWidth, innerWidth]"
     assert page.evaluate(widths) == [390, 390]
-    table = page.locator(".scroll").first
+    table = page.locator("#scores-1 .scroll").first
     assert table.evaluate("box => box.scrollWidth > box.clientWidth"), "scrolls in its box"
     page.locator('.thumb[data-column="cca"]').first.click()
     assert page.evaluate(widths) == [390, 390]
@@ -340,3 +346,82 @@ def test_a_missing_picture_is_a_word_and_is_passed_over(
     page.locator('.thumb[data-column="real"]').first.click()
     page.keyboard.press("ArrowRight")
     assert page.locator("#viewer-arm").inner_text() == grid_of(run / "report.html")["baseline"]
+
+
+def test_the_first_screen_has_the_verdict_the_pictures_and_the_intervals(
+    open_page: Open, report: Path
+):
+    page = open_page(report)
+    for what in (".judge-verdicts", ".sample-strip", ".forests"):
+        box = page.locator(what).bounding_box()
+        assert box is not None
+        assert box["y"] + 100 < 800, what
+    shots = page.locator(".card img")
+    assert shots.count() == 18
+    assert shots.evaluate_all("all => all.every((image) => image.naturalWidth === 16)")
+    mark = page.locator(".forests .point").first
+    mark.hover()
+    assert "emoji-clip, alignment" in page.locator("#tip").inner_text()
+
+
+def test_small_pictures_are_enlarged_without_blur(open_page: Open, report: Path):
+    page = open_page(report)
+    for what, side in (("#grid img", 128), (".card img", 80)):
+        image = page.locator(what).first
+        assert image.evaluate("one => getComputedStyle(one).imageRendering") == "pixelated"
+        assert image.evaluate("one => one.getBoundingClientRect().width") == side
+
+
+def test_without_javascript_there_are_pictures(open_page: Open, report: Path):
+    page = open_page(report, scripts=False)
+    rows = page.locator("noscript table").first.locator("tbody tr")
+    assert rows.count() == 3
+    image = rows.first.locator("img").last
+    image.scroll_into_view_if_needed()
+    box = image.bounding_box()
+    assert box is not None
+    assert box["width"] == 128
+    assert page.locator(".judge-verdicts").is_visible()
+    assert not page.locator("#pager").is_visible()
+
+
+def test_on_a_phone_pictures_come_early_and_alignment_and_fd_first(open_page: Open, report: Path):
+    page = open_page(report, width=390)
+    box = page.locator(".card img").first.bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] < 2 * 800
+    headings = page.locator("#scores-1 thead th")
+    assert headings.all_inner_texts()[:3] == ["arm", "alignment ×100", "FD"]
+    fd = headings.nth(2).bounding_box()
+    assert fd is not None
+    assert fd["x"] + fd["width"] <= 390
+
+
+def test_on_paper_no_column_falls_off(open_page: Open, report: Path):
+    page = open_page(report, width=703)  # A4 less its margins
+    page.emulate_media(media="print")
+    tables = page.locator("main section > .scroll > table")
+    assert tables.count() > 2
+    for table in tables.all():
+        box = table.bounding_box()
+        assert box is not None
+        assert box["x"] + box["width"] <= 703
+    assert page.evaluate("document.documentElement.scrollWidth") <= 703
+    assert not page.locator(".controls").is_visible()
+    assert page.locator("#grid img").first.is_visible()
+
+
+def test_a_report_without_its_pictures_says_where_they_are(
+    browser: Browser, reported: Path, tmp_path: Path
+):
+    run = Path(shutil.copytree(reported.parent / "run", tmp_path / "run"))
+    runs.do(reported, f"run.dir={run}", "eval.report_megabytes=0", stages=["report"])
+    alone = tmp_path / "sent" / "report.html"
+    alone.parent.mkdir()
+    (run / "report.html").rename(alone)
+    page = browser.new_page()
+    page.goto(alone.as_uri())
+    page.locator("#pictures").scroll_into_view_if_needed()
+    page.locator("#not-here").wait_for(state="visible")
+    assert "open the report inside the run folder run" in page.locator("#not-here").inner_text()
+    page.close()

@@ -122,5 +122,5 @@ def test_card_and_demo_sample_it_with_guidance(finetuned: Path, tmp_path: Path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "`nll` (plain fine-tuning). Sample it with guidance, as the base." in card
     assert "CCA" not in card
-    images = DemoSession(finetuned).sample("red owl", seed=0, scale=2.0, dial=1.0)
+    images = DemoSession(finetuned).draw("red owl", seed=0, scale=2.0, dial=1.0)
     assert [image.name for image in images] == ["base", "base+cfg2", "cca+cfg2"]

@@ -1,6 +1,7 @@
 """Scorers: CLIP score by hand, long captions, towers of transformers."""
 
 import math
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 from transformers import CLIPModel, CLIPProcessor, SiglipModel, SiglipProcessor
 
+from mm_cca.config.load import load_config
+from mm_cca.config.shipped import shipped_recipes
 from mm_cca.errors import UserError
-from mm_cca.eval.features.scorer import load_scorer
+from mm_cca.eval.features.scorer import OpenClipScorer, load_scorer
 from mm_cca.eval.metrics.retrieval import cosines
+from mm_cca.negatives.clip_activation import model_for_weights
 from tests.support import runs, towers
 from tests.support.closeness import CPU, assert_close, report_difference
 
@@ -119,3 +123,61 @@ def test_hf_towers_give_what_transformers_gives(
 def test_hf_of_nothing(tmp_path: Path):
     with pytest.raises(UserError, match=r"eval\.scorer 'hf:.*can't be loaded"):
         load_scorer(f"hf:{tmp_path}", None, batch_size=2, device=CPU)
+
+
+@pytest.fixture
+def random_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Weights of a tag are neither downloaded nor read: the model keeps its random ones."""
+    file = tmp_path / "weights.pt"
+    file.touch()
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: str(file))
+    monkeypatch.setattr("open_clip.factory.load_checkpoint", lambda *_, **__: None)
+
+
+def test_openai_weights_run_quick_gelu(random_weights: None):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # open_clip only warns of a mismatch
+        scorer = load_scorer("ViT-B-32", "openai", batch_size=2, device=torch.device("cpu"))
+    assert isinstance(scorer, OpenClipScorer)
+    assert scorer.name == "ViT-B-32-quickgelu openai"  # unlike what scored with GELU
+    kinds = {type(module).__name__ for module in scorer.model.modules()}
+    assert "QuickGELU" in kinds
+    assert "GELU" not in kinds
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "expected"),
+    [
+        ("ViT-L-14", "openai", "ViT-L-14-quickgelu"),
+        ("ViT-L-14-quickgelu", "openai", "ViT-L-14-quickgelu"),
+        ("ViT-B/32", "openai", "ViT-B-32-quickgelu"),
+        ("ViT-B-16", "dfn2b", "ViT-B-16-quickgelu"),
+        ("ViT-B-32", "laion2b_s34b_b79k", "ViT-B-32"),
+        ("roberta-ViT-B-32", "laion2b_s12b_b32k", "roberta-ViT-B-32"),
+        ("ViT-L-14", "/a/file.pt", "ViT-L-14"),
+        ("ViT-L-14", None, "ViT-L-14"),
+    ],
+)
+def test_the_activation_is_that_of_the_weights(name: str, tag: str | None, expected: str):
+    assert model_for_weights(name, tag) == expected
+
+
+def test_a_mismatch_that_no_other_model_mends_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("open_clip.get_pretrained_cfg", lambda *_: {"url": "x"})
+    with pytest.raises(UserError, match=r"without QuickGELU, .* Use ViT-B-32 laion\."):
+        model_for_weights("ViT-B-32-quickgelu", "laion")
+    monkeypatch.setattr("open_clip.get_pretrained_cfg", lambda *_: {"quick_gelu": True})
+    with pytest.raises(UserError, match=r"with QuickGELU, .* Use another model or tag"):
+        model_for_weights("ViT-SO400M-14-SigLIP", "other")
+
+
+def test_every_recipe_names_the_activation_that_its_weights_need():
+    checked = 0
+    for name in shipped_recipes():
+        recipe = load_config(name)
+        for scorer in getattr(getattr(recipe, "eval", None), "scorer", []):
+            tag = recipe.eval.pretrained_of(scorer)
+            if tag is not None:
+                assert model_for_weights(scorer, tag) == scorer, name
+                checked += 1
+    assert checked > 10

@@ -8,8 +8,10 @@ from transformers import Emu3ForConditionalGeneration, Emu3Processor
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 from mm_cca.adapters.base import UnifiedModel
+from mm_cca.modeling.draws import draw, fixed_point, image_stream, truncate
 from mm_cca.modeling.guidance import guide
-from mm_cca.modeling.sampler import SamplingSettings, draw, image_stream, sample_codes, truncate
+from mm_cca.modeling.sampler import Sampler, SamplingSettings, sample_codes
+from mm_cca.testing.naive_sampler import sample_naively
 from tests.support import naive
 from tests.support.closeness import assert_close
 
@@ -36,9 +38,7 @@ def _argmax(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def _sample(model: UnifiedModel, prompts: list[str], streams: np.ndarray, **options: object):
-    settings = SamplingSettings(**{k: v for k, v in options.items() if k not in ("use_cache",)})
-    use_cache = bool(options.get("use_cache", True))
-    return sample_codes(model, prompts, GRID, streams, settings, use_cache=use_cache)
+    return sample_codes(model, prompts, GRID, streams, SamplingSettings(**options))
 
 
 def test_scale_one_is_guidance_free_bit_for_bit(
@@ -68,14 +68,24 @@ def test_batch_of_one_equals_batch_of_eight(tiny_model: UnifiedModel, scale: flo
         assert torch.equal(alone[0], together[index]), prompt
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_cached_equals_uncached(tiny_model: UnifiedModel, scale: float):
-    cached, forward_passes = _sample(tiny_model, PROMPTS, _streams(8), guidance_scale=scale)
-    uncached, same = _sample(
-        tiny_model, PROMPTS, _streams(8), guidance_scale=scale, use_cache=False
-    )
-    assert torch.equal(cached, uncached)
-    assert forward_passes == same == (16 if scale == 1.0 else 32)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"guidance_scale": 3.0},
+        {"temperature": 1.5, "top_k": 5},
+        {"guidance_scale": 2.0, "top_k": 20, "top_p": 0.8},
+        {"guidance_scale": 2.0, "negative_prompt": "green owl"},
+    ],
+    ids=str,
+)
+def test_codes_are_those_of_the_naive_sampler(tiny_model: UnifiedModel, options: dict[str, float]):
+    """No cache, no padding, every prefix anew, float64; several prompts occur twice."""
+    prompts = [*PROMPTS[:3], PROMPTS[0]]
+    codes, passes = _sample(tiny_model, prompts, _streams(4), **options)
+    naively = sample_naively(tiny_model, prompts, GRID, _streams(4), SamplingSettings(**options))
+    assert torch.equal(codes, naively)
+    assert passes == (16 if "guidance_scale" not in options else 32)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])
@@ -147,7 +157,7 @@ def test_guidance_equals_the_naive_formula(scale: float):
 def test_draws_follow_the_softmax():
     """Chi-square of 200,000 draws from one stream against the probabilities."""
     logits = torch.tensor([1.5, 0.0, -1.0, 0.7, -torch.inf, 2.0])
-    uniforms = torch.from_numpy(image_stream(3, 4, 200_000))
+    uniforms = fixed_point(image_stream(3, 4, 200_000))
     drawn = draw(logits.expand(len(uniforms), -1), uniforms)
     counts = torch.bincount(drawn, minlength=6).numpy()
     expected = logits.double().softmax(0).numpy() * len(uniforms)
@@ -158,14 +168,39 @@ def test_draws_follow_the_softmax():
 
 def test_draw_at_the_edges():
     logits = torch.log(torch.tensor([[0.25, 0.25, 0.5]])).expand(4, -1)
-    uniforms = torch.tensor([0.0, 0.2499, 0.2501, np.nextafter(1.0, 0.0)], dtype=torch.float64)
+    uniforms = fixed_point(np.array([0.0, 0.2499, 0.2501, np.nextafter(1.0, 0.0)]))
     assert draw(logits, uniforms).tolist() == [0, 0, 1, 2]
 
 
 def test_an_impossible_code_is_never_drawn():
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(3, -1)
-    uniforms = torch.tensor([0.0, 0.5, np.nextafter(1.0, 0.0)], dtype=torch.float64)
+    uniforms = fixed_point(np.array([0.0, 0.5, np.nextafter(1.0, 0.0)]))
     assert draw(logits, uniforms).tolist() == [1, 1, 1]
+
+
+def test_draws_are_those_of_float64():
+    """Of 200,000 draws from 512 codes at most 20 differ, and those lie at a boundary."""
+    logits = torch.randn(200_000, 512, generator=torch.Generator().manual_seed(0)) * 2
+    uniforms = image_stream(5, 6, len(logits))
+    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1).numpy()
+    expected = [
+        np.searchsorted(row, u * row[-1], "right")
+        for row, u in zip(cumulative, uniforms, strict=True)
+    ]
+    drawn = draw(logits, fixed_point(uniforms)).numpy()
+    (other,) = np.nonzero(drawn != expected)
+    assert len(other) <= 20
+    boundary = np.abs(cumulative[other] - uniforms[other, None]).min(axis=1)
+    assert (boundary < 1e-6).all()
+
+
+def test_the_integer_arithmetic_is_exact_for_the_largest_vocabulary():
+    """2^18 equally likely codes: code and uniform are the same number."""
+    codes = [0, 1, 2**17, 2**18 - 1]
+    logits = torch.zeros(1, 2**18).expand(len(codes), -1)
+    at = fixed_point(np.array(codes) / 2**18)
+    assert draw(logits, at).tolist() == codes
+    assert draw(logits, (at - 1).clamp(min=0)).tolist() == [0, 0, 2**17 - 1, 2**18 - 2]
 
 
 def test_sampled_first_codes_follow_the_model(tiny_model: UnifiedModel):
@@ -231,6 +266,19 @@ def test_settings_reach_the_draw(tiny_model: UnifiedModel, narrow: dict[str, flo
     drawn, _ = _sample(tiny_model, PROMPTS, _streams(8), **narrow)
     assert not torch.equal(free, greedy)
     assert torch.equal(drawn, greedy)
+
+
+def test_images_with_and_without_guidance_share_a_batch(tiny_model: UnifiedModel):
+    streams, prompts = _streams(4), ["red owl", "red owl", "small face", "green hand"]
+    scales = [1.0, 3.0, 1.0, 1.5]
+    sampler = Sampler(tiny_model, GRID)
+    together, passes = sampler.sample(prompts, streams, SamplingSettings(), scales=scales)
+    assert passes == 2 * streams.shape[1]
+    for number, scale in enumerate(scales):
+        one = slice(number, number + 1)
+        alone, _ = _sample(tiny_model, prompts[one], streams[one], guidance_scale=scale)
+        assert torch.equal(together[one], alone)
+    assert not torch.equal(together[0], together[1])
 
 
 def test_guidance_is_away_from_the_negative_prompt(tiny_model: UnifiedModel):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -371,3 +372,23 @@ def test_a_word_that_case_hides_is_no_edit():
     captions = ["İred", "İred".casefold(), "red cat"]
     with pytest.raises(UserError, match="2 of 3 captions"):
         Planner(captions, NegativeSettings({"edit": 1.0}), seed=0)
+
+
+@pytest.mark.parametrize(("kind", "copies"), [("edit", 1), ("shuffle", 2)])
+def test_a_planner_keeps_few_copies_of_each_caption(kind: str, copies: int):
+    """The caption itself, and its words where they are compared: a million rows fit in memory."""
+
+    def held(count: int) -> int:
+        captions = (f"the red owl number {i} of {count} {'x' * 400}" for i in range(count))
+        of_kind = NegativeSettings({kind: 1.0}, max_similarity=None)
+        tracemalloc.start()
+        planner = Planner(list(captions), of_kind, seed=0)
+        kept = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert planner.epoch(0).negatives.shape == (count, 1)
+        return kept
+
+    # The difference of two sizes, as what both hold (word lists, imports) counts for neither.
+    held(10)
+    per_caption = (held(3000) - held(1000)) / 2000
+    assert 400 * copies < per_caption < 400 * (copies + 1)

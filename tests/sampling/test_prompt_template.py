@@ -125,12 +125,12 @@ def test_the_model_card_and_the_demo_know_it(
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"captions of training were put into the template `{CAPTIONS}`" in card
     assert f"sampled prompts were put into the template `{TEMPLATE}`" in card
-    base, guided, _ = DemoSession(run).sample("red face", seed=0, scale=2.0, dial=1.0)
+    base, guided, _ = DemoSession(run).draw("red face", seed=0, scale=2.0, dial=1.0)
     asked, arm = "red face, smiling owl", Arm("base", 2.0, NEGATIVE, negative_number=1)
     assert guided.name == "base+cfg2+neg1"
     plain = _pixels(tiny_model, templated, asked, Arm("base", 1.0), 0)
-    assert np.array_equal(np.array(base.image), plain)
-    assert np.array_equal(np.array(guided.image), _pixels(tiny_model, templated, asked, arm, 0))
+    assert np.array_equal(np.array(base.images[0]), plain)
+    assert np.array_equal(np.array(guided.images[0]), _pixels(tiny_model, templated, asked, arm, 0))
 
 
 @pytest.mark.parametrize("stage", ["prepare", "train"])
@@ -141,6 +141,6 @@ def test_captions_that_are_too_long_only_in_the_template_are_refused(
     recipe = at(prepared, tmp_path)
     long = f'data.caption_template="{{prompt}} {"owl " * 2000}"'
     fresh = [f"run.tokens_dir={tmp_path / 'tokens'}"] if stage == "prepare" else []
-    with pytest.raises(UserError, match=r"16 captions are too long, such as that of row \d+ with"):
+    with pytest.raises(UserError, match=r"caption too long: \d+ tokens"):
         runs.do(recipe, long, *fresh, stages=[stage])
     assert not list(tmp_path.glob("tokens/*/shards/*"))

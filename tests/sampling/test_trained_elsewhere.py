@@ -139,6 +139,7 @@ def test_runs_that_can_not_be_sampled(reported: Path, second: Path, prompts: Pat
 
     assert "run.trained: " in message_of(f"run.trained={tmp_path / 'nowhere'}")
     assert "it has no recipe.yaml" in message_of(f"run.trained={tmp_path / 'nowhere'}")
+    assert "a recipe; use its run folder" in message_of(f"run.trained={reported}")
     differing = message_of("model.path=elsewhere", "train.tuning=lora")
     assert "model.path: " in differing
     assert "train.tuning: 'full' there, 'lora' here" in differing

@@ -27,6 +27,14 @@ def copy_with(source: Path, target: Path, weights: dict[str, torch.Tensor]) -> P
     return target
 
 
+def changed_weights(source: Path, target: Path, *, lack: str = "", cut: str = "") -> Path:
+    """A copy that lacks a weight, or has one that is a row shorter."""
+    weights = weights_of(source)
+    assert lack in weights or cut in weights
+    kept = {n: w[:-1].clone() if n == cut else w for n, w in weights.items() if n != lack}
+    return copy_with(source, target, kept)
+
+
 def last_weight_file(folder: Path) -> Path:
     return sorted(folder.glob("*.safetensors"))[-1]
 

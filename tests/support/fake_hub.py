@@ -9,6 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+import pytest
+from huggingface_hub import constants, hf_api
+from transformers.utils import hub as transformers_hub
+
+from tests.support.fake_uploads import Uploads
+
 COMMIT = "0" * 39 + "1"
 
 
@@ -19,11 +25,16 @@ class FakeHub:
     Attributes:
         url: the hub's address, for ``HF_ENDPOINT``.
         served: file name -> bytes sent of it.
+        uploads: what was uploaded.
     """
 
     root: Path
     url: str = ""
     served: dict[str, int] = field(default_factory=dict)
+    uploads: Uploads = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.uploads = Uploads(self.root)
 
 
 @contextmanager
@@ -36,6 +47,19 @@ def fake_hub(root: Path) -> Iterator[FakeHub]:
 
         def do_HEAD(self) -> None:
             self._answer(send=False)
+
+        def do_POST(self) -> None:
+            self._upload()
+
+        def do_PUT(self) -> None:
+            self._upload()
+
+        def _upload(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            parts = unquote(urlparse(self.path).path).strip("/").split("/")
+            bearer = self.headers.get("Authorization", "")
+            status, told = hub.uploads.answer(self.command, parts, body, bearer, hub.url)
+            self._reply(status, json.dumps(told).encode(), {"Content-Type": "application/json"})
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -62,7 +86,9 @@ def fake_hub(root: Path) -> Iterator[FakeHub]:
                 self._reply(200, json.dumps(listing).encode(), {})
                 return
             siblings = [{"rfilename": name} for name in names]
-            info = {"id": "/".join(parts[:2]), "sha": COMMIT, "siblings": siblings}
+            name = "/".join(parts[:2])
+            private = hub.uploads.private.get(name, False)
+            info = {"id": name, "sha": COMMIT, "siblings": siblings, "private": private}
             self._reply(200, json.dumps(info).encode(), {})
 
         def _file(self, repository: Path, name: str, send: bool) -> None:
@@ -101,3 +127,16 @@ def fake_hub(root: Path) -> Iterator[FakeHub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def use_hub(url: str, cache: Path, patch: pytest.MonkeyPatch) -> None:
+    """Make huggingface_hub of this process ask that address, with a cache of its own."""
+    patch.setattr(constants, "ENDPOINT", url)
+    patch.setattr(hf_api.api, "endpoint", url)  # of the functions that peft calls
+    # transformers keeps one of its own (from 5.20 on), with the address of when it was first asked.
+    patch.setattr(transformers_hub, "_hf_api", None, raising=False)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a protocol of its own

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from transformers import PreTrainedModel
 
 from mm_cca.cli.commands.run import run_job
 from mm_cca.config.load import load_config
@@ -183,7 +185,16 @@ class TwoRanks:
             self._local.rank = rank
             work()
 
-        with ThreadPoolExecutor(2) as pool:
+        # While transformers loads, it replaces functions of its classes; two threads at once would
+        # leave them replaced for every later test.
+        lock, load = threading.Lock(), PreTrainedModel.from_pretrained.__func__
+
+        def in_turn(cls: type, *args: Any, **options: Any) -> Any:
+            with lock:
+                return load(cls, *args, **options)
+
+        one_by_one = patch.object(PreTrainedModel, "from_pretrained", classmethod(in_turn))
+        with one_by_one, ThreadPoolExecutor(2) as pool:
             list(pool.map(as_rank, (0, 1)))
 
 

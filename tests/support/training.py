@@ -3,10 +3,13 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
+import mm_cca.training.train as training
 from mm_cca.config.mixtures import LossTerms
+from mm_cca.config.schema import TrainConfig
 from mm_cca.data.token_cache import open_cache
 from mm_cca.runs.folder import RunFolder
 from mm_cca.training import checkpoint
@@ -52,3 +55,18 @@ def schedule_of(path: Path, *overrides: str) -> Schedule:
     recipe = runs.load_recipe(path, *overrides)
     cache = open_cache(RunFolder.of(recipe).tokens / "train", 1)
     return training_schedule(recipe, cache, LossTerms.of(recipe.loss))
+
+
+def interrupted(recipe: Path, monkeypatch: pytest.MonkeyPatch, *keys: str) -> None:
+    """Run a recipe until an error, as if it were killed, before its third step."""
+    real = training.learning_rate
+
+    def fails_at_two(step: int, config: TrainConfig) -> float:
+        if step == 2:
+            raise RuntimeError("killed")
+        return real(step, config)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "learning_rate", fails_at_two)
+        with pytest.raises(RuntimeError, match="killed"):
+            runs.do(recipe, *keys)

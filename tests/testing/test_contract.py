@@ -24,9 +24,14 @@ from tests.support.third_party import THIRD_PARTY, checkpoint_paths
 
 
 @pytest.mark.parametrize("name", [*ADAPTERS, THIRD_PARTY])
-def test_adapter_keeps_the_contract(name: str, folders: Path):
+def test_adapter_keeps_the_contract(name: str, both_folders: Path):
     size = [32, 32] if name == "emu3" else [64, 64]
-    measured = contract.check_adapter(name, image_size=size, **checkpoint_paths(folders, name))
+    measured = contract.check_adapter(name, image_size=size, **checkpoint_paths(both_folders, name))
+    assert max(measured.values()) < 1e-4, measured
+
+
+def test_janus_in_deepseeks_layout_keeps_the_contract(hub_folders: Path):
+    measured = contract.check_adapter("janus", str(hub_folders / "deepseek"), image_size=[64, 64])
     assert max(measured.values()) < 1e-4, measured
 
 
@@ -96,16 +101,27 @@ def _swapped_rows(model: UnifiedModel, patch: pytest.MonkeyPatch) -> None:
     contract.check_codes(model, GRID)
 
 
-def _blind_positions(model: UnifiedModel, patch: pytest.MonkeyPatch) -> None:
-    """Positions count the padding, so that a short prompt depends on its batch."""
+def _mixes_rows(model: UnifiedModel, patch: pytest.MonkeyPatch) -> None:
+    """Hidden states depend on the other rows of the batch."""
     right = type(model).hidden_states
 
     def wrong(self, embeds, mask, position_ids, cache=None):
-        position_ids = torch.arange(embeds.shape[1])[None].expand(len(embeds), -1) * 2
-        return right(self, embeds, torch.ones_like(mask), position_ids, cache)
+        return right(self, embeds + embeds.mean(dim=0), mask, position_ids, cache)
 
     patch.setattr(type(model), "hidden_states", wrong)
     contract.check_logps(model, GRID)
+
+
+def _sees_padding(model: UnifiedModel, patch: pytest.MonkeyPatch) -> None:
+    """Prompts padded on the left are read with their padding."""
+    right = type(model).hidden_states
+
+    def wrong(self, embeds, mask, position_ids, cache=None):
+        seen = None if mask is None else torch.ones_like(mask)
+        return right(self, embeds, seen, position_ids, cache)
+
+    patch.setattr(type(model), "hidden_states", wrong)
+    contract.check_padding(model, GRID)
 
 
 def _forgets_the_cache(model: UnifiedModel, patch: pytest.MonkeyPatch) -> None:
@@ -148,7 +164,8 @@ def _trains_the_tokenizer(model: UnifiedModel, patch: pytest.MonkeyPatch) -> Non
     ("broken", "message"),
     [
         (_swapped_rows, "share rows"),
-        (_blind_positions, "the difference is"),
+        (_mixes_rows, "the difference is"),
+        (_sees_padding, "padding changes a prompt"),
         (_forgets_the_cache, "differ with the cache"),
         (_beyond_the_codebook, "beyond the codebook"),
         (_knows_the_prompt, "the prompt itself"),

@@ -160,5 +160,5 @@ def test_bad_values(recipe: Path, text: str):
     message = runs.message_of(recipe, f"loss.beta={text}")
     assert "loss.beta is " in message
     if text not in ("true", "null", "[0.1]"):
-        assert "allowed: above 0, or auto" in message
+        assert "allowed: above 0 and at most 1,000,000, or auto" in message
     assert math.isfinite(runs.load_recipe(recipe, "loss.beta=0.5").loss.beta)

@@ -114,9 +114,7 @@ def test_without_prepare_it_says_what_to_run(recipe: Path):
         runs.do(recipe, CACHED, stages=["train"])
 
 
-@pytest.mark.parametrize(
-    "change", ["train.seed=1", "loss.uncond_ratio=0.5", "train.micro_batch_size=4"]
-)
+@pytest.mark.parametrize("change", ["train.seed=1", "loss.uncond_ratio=0.5"])
 def test_a_stale_one_is_refused_by_name_of_the_key(recipe: Path, change: str):
     runs.do(recipe, CACHED, stages=["prepare"])
     key = change.partition("=")[0]
@@ -161,7 +159,7 @@ def test_other_images_under_the_same_captions_are_noticed(recipe: Path, tmp_path
     for number, row in enumerate(rows):
         row["image"] = runs.png(runs.picture(100 + number))
     runs.write_parquet(tmp_path / "data.parquet", rows)
-    with pytest.raises(UserError, match=r"is stale: at place 0 of training.*Delete"):
+    with pytest.raises(UserError, match=r"reference was made .*(?s:.*)data\.path: its content is"):
         runs.do(recipe, CACHED)
 
 

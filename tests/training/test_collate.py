@@ -1,14 +1,17 @@
 """From rows of a step to prompts: which prompt each half sees, and which rows count as positive."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, Features
 
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.data.texts import TextStream
+from mm_cca.data.token_cache import TokenCache
+from mm_cca.data.token_shards import FEATURES, MORE_FEATURES, TEXTS
 from mm_cca.training.collate import Collator, MicroBatch
 from mm_cca.training.schedule import Pairs
 
@@ -24,15 +27,20 @@ PAIRS = Pairs(
 )
 
 
-def _codes(rows: torch.Tensor, variants: torch.Tensor) -> torch.Tensor:
-    """Every code of an image tells its row and variant."""
-    return (10 * rows + variants)[:, None].expand(-1, 16)
+def _cache(texts: Sequence[Sequence[str]] = ()) -> TokenCache:
+    """Every code of an image tells its row and variant; ``texts`` are those of several columns."""
+    codes = [[10 * row + variant for variant in range(2) for _ in range(16)] for row in range(3)]
+    columns = {"row": [0, 1, 2], "caption": CAPTIONS, "codes": codes, "problem": [""] * 3}
+    features = FEATURES
+    if texts:
+        columns |= {"caption": [row[0] for row in texts], TEXTS: texts}
+        features = Features({**FEATURES, TEXTS: MORE_FEATURES[TEXTS]})
+    return TokenCache("train", Dataset.from_dict(columns, features=features), num_variants=2)
 
 
 @pytest.fixture
 def collate(tiny_model: UnifiedModel) -> Collator:
-    cache = SimpleNamespace(captions=CAPTIONS, codes=_codes)
-    return Collator(tiny_model, cache, (16, 16), torch.device("cpu"), template=None)
+    return Collator(tiny_model, _cache(), (16, 16), torch.device("cpu"), template=None)
 
 
 def _prompts(batch: MicroBatch) -> list[list[int]]:
@@ -49,7 +57,7 @@ def test_own_prompts_come_first_then_the_negatives(collate: Collator, tiny_model
 
 def test_a_template_is_around_own_and_negative_captions_only(tiny_model: UnifiedModel):
     """Which captions are equal is decided without it; dropped prompts have no text at all."""
-    cache = SimpleNamespace(captions=CAPTIONS, codes=_codes)
+    cache = _cache()
     template, device = "Draw {prompt}!", torch.device("cpu")
     batch = Collator(tiny_model, cache, (16, 16), device, template=template)(PAIRS)
     empty = tiny_model.unconditional_ids([], GRID)
@@ -94,7 +102,7 @@ def test_unconditional_and_texts_only_where_they_are_needed(
 ):
     assert collate(PAIRS).unconditional is None
     assert collate(PAIRS).texts is None
-    cache = SimpleNamespace(captions=CAPTIONS, codes=_codes)
+    cache = _cache()
     device = torch.device("cpu")
     texts = TextStream(["x y z", "owl"], seed=0)
     full = Collator(
@@ -107,3 +115,19 @@ def test_unconditional_and_texts_only_where_they_are_needed(
     ] == [tiny_model.unconditional_ids([], GRID)] * 3
     expected = tiny_model.text_ids(list(texts.at(range(6, 9))))
     assert [ids[mask].tolist() for ids, mask in zip(*batch.texts, strict=True)] == expected
+
+
+def test_another_caption_of_the_image_is_no_negative(tiny_model: UnifiedModel):
+    """Of several captions the drawn one is the prompt, and all count as the image's own."""
+    texts = [["red owl", "an owl"], ["small waving hand", ""], ["smiling face", ""]]
+    collate = Collator(tiny_model, _cache(texts), (16, 16), torch.device("cpu"), template=None)
+    pairs = replace(
+        PAIRS,
+        columns=np.array([1, 0, 0]),
+        negatives=np.array([["Red  OWL"], ["small waving hand"], ["red owl"]], dtype=object),
+        dropped=np.zeros(3, dtype=bool),
+    )
+    batch = collate(pairs)
+    prompts = ["an owl", "red owl", "small waving hand", *pairs.negatives[:, 0]]
+    assert _prompts(batch) == tiny_model.prompt_ids(prompts, GRID)
+    assert batch.counts_as_positive.tolist() == [True, False, False]

@@ -31,7 +31,7 @@ def recipe(tmp_path: Path, tiny_folder: Path) -> Path:
 
 
 def _drawn(tmp_path: Path, pictures: int = 1) -> TokenCache:
-    return open_cache(tmp_path / "run" / "tokens" / "train-drawn", pictures)
+    return open_cache(tmp_path / "run" / "tokens" / "train-drawn", pictures, unfinished=True)
 
 
 def test_they_are_plain_samples_of_the_base_for_the_visited_captions(

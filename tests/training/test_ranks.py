@@ -12,7 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mm_cca.errors import UserError
+from mm_cca.training.accelerator import refuse_zero3
 from tests.support import runs
+from tests.support.buckets import bucketed_recipe
 from tests.support.closeness import assert_close
 
 
@@ -45,7 +48,7 @@ def _launch(*words: str, processes: int = 2, program: str = "mm_cca.cli", **envi
         env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
@@ -98,6 +101,24 @@ def test_two_ranks_train_the_same_with_every_part_of_the_loss(
     assert lines[0][-1]["text_nll"] > 0
 
 
+def test_two_ranks_train_and_draw_the_same_with_buckets(tmp_path: Path, tiny_folder: Path):
+    """Both ranks have images of the step's size, and each draws pictures of several."""
+    recipe = bucketed_recipe(tmp_path, tiny_folder)
+    keys = ["run.stages=[prepare,train,sample]", "train.max_steps=5"]
+    for processes, name in ((1, "one"), (2, "two")):
+        words = ["run", str(recipe), *keys, f"run.dir={tmp_path / name}"]
+        done = _launch(*words, processes=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for mine, theirs in zip(runs.metrics(one / "train"), runs.metrics(two / "train"), strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-5)
+    pictures = {n: x for n, x in runs.files_of(one / "samples").items() if n.endswith(".png")}
+    others = runs.files_of(two / "samples")
+    base = [name for name in pictures if name.startswith("base/")]
+    assert base
+    assert [name for name in base if others[name] != pictures[name]] == []
+
+
 def test_scoring_on_two_ranks_gives_the_bits_of_one(tmp_path: Path, tiny_folder: Path):
     """Features are extracted in batches of 3, so both ranks have some; a bad image ends both."""
     recipe = _recipe(tmp_path, tiny_folder)
@@ -135,14 +156,24 @@ def test_a_users_mistake_ends_all_ranks(tmp_path: Path, tiny_folder: Path):
     assert "train.batch_size is 6; with 2 process(es)" in done.stderr
 
 
-@pytest.mark.parametrize(("dtype", "precision"), [("float32", "no"), ("bfloat16", "bf16")])
+LORA = ["train.tuning=lora", "train.reference=lora", "train.learning_rate=1e-2"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "tuning"),
+    [
+        ("float32", "no", []),
+        ("bfloat16", "bf16", LORA),
+    ],
+)
 def test_weights_spread_by_fsdp2_train_the_same(
-    tmp_path: Path, tiny_folder: Path, dtype: str, precision: str
+    tmp_path: Path, tiny_folder: Path, dtype: str, precision: str, tuning: list[str]
 ):
-    """A full fine-tune whose model is written whole, and that resumes from sharded checkpoints.
+    """A training whose model is written whole, and that resumes from sharded checkpoints.
 
     In bfloat16 the log-probabilities must still leave the model in float32, and the gaps start at
-    exactly 0. FSDP trains float32 copies of the weights.
+    exactly 0. FSDP trains float32 copies of the weights; a LoRA in float32 lies over a base in
+    bfloat16, whose shards stay so.
     """
     recipe = _recipe(tmp_path, tiny_folder)
     keys = [
@@ -151,45 +182,33 @@ def test_weights_spread_by_fsdp2_train_the_same(
         "train.gradient_checkpointing=true",
         f"model.dtype={dtype}",
         f"train.mixed_precision={precision}",
+        *tuning,
     ]
     words = ["run", str(recipe), *keys, f"run.dir={tmp_path / 'two'}"]
     done = _launch(*words, program="tests.support.fsdp_on_cpu", **FSDP2)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = tmp_path / "one" / "train", tmp_path / "two" / "train"
     first = runs.metrics(two)
+    file = "adapter_model.safetensors" if tuning else "model.safetensors"
     assert first[0]["positive_gap"] == first[0]["negative_gap"] == 0
     assert first[1]["positive_gap"] != 0
-    if dtype == "float32":  # one process refuses to train weights in bfloat16
+    if dtype == "float32" or tuning:  # one process refuses to train weights in bfloat16
         runs.do(recipe, *keys, f"run.dir={tmp_path / 'one'}")
         for mine, theirs in zip(runs.metrics(one), first, strict=True):
             numbers = [key for key, value in mine.items() if value is not None]
             found = pytest.approx([theirs[key] for key in numbers], abs=1e-3)
             assert [mine[key] for key in numbers] == found
-        _assert_same_weights(one / "model", two / "model")
-    written = load_file(two / "model" / "model.safetensors")
+        _assert_same_weights(one / "model" / file, two / "model" / file)
+    written = load_file(two / "model" / file)
 
     (newest,) = two.glob("checkpoints/step-00000004")
     assert list(newest.glob("pytorch_model_fsdp_0/*.distcp"))
-    shutil.rmtree(newest)
-    shutil.rmtree(two / "model")
-    stage = json.loads((two / "stage.json").read_text())
-    (two / "stage.json").write_text(json.dumps(stage | {"done": False}))
+    _forget_the_last_step(two)
     done = _launch(*words, program="tests.support.fsdp_on_cpu", **FSDP2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert runs.metrics(two) == first
-    again = load_file(two / "model" / "model.safetensors")
+    again = load_file(two / "model" / file)
     assert all(torch.equal(value, again[name]) for name, value in written.items())
-
-
-def test_a_lora_in_float32_is_not_sharded_with_a_base_in_half_precision(
-    tmp_path: Path, tiny_folder: Path
-):
-    recipe = _recipe(tmp_path, tiny_folder)
-    lora = ["train.tuning=lora", "train.reference=lora", "train.control=false"]
-    words = ["run", str(recipe), *lora, "model.dtype=bfloat16", "train.mixed_precision=bf16"]
-    done = _launch(*words, program="tests.support.fsdp_on_cpu", **FSDP2)
-    assert done.returncode != 0
-    assert "FSDP can't shard a LoRA in float32" in done.stderr
 
 
 def test_sharded_weights_are_not_averaged(tmp_path: Path, tiny_folder: Path):
@@ -200,8 +219,79 @@ def test_sharded_weights_are_not_averaged(tmp_path: Path, tiny_folder: Path):
     assert "train.ema is 0.9 with FSDP" in done.stderr
 
 
+def test_the_main_rank_draws_previews_and_the_training_is_the_same(
+    tmp_path: Path, tiny_folder: Path
+):
+    """Bit for bit; weights that are spread over ranks are refused before the first step."""
+    recipe = _recipe(tmp_path, tiny_folder)
+    keys = ["run.stages=[prepare,train]", "train.control=false", "train.max_steps=3"]
+    for name, every in (("on", "1"), ("off", "null")):
+        words = ["run", str(recipe), *keys, f"sample.every={every}", f"run.dir={tmp_path / name}"]
+        done = _launch(*words)
+        assert done.returncode == 0, done.stderr[-3000:]
+    on, off = (tmp_path / name / "train" for name in ("on", "off"))
+    assert runs.metrics(on) == runs.metrics(off)
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (on, off))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    sheets = sorted(path.name for path in on.glob("previews/*.png"))
+    assert sheets == [f"step-{step:06d}.png" for step in range(4)]
+    words = ["run", str(recipe), *keys, "sample.every=1", f"run.dir={tmp_path / 'sharded'}"]
+    done = _launch(*words, program="tests.support.fsdp_on_cpu", **FSDP2)
+    assert done.returncode != 0
+    assert "sample.every is 1 with FSDP, whose weights the sampler" in done.stderr
+    assert not (tmp_path / "sharded" / "train" / "stage.json").exists()
+
+
+ZERO2 = {
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+    "DS_ACCELERATOR": "cpu",
+}
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_deepspeed_zero2_trains_the_same(tmp_path: Path, tiny_folder: Path, precision: str):
+    """In float32 as one process does; in bfloat16 a resumed run is the uninterrupted one."""
+    recipe = _recipe(tmp_path, tiny_folder)
+    dtype = "float32" if precision == "no" else "bfloat16"
+    keys = ["run.stages=[prepare,train]", "train.control=false", "train.batch_size=8"]
+    keys += [f"model.dtype={dtype}", f"train.mixed_precision={precision}"]
+    two = tmp_path / "two" / "train"
+    words = ["run", str(recipe), *keys, f"run.dir={two.parent}"]
+    done = _launch(*words, program="tests.support.deepspeed_on_cpu", **ZERO2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first = runs.metrics(two)
+    assert first[0]["positive_gap"] == first[0]["negative_gap"] == 0
+    if precision == "no":
+        runs.do(recipe, *keys, f"run.dir={tmp_path / 'one'}")
+        for mine, theirs in zip(runs.metrics(tmp_path / "one" / "train"), first, strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-4)
+        return
+    written = load_file(two / "model" / "model.safetensors")
+    _forget_the_last_step(two)
+    done = _launch(*words, program="tests.support.deepspeed_on_cpu", **ZERO2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert runs.metrics(two) == first
+    again = load_file(two / "model" / "model.safetensors")
+    assert all(torch.equal(value, again[name]) for name, value in written.items())
+
+
+def _forget_the_last_step(folder: Path) -> None:
+    """As if the training had been killed during its last step."""
+    shutil.rmtree(folder / "checkpoints" / "step-00000004")
+    shutil.rmtree(folder / "model")
+    stage = json.loads((folder / "stage.json").read_text())
+    (folder / "stage.json").write_text(json.dumps(stage | {"done": False}))
+
+
+def test_deepspeed_must_not_shard_the_weights():
+    refuse_zero3(2)
+    with pytest.raises(UserError, match="stage is 3; allowed: 1 or 2"):
+        refuse_zero3(3)
+
+
 def _assert_same_weights(one: Path, two: Path) -> None:
-    mine, theirs = (load_file(folder / "model.safetensors") for folder in (one, two))
+    mine, theirs = load_file(one), load_file(two)
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         assert value.dtype == theirs[name].dtype

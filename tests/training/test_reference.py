@@ -1,16 +1,19 @@
 """The reference is the model before training, and stays it."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.modeling.inputs import left_pad
-from mm_cca.modeling.logprobs import CodeLogProbs
+from mm_cca.modeling.logprobs import CodeLogProbs, Scored
 from mm_cca.modeling.lora import attach_lora
 from mm_cca.training.collate import MicroBatch
 from mm_cca.training.reference import CopyReference, LoraReference, Reference
+from tests.support import runs
 from tests.support.closeness import assert_close
 
 GRID = (4, 4)
@@ -70,3 +73,46 @@ def test_full_tuning_trains_everything_but_the_tokenizer(tiny_model: UnifiedMode
     frozen = {n for n, p in tiny_model.module.named_parameters() if not p.requires_grad}
     assert frozen
     assert all("vqmodel" in name for name in frozen)
+
+
+@pytest.mark.parametrize(
+    ("objective", "prompts", "base_passes"),
+    [("nll", 1, 0), ("cca", 2, 1), ("cca_code", 1, 2), ("gft", 1, 1), ("cca_code + gft", 1, 2)],
+)
+def test_a_step_makes_one_pass_of_the_model(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, objective: str, prompts: int, base_passes: int
+):
+    """Prompts per image in the model's single pass, and passes of the frozen base beside it."""
+    passes: list[tuple[bool, int]] = []
+    forward = CodeLogProbs.forward
+
+    def counted(self: CodeLogProbs, ids: torch.Tensor, *args: Any, **more: Any) -> Scored:
+        passes.append((torch.is_grad_enabled(), len(ids)))
+        return forward(self, ids, *args, **more)
+
+    monkeypatch.setattr(CodeLogProbs, "forward", counted)
+    runs.do(recipe, f"loss.objective={objective}", "train.max_steps=1")
+    config = runs.load_recipe(recipe).train
+    steps = config.batch_size // config.micro_batch_size
+    assert [rows for grad, rows in passes if grad] == [prompts * config.micro_batch_size] * steps
+    assert sum(not grad for grad, _ in passes) == base_passes * steps
+
+
+def test_a_copy_shares_frozen_parts_and_rounds_its_layers_as_autocast_does(
+    tiny_model: UnifiedModel,
+):
+    policy = CodeLogProbs(tiny_model, tiny_model.layout(GRID), whole_vocabulary=False)
+    copies = [CopyReference(policy, half=half) for half in (None, torch.bfloat16)]
+    batch = _batch(tiny_model)
+    with torch.autocast("cpu", torch.bfloat16):
+        whole, rounded = (copy.scores(batch) for copy in copies)
+        states = [copy.base_states(batch, conditional=True) for copy in copies]
+    assert torch.equal(whole.per_code, rounded.per_code)
+    assert torch.equal(states[0].conditional, states[1].conditional)
+    inner = copies[1]._frozen.module
+    assert inner.model.vqmodel is tiny_model.module.model.vqmodel
+    assert inner.model.text_model is not tiny_model.module.model.text_model
+    assert inner.lm_head.weight.dtype == torch.float32
+    projection = inner.model.text_model.layers[0].mlp.up_proj.weight
+    assert projection.dtype == torch.bfloat16
+    assert tiny_model.module.model.text_model.layers[0].mlp.up_proj.weight.dtype == torch.float32

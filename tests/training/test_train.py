@@ -109,11 +109,12 @@ def test_nan_loss_stops_with_rows_and_a_checkpoint(
 
 
 @pytest.mark.parametrize("objective", ["nll", "cca"])
-def test_nan_weight_is_refused_at_the_first_step(tiny_folder: Path, tmp_path: Path, objective: str):
+def test_a_nan_loss_is_refused_at_the_first_step(tiny_folder: Path, tmp_path: Path, objective: str):
+    """Of finite weights, as those that are not are refused before."""
     model = tmp_path / "poisoned"
     shutil.copytree(tiny_folder, model)
     tensors = load_file(model / "model.safetensors")
-    tensors[head_of(tensors)][:] = math.nan
+    tensors[head_of(tensors)][:] = 3e38
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     values = runs.tiny_recipe(tmp_path, model, runs.two_splits(tmp_path / "data.parquet"))
     path = runs.write_recipe(tmp_path / "recipe.yaml", values)

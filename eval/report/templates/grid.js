@@ -25,6 +25,13 @@ const alignmentOf = (name, row) => grid().scores[name]?.alignment[row];
 const gainOf = (row) => alignmentOf(grid().ours, row) - alignmentOf(grid().baseline, row);
 const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(1);
 
+// ---- files that are not beside the report
+const notHere = () => { byId("not-here").hidden = false; };
+for (const image of document.querySelectorAll(".card img")) {
+  if (image.complete && !image.naturalWidth) notHere();
+  image.addEventListener("error", notHere);
+}
+
 // ---- which rows, in which order
 let rows = [];
 function choose() {
@@ -47,10 +54,10 @@ function thumb(column, row) {
     const placeholder = element("span", { className: "gone", textContent: "no image" });
     return element("span", { className: "thumb", title: fileOf(column, row) }, placeholder, name, text);
   }
-  const image = element("img", { alt: `${column.name}: ${caption}`, width: 104, height: 104 });
+  const image = element("img", { alt: `${column.name}: ${caption}` });
   if (!(row in column.thumbs)) image.loading = "lazy";
   image.src = thumbOf(column, row);
-  image.addEventListener("error", () => image.replaceWith(element("span", { className: "gone", textContent: "not here", title: `${fileOf(column, row)} is in the run folder` })));
+  image.addEventListener("error", () => { notHere(); image.replaceWith(element("span", { className: "gone", textContent: "not here", title: `${fileOf(column, row)} is in the run folder` })); });
   const button = element("button", { type: "button", className: "thumb", title: column.name }, image, name, text);
   button.dataset.row = row;
   button.dataset.column = column.name;

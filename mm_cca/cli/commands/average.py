@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -14,10 +13,11 @@ from mm_cca.config.schema import Recipe, RunConfig
 from mm_cca.config.shipped import shipped
 from mm_cca.errors import UserError
 from mm_cca.modeling.averaging import average_full, average_loras
-from mm_cca.runs.digests import BASE, recorded_base
+from mm_cca.runs.digests import BASE, model_digests, recorded_base
+from mm_cca.runs.environment import environment
 from mm_cca.runs.files import atomic_path, write_json
-from mm_cca.runs.folder import AVERAGED, RunFolder, open_run
-from mm_cca.runs.stage import Stage
+from mm_cca.runs.folder import AVERAGED, RunFolder, open_run, run_folder_of
+from mm_cca.runs.stage import Stage, recorded
 
 
 def average(args: argparse.Namespace) -> int:
@@ -50,8 +50,9 @@ class _Training:
                 "sampled."
             )
         model = run.trained_model("cca")
-        settings = json.loads((run.train / "stage.json").read_text())["settings"]
-        return cls(folder, recipe, run, model, settings)
+        stored = recorded(run.train)
+        assert stored is not None  # or its model would not be there
+        return cls(folder, recipe, run, model, stored["settings"])
 
 
 def average_runs(folders: Sequence[Path], target: Path, weights: Sequence[float] | None) -> None:
@@ -68,7 +69,7 @@ def average_runs(folders: Sequence[Path], target: Path, weights: Sequence[float]
             tunings or sizes, weights that do not match, a target in use, a full disk.
     """
     shares = _shares(folders, weights)
-    trainings = [_Training.of(folder) for folder in folders]
+    trainings = [_Training.of(run_folder_of(folder)) for folder in folders]
     for one, other in itertools.combinations(trainings, 2):
         if one.model.resolve() == other.model.resolve():
             raise UserError(
@@ -106,7 +107,9 @@ def _refuse_differences(one: _Training, other: _Training) -> None:
         "model.image_tokenizer": (ours.model.image_tokenizer, theirs.model.image_tokenizer),
         "model.tokenizer": (ours.model.tokenizer, theirs.model.tokenizer),
         "model.dtype": (ours.model.dtype, theirs.model.dtype),
+        "model.quantization": (ours.model.quantization, theirs.model.quantization),
         "data.image_size": (ours.data.image_size, theirs.data.image_size),
+        "data.buckets": (ours.data.buckets, theirs.data.buckets),
         "train.tuning": (ours.train.tuning, theirs.train.tuning),
     }
     bases = (recorded_base(one.run.train), recorded_base(other.run.train))
@@ -159,9 +162,10 @@ def _write(
     # Samples record these settings, so that those of another average are noticed as such.
     stage = Stage(folder / "train", {"averaged": parts})
     stage.begin()
-    stage.finish()
+    stage.finish(weights=model_digests(model))
     recipe = replace(first.recipe, train=train, run=_run_config(first, root))
     replace(RunFolder.of(recipe), root=folder).describe(recipe)
+    write_json(folder / "environment.json", environment())
 
 
 def _run_config(first: _Training, root: Path) -> RunConfig:

@@ -3,12 +3,34 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
+from mm_cca.config.read_files import fault_of, shaped, text_of
 from mm_cca.errors import UserError
 from mm_cca.runs.files import write_text
+
+USE = (
+    "Use captions_val2014.json of annotations_trainval2014.zip, from "
+    "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
+)
+
+
+class _Image(TypedDict):
+    id: int
+    file_name: str
+
+
+class _Caption(TypedDict):
+    id: int
+    image_id: int
+    caption: str
+
+
+class _Annotations(TypedDict):
+    images: list[_Image]
+    annotations: list[_Caption]
 
 
 def coco_prompts(args: argparse.Namespace) -> int:
@@ -64,21 +86,20 @@ def write_coco_prompts(annotations: Path, target: Path, *, num_images: int, seed
         raise UserError(f"{target} can't be written: {error}") from error
 
 
-def _read(annotations: Path) -> tuple[dict[int, str], dict[int, list[dict[str, Any]]]]:
+def _read(annotations: Path) -> tuple[dict[int, str], dict[int, list[_Caption]]]:
     """Image id -> file name, and image id -> its non-empty captions, sorted by id."""
+    text = text_of(annotations, USE)
     try:
-        content = json.loads(annotations.read_text("utf-8"))
-        images = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
-        captions: dict[int, list[dict[str, Any]]] = {}
-        for caption in sorted(content["annotations"], key=lambda caption: int(caption["id"])):
-            if caption["caption"].strip():
-                captions.setdefault(int(caption["image_id"]), []).append(caption)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        content = shaped(json.loads(text), _Annotations)
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{annotations} is not a COCO caption file ({type(error).__name__}: {error}); use "
-            "captions_val2014.json of annotations_trainval2014.zip, from "
-            "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
+            f"{annotations} is not a COCO caption file: {fault_of(error)}. {USE}"
         ) from error
+    images = {image["id"]: image["file_name"] for image in content["images"]}
+    captions: dict[int, list[_Caption]] = {}
+    for caption in sorted(content["annotations"], key=lambda caption: caption["id"]):
+        if caption["caption"].strip():
+            captions.setdefault(caption["image_id"], []).append(caption)
     if missing := captions.keys() - images.keys():
         raise UserError(
             f"{annotations} has captions of images that it does not list, such as {min(missing)}."

@@ -6,6 +6,7 @@ and BLIPvqa_eval/BLIP_vqa.py; tgxs002/HPSv2 README.md and hpsv2/evaluation.py.
 """
 
 import json
+import shlex
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
@@ -15,17 +16,25 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap
 from PIL import Image
+from typing_extensions import TypedDict
 
+from mm_cca.config.read_files import json_lines_of, json_of, text_of
 from mm_cca.data.images import fitted
-from mm_cca.data.prompt_files import rows_of
 from mm_cca.errors import UserError
 
 HPS_STYLES = ("anime", "concept-art", "paintings", "photo")
 DPG_IMAGES = 4
+ADM_SEED = 0
 LONGEST_NAME = 255
 """Bytes in a file name."""
 OnImageDone = Callable[[], object]
 """Called after every image."""
+
+
+class _GenevalLine(TypedDict):
+    """What a line must hold; the rest is copied."""
+
+    prompt: str
 
 
 @dataclass(frozen=True)
@@ -41,10 +50,14 @@ def write_adm(
 ) -> None:
     """``samples.npz`` with ``arr_0``, uint8 [n, H, W, 3], which is never in memory as a whole.
 
+    The images are shuffled, the same way every time: the evaluator's Inception Score is a mean over
+    consecutive parts of the file, which images of one prompt side by side would make alike.
+
     Raises:
         UserError: images of several sizes.
     """
-    files = [file for prompt in sampled for file in prompt.files]
+    ordered = [file for prompt in sampled for file in prompt.files]
+    files = [ordered[i] for i in np.random.default_rng(ADM_SEED).permutation(len(ordered))]
     first = _opened(files[0], size)
     array = folder / "arr_0.npy"
     stored = open_memmap(array, "w+", np.uint8, (len(files), first.height, first.width, 3))
@@ -76,7 +89,8 @@ def write_geneval(
         UserError: no prompt file, or prompts that were not sampled.
     """
     path = _required(prompts, "geneval", "geneval/prompts/evaluation_metadata.jsonl")
-    lines = _rows(path)
+    advice = "--prompts must be geneval's evaluation_metadata.jsonl."
+    lines = json_lines_of(path, _GenevalLine, advice)
     for number, match in enumerate(_matched(sampled, [line["prompt"] for line in lines], path)):
         target = folder / f"{number:05d}"
         (target / "samples").mkdir(parents=True)
@@ -99,7 +113,8 @@ def write_dpg(
             of a prompt, images that are not square.
     """
     path = _required(prompts, "dpg", "the folder ELLA/dpg_bench/prompts")
-    items = {file.stem: file.read_text("utf-8") for file in sorted(path.glob("*.txt"))}
+    advice = "--prompts must be the folder dpg_bench/prompts of ITEM.txt files."
+    items = {file.stem: text_of(file, advice) for file in sorted(path.glob("*.txt"))}
     if not items:
         raise UserError(f"--prompts {path} must be the folder dpg_bench/prompts of ITEM.txt files.")
     matched = _matched(sampled, list(items.values()), path)
@@ -160,12 +175,8 @@ def write_hps(
             a prompt.
     """
     path = _required(prompts, "hpsv2", "HPDv2/benchmark (anime.json, concept-art.json, ...)")
-    styles: dict[str, list[str]] = {}
-    for style in HPS_STYLES:
-        try:
-            styles[style] = json.loads((path / f"{style}.json").read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"--prompts {path}: {style}.json can't be read: {error}") from error
+    advice = f"--prompts must be the folder HPDv2/benchmark with {', '.join(HPS_STYLES)}.json."
+    styles = {style: json_of(path / f"{style}.json", list[str], advice) for style in HPS_STYLES}
     if several := [prompt for prompt in sampled if len(prompt.files) != 1]:
         raise UserError(
             f"each prompt has {len(several[0].files)} images; HPSv2 takes one. Sample with "
@@ -179,6 +190,28 @@ def write_hps(
         on_image_done()
 
 
+def next_command(form: str, folder: Path, side: int) -> str:
+    """The evaluator's own command for an exported folder, in the evaluator's checkout.
+
+    Args:
+        form: of the layout.
+        folder: where it is.
+        side: of the images in pixels, as they were exported.
+    """
+    place = folder.resolve()
+    commands = {
+        "adm-npz": "python guided-diffusion/evaluations/evaluator.py REFERENCE.npz "
+        f"{shlex.quote(str(place / 'samples.npz'))}",
+        "geneval": f"python geneval/evaluation/evaluate_images.py {shlex.quote(str(place))} "
+        "--outfile results.jsonl --model-path DETECTOR",
+        "dpg": f"cd ELLA && bash dpg_bench/dist_eval.sh {shlex.quote(str(place))} {side}",
+        "t2i-compbench": "cd T2I-CompBench/BLIPvqa_eval && python BLIP_vqa.py "
+        f"--out_dir={shlex.quote(str(place))}",
+        "hpsv2": f"python -c {shlex.quote(f'import hpsv2; hpsv2.evaluate({str(place)!r})')}",
+    }
+    return commands[form]
+
+
 def _required(prompts: Path | None, form: str, example: str) -> Path:
     if prompts is None or not prompts.exists():
         raise UserError(
@@ -186,13 +219,6 @@ def _required(prompts: Path | None, form: str, example: str) -> Path:
             f"file, such as {example}."
         )
     return prompts
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        return rows_of(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--prompts {path} can't be read: {error}") from error
 
 
 def _matched(

@@ -1,16 +1,18 @@
 """Export the images of one arm in the folder layout of another evaluator."""
 
 import argparse
-import json
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
+from PIL import Image
 from tqdm import tqdm
 
 from mm_cca.cli.commands.evaluator_layouts import (
     OnImageDone,
     SampledPrompt,
+    next_command,
     write_adm,
     write_compbench,
     write_dpg,
@@ -18,14 +20,26 @@ from mm_cca.cli.commands.evaluator_layouts import (
     write_hps,
 )
 from mm_cca.errors import UserError
-from mm_cca.runs.files import replace_folder
+from mm_cca.runs.files import refuse_file_as_folder, replace_folder
+from mm_cca.runs.folder import run_folder_of
+from mm_cca.runs.stage import recorded
 from mm_cca.sampling.manifest import count_problems, manifest_of, picture_file, problem_of
+
+MAX_SIDE = 4096
+"""Pixels; an array of larger images fills any disk."""
+
+
+class ExportedImages(NamedTuple):
+    """How many images were written, and the width of each in pixels."""
+
+    num_images: int
+    side: int
 
 
 def export_images(args: argparse.Namespace) -> int:
     """Run ``mm-cca export-samples``."""
-    count = export_samples(
-        args.run,
+    done = export_samples(
+        args.run if (args.run / "samples").is_dir() else run_folder_of(args.run),
         args.arm,
         args.folder,
         form=args.form,
@@ -33,7 +47,10 @@ def export_images(args: argparse.Namespace) -> int:
         split=args.split,
         size=args.size,
     )
-    print(f"{count} images of {args.arm} are in {args.folder}")
+    print(
+        f"{done.num_images} images of {args.arm} are in {args.folder}, {done.side} pixels "
+        f"wide; score them with\n\n  {next_command(args.form, args.folder, done.side)}\n"
+    )
     return 0
 
 
@@ -46,7 +63,7 @@ def export_samples(
     prompts: Path | None = None,
     split: str | None = None,
     size: int | None = None,
-) -> int:
+) -> ExportedImages:
     """Write an arm's images in the layout ``form``; the folder is written atomically.
 
     Args:
@@ -59,7 +76,7 @@ def export_samples(
         size: side in pixels for adm-npz; None: as sampled.
 
     Returns:
-        How many images were written.
+        How many images were written, and how wide they are.
 
     Raises:
         UserError: no such arm, missing or changed images, prompts that were not sampled, a target
@@ -67,14 +84,18 @@ def export_samples(
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists already; choose another folder or empty it.")
-    if size is not None and (form != "adm-npz" or size < 1):
-        raise UserError(f"--size is {size}; it must be 1 or more, and goes with --format adm-npz.")
+    if size is not None and (form != "adm-npz" or not 1 <= size <= MAX_SIDE):
+        raise UserError(
+            f"--size is {size}; it must be 1 to {MAX_SIDE}, and goes with --format adm-npz."
+        )
     sampled = _sampled_prompts(run_folder / "samples", arm, split)
     count = sum(len(prompt.files) for prompt in sampled)
     with tqdm(total=count, desc=f"writing {form}", unit="img") as bar:
         write = _writer(form, sampled, prompts, size, bar.update)
         replace_folder(target, write)
-        return int(bar.n)
+        count = int(bar.n)
+    with Image.open(sampled[0].files[0]) as image:
+        return ExportedImages(count, image.width if size is None else size)
 
 
 def _writer(
@@ -99,12 +120,16 @@ def _writer(
 
 def _sampled_prompts(samples: Path, arm: str, split: str | None) -> list[SampledPrompt]:
     folder = samples / arm
-    if not (folder / "stage.json").exists():
+    refuse_file_as_folder(samples)
+    stored = recorded(folder)
+    if stored is None:
         arms = sorted(p.name for p in samples.glob("*") if p.is_dir())
         raise UserError(f"{samples} has no arm {arm!r}; it has {', '.join(arms) or 'none'}.")
-    if not json.loads((folder / "stage.json").read_text())["done"]:
+    if not stored["done"]:
         raise UserError(f"arm {arm} is incomplete: run `mm-cca sample RECIPE` first.")
     all_lines = manifest_of(folder)
+    if not all_lines:
+        raise UserError(f"{folder} has no images. Delete it and run `mm-cca sample RECIPE` again.")
     splits = list(dict.fromkeys(line["split"] for line in all_lines))
     if split is not None and split not in splits:
         raise UserError(f"--split is {split!r}; arm {arm} has {', '.join(splits)}.")

@@ -24,8 +24,8 @@ from mm_cca.modeling.code_gaps import (
     wrong_gap_by_quarter,
 )
 from mm_cca.modeling.guidance import BaseStates
-from mm_cca.modeling.inputs import PaddedTokens, left_pad
-from mm_cca.modeling.logprobs import CodeLogProbs, Scored, training_attention
+from mm_cca.modeling.inputs import PaddedTokens, right_pad
+from mm_cca.modeling.logprobs import CodeLogProbs, Scored
 from mm_cca.runs.files import write_json
 from mm_cca.runs.folder import RunFolder, open_run
 from mm_cca.sampling.prompts import splits_of
@@ -63,6 +63,11 @@ def measure_gaps(
         raise UserError(
             f"sample.prompts is {recipe.sample.prompts!r}: gaps are measured on real images. Give "
             "the run folder of a recipe that samples captions of its data."
+        )
+    if recipe.data.buckets:
+        raise UserError(
+            "data.buckets is set: gaps are told by place in the image, and need images of one "
+            "size. Compare the gaps of each size in the report (training)."
         )
     run.trained_model(source)  # refuse before the base is loaded
     base = load_source(recipe, run, "base")
@@ -123,11 +128,8 @@ def _gaps_of(
                 for shift in (0, 1)
             )
             without = [base.unconditional_ids(ids, grid) for ids in own]
-            prompts = [left_pad(ids, base.pad_id).to(device) for ids in (own, wrong, without)]
-            with training_attention(device):
-                parts.append(
-                    _batch_gaps(policies, tuned, prompts, codes.to(device), base, scale=scale)
-                )
+            prompts = [right_pad(ids, base.pad_id).to(device) for ids in (own, wrong, without)]
+            parts.append(_batch_gaps(policies, tuned, prompts, codes.to(device), base, scale=scale))
             bar.update(len(rows))
     return joined(parts)
 

@@ -37,12 +37,15 @@ def _check_checkpoint(recipe: "AnyRecipe") -> None:
     if path in SHIPPED or command_for(path) is not None:  # comes with the package, or made later
         return
     from mm_cca.adapters.check import check_checkpoint
-    from mm_cca.adapters.checkpoint_files import UnreachableError
+    from mm_cca.adapters.checkpoint_files import NoHeadersError, UnreachableError
+    from mm_cca.config.image_sizes import sizes_in
 
     try:
-        parameters = check_checkpoint(recipe.model, recipe.data.image_size)
+        first, *buckets = sizes_in(recipe.data.image_size, recipe.data.buckets)
+        parameters = check_checkpoint(recipe.model, first, buckets)
     except UnreachableError as error:
-        print(f"Note: the files of model.path {path} were not checked: {error}")
+        part = "weights" if isinstance(error, NoHeadersError) else "files"
+        print(f"Note: the {part} of model.path {path} were not checked: {error}")
     else:
         print(
             f"model.path {path} fits the adapter {recipe.model.adapter}: {parameters / 1e9:.2f} "

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mm_cca.cli.commands.stages import stages
+from mm_cca.cli.commands.stages import stages, where_it_lies
 from mm_cca.errors import UserError
 
 
@@ -14,10 +14,11 @@ def report(args: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     if args.serve and PartialState().is_main_process:
-        from mm_cca.cli.commands.serve import serve
+        from mm_cca.cli.commands.report_server import serve
         from mm_cca.config.load import load_config
         from mm_cca.runs.folder import RunFolder
 
-        report = RunFolder.of(load_config(args.recipe, args.overrides)).report
+        recipe = load_config(args.recipe, args.overrides)
+        report = RunFolder.of(where_it_lies(recipe, args.recipe, args.overrides)).report
         serve(report.parent, report.name, args.port)
     return 0

@@ -1,16 +1,21 @@
 """``mm-cca run``: the stages of a recipe, one after the other, in a locked folder."""
 
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
+from mm_cca.cli.commands.acceptance import accept
 from mm_cca.cli.commands.prepare import prepare
 from mm_cca.cli.commands.quiet import quiet_libraries
 from mm_cca.config.schema import STAGES, AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
 from mm_cca.errors import UserError
 from mm_cca.runs.folder import RunFolder, recipe_of_training
 from mm_cca.runs.stage import locked
+from mm_cca.runs.threads import use_free_cores
 
 
 def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
@@ -30,12 +35,15 @@ def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
     run = RunFolder.of(recipe)
     # accelerate would read this variable only after the ranks have failed to connect.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-    if state.is_main_process:
-        with locked(run.root):
-            run.describe(recipe)
-            run_stages(recipe, run, stages)
-    else:
+    if state.device.type == "cpu" and state.num_processes == 1:
+        use_free_cores(run.root)
+    with locked(run.root) if state.is_main_process else nullcontext():
+        if isinstance(recipe, Recipe):
+            accept(recipe, run, stages)
+            state.wait_for_everyone()  # all ranks have read what the main rank may now change
         run_stages(recipe, run, stages)
+        if state.is_main_process:
+            run.describe(recipe)  # keys that decide no stage may be others
     # The main rank writes scores and report; the others wait for it.
     state.wait_for_everyone()
     state.destroy_process_group()
@@ -57,7 +65,7 @@ def run_stages(recipe: AnyRecipe, run: RunFolder, stages: Sequence[str]) -> None
         train_demo_part(recipe, run)
         return
     commands: dict[str, Callable[[Recipe, RunFolder], None]] = {
-        "prepare": prepare,
+        "prepare": partial(prepare, stages=stages),
         "train": _train,
         "sample": _sample,
         "eval": _evaluate,
@@ -69,12 +77,13 @@ def run_stages(recipe: AnyRecipe, run: RunFolder, stages: Sequence[str]) -> None
 
 
 def _train(recipe: Recipe, run: RunFolder) -> None:
+    from mm_cca.sampling.prompts import preview_prompts
     from mm_cca.training.train import train
 
     if recipe.run.trained is not None:
         return  # trained there
     if "cca" in recipe.run.sources:
-        train(recipe, run)
+        train(recipe, run, previews=lambda: preview_prompts(recipe, run))
     if recipe.train.control and "control" in recipe.run.sources:
         train(recipe, run, control=True)
 
@@ -88,7 +97,15 @@ def _sample(recipe: Recipe, run: RunFolder) -> None:
 def _evaluate(recipe: Recipe, run: RunFolder) -> None:
     from mm_cca.eval.evaluate import evaluate_arms
 
-    evaluate_arms(recipe, run)
+    scored = evaluate_arms(recipe, run)
+    if scored and recipe.train.trackers and PartialState().is_main_process:
+        from mm_cca.cli.commands.tracked_scores import track_scores
+
+        try:
+            track_scores(recipe, run)
+        except Exception as error:  # a server of others; the scores are in the run folder
+            first = str(error).partition("\n")[0]
+            print(f"the scores did not reach train.trackers: {first}", file=sys.stderr)
 
 
 def _report(recipe: Recipe, run: RunFolder) -> None:

@@ -1,68 +1,103 @@
-"""Serve the report of a run folder to browsers on this machine."""
+"""``serve``: images of a finished run over HTTP, drawn by a stock engine that it starts."""
 
-import io
+import argparse
+import signal
 import sys
-import webbrowser
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any, BinaryIO
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
+from mm_cca.cli.commands.engine_cache import cached_export
+from mm_cca.cli.commands.engine_process import EngineProcess, find_engine, running_engine
+from mm_cca.cli.commands.export_engine import EngineExport, refuse_dial
+from mm_cca.cli.commands.image_server import PATH, ImageServer, open_server
+from mm_cca.cli.commands.image_service import IN_FLIGHT, ImageService
 from mm_cca.errors import UserError
-
-HOST = "127.0.0.1"
-SERVED = ("report.html", "sweep.html", "samples", "real")
-"""Only the report and its images are served."""
-
-
-class _Handler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        """Log no requests."""
-
-    def send_head(self) -> io.BytesIO | BinaryIO | None:
-        requested = Path(self.translate_path(self.path)).relative_to(self.directory)
-        if not set(requested.parts[:1]) & set(SERVED):
-            self.send_error(404)
-            return None
-        return super().send_head()
+from mm_cca.runs.folder import open_run
+from mm_cca.sampling.arms import Arm
+from mm_cca.sampling.draw import sampling_settings
+from mm_cca.sampling.engine_server import EngineServer, ServerLost
+from mm_cca.sampling.weights import load_image_parts
 
 
-class _Server(ThreadingHTTPServer):
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore connections that the browser closed early."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
+def serve(args: argparse.Namespace) -> int:
+    """Run ``mm-cca serve``."""
+    refuse_dial(args.dial, args.source)
+    recipe, run = open_run(args.run)
+    arm = Arm(args.source, 1.0, dial=args.dial)
+    if arm.source != "base":
+        run.trained_model(arm.source)  # before anything is loaded
+    model = load_image_parts(recipe)
+    python = find_engine(args.python, needs_plugin=model.engine_serving.needs_plugin)
+    export, was_there = cached_export(recipe, run, model, arm)
+    print(f"{export.folder} {'is used again' if was_there else 'was written'}", file=sys.stderr)
+    log = export.folder.with_name(f"{arm.name}.log")
+    arguments = (*export.arguments, *args.engine_args)
+    settings = sampling_settings(recipe, arm, model.defaults)
+    with _ended_by_signals(), running_engine(python, arguments, log) as engine:
+        engine.wait_until_ready()
+        service = ImageService(
+            model, recipe, settings, export.served_name, _connect(engine), engine.why_dead
+        )
+        with open_server(service, args.host, args.port) as server:
+            _announce(server, export)
+            _serve_until_the_end(server, engine)
+    return 0
 
 
-def serve(folder: Path, page: str, port: int = 0, *, open_browser: bool = True) -> None:
-    """Serve a page and its images until Ctrl-C.
+def _connect(engine: EngineProcess) -> EngineServer:
+    try:
+        return EngineServer(engine.url, connections=IN_FLIGHT)
+    except ServerLost as error:
+        raise UserError(engine.why_dead() or f"the engine does not answer: {error}") from error
 
-    Args:
-        folder: of the run.
-        page: file name inside it.
-        port: 0 for any free port.
-        open_browser: open the page in a browser.
+
+def _announce(server: ImageServer, export: EngineExport) -> None:
+    host, port = server.server_address[:2]
+    print(f"serving {export.served_name} at http://{host!s}:{port}{PATH} (Ctrl-C ends it)")
+    print(f"engine: {export.command}", flush=True)
+
+
+def _serve_until_the_end(server: ImageServer, engine: EngineProcess) -> None:
+    """Answer until Ctrl-C, or until the engine has ended and its requests are refused.
 
     Raises:
-        UserError: the port is taken or not allowed.
+        UserError: the engine has ended.
     """
-    with _server(folder, port) as server:
-        address = f"http://{HOST}:{server.server_address[1]}/{page}"
-        print(f"serving {address} (Ctrl-C ends it)", flush=True)
-        if open_browser:
-            webbrowser.open(address)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print()
-
-
-def _server(folder: Path, port: int) -> _Server:
-    handler = partial(_Handler, directory=str(folder.resolve()))
+    ended = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(server, engine, ended), daemon=True)
+    watcher.start()
     try:
-        return _Server((HOST, port), handler)
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"--port is {port}, which can't be opened on {HOST}: {error}. Allowed: a free port up "
-            "to 65535, or 0 for any; leave --port out."
-        ) from error
+        server.serve_forever(poll_interval=0.2)
+    except KeyboardInterrupt:
+        print()
+        return
+    finally:
+        ended.set()
+    reason = engine.why_dead()
+    if reason is not None:
+        raise UserError(reason)
+
+
+def _watch(server: ImageServer, engine: EngineProcess, ended: threading.Event) -> None:
+    """End the server some seconds after the engine, when its requests have got their errors."""
+    while not ended.wait(1.0):
+        if engine.why_dead() is not None:
+            ended.wait(5.0)
+            server.shutdown()
+            return
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that the engine is ended too."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -10,22 +10,27 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env, release_memory
+from typing_extensions import TypedDict
 
 from mm_cca.cli.commands.quiet import quiet_libraries
 from mm_cca.cli.commands.run import run_stages
+from mm_cca.config.read_files import is_there, json_of
 from mm_cca.config.schema import Recipe
 from mm_cca.config.stage_keys import training_settings
 from mm_cca.config.sweep_grid import Sweep
 from mm_cca.errors import Diverged
+from mm_cca.eval.summary_types import SweepVerdict
 from mm_cca.runs.files import write_json
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import locked
+from mm_cca.runs.threads import use_free_cores
 
 
 def sweep(args: argparse.Namespace) -> int:
@@ -46,15 +51,44 @@ def sweep_job(path_or_name: str, overrides: Sequence[str]) -> None:
     sweep = plan_sweep(path_or_name, overrides)
     quiet_libraries()
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    if state.device.type == "cpu" and state.num_processes == 1:
+        use_free_cores(sweep.root)
     with locked(sweep.root) if state.is_main_process else nullcontext():
         run_sweep(sweep, run_stages)
         if state.is_main_process:
-            write_sweep(sweep, diverged(sweep))
+            failed = diverged(sweep)
+            write_sweep(sweep, failed, _verdicts(sweep, failed))
     state.wait_for_everyone()
     state.destroy_process_group()
 
 
+def _verdicts(sweep: Sweep, failed: Mapping[str, str]) -> list[SweepVerdict]:
+    """Of every point that did not diverge, its seeds together."""
+    from mm_cca.eval.compare_runs import ScoredRun
+    from mm_cca.eval.report.sweep_seeds import name_without_seed
+    from mm_cca.eval.sweep_verdicts import sweep_verdicts
+
+    points: dict[str, list[ScoredRun]] = {}
+    for name, recipe in sweep.points.items():
+        if name not in failed:
+            run = ScoredRun.read(RunFolder.of(recipe).eval, name)
+            shown = name_without_seed(name, sweep.values[name].values)
+            points.setdefault(shown, []).append(run)
+    base = ScoredRun.read(RunFolder.of(sweep.base).eval, "base")
+    return sweep_verdicts(base, points)
+
+
 DIVERGED = "diverged.json"
+
+
+class _Marker(TypedDict):
+    reason: str
+    settings: dict[str, Any]
+
+
+def _marker(path: Path) -> _Marker:
+    """Raises UserError if it is damaged."""
+    return json_of(path, _Marker, f"Delete {path.parent} to train this point again.")
 
 
 def run_sweep(sweep: Sweep, run: Callable[[Recipe, RunFolder, Sequence[str]], None]) -> None:
@@ -95,10 +129,10 @@ def run_sweep(sweep: Sweep, run: Callable[[Recipe, RunFolder, Sequence[str]], No
 
 def _has_diverged(marker_file: Path, recipe: Recipe) -> bool:
     """Whether a point diverged with these training settings; with other ones it is deleted."""
-    if not marker_file.exists():
+    if not is_there(marker_file):
         return False
     settings = json.loads(json.dumps(training_settings(recipe)))
-    if json.loads(marker_file.read_text())["settings"] == settings:
+    if _marker(marker_file)["settings"] == settings:
         return True
     PartialState().wait_for_everyone()  # all ranks have read the file
     if PartialState().is_main_process:
@@ -111,9 +145,9 @@ def _run_stages(
     recipe: Recipe, stages: list[str], run: Callable[[Recipe, RunFolder, Sequence[str]], None]
 ) -> None:
     folder = RunFolder.of(recipe)
+    run(recipe, folder, stages)
     if PartialState().is_main_process:
         folder.describe(recipe)
-    run(recipe, folder, stages)
 
 
 def diverged(sweep: Sweep) -> dict[str, str]:
@@ -121,6 +155,6 @@ def diverged(sweep: Sweep) -> dict[str, str]:
     reasons = {}
     for name, recipe in sweep.points.items():
         marker_file = Path(recipe.run.dir) / DIVERGED
-        if marker_file.exists():
-            reasons[name] = str(json.loads(marker_file.read_text())["reason"])
+        if is_there(marker_file):
+            reasons[name] = _marker(marker_file)["reason"]
     return reasons

@@ -18,7 +18,7 @@ from mm_cca.testing.tiny.tiny_janus import write_janus
 from mm_cca.testing.tiny.tiny_liquid import write_liquid
 from mm_cca.testing.tiny.tiny_simplear import COSMOS_FOLDER, write_simplear
 
-FAMILIES: dict[str, tuple[Callable[[Path, int, Layout], None], int]] = {
+FAMILIES: dict[str, tuple[Callable[[Path, int, Layout, int | None], None], int]] = {
     "emu3": (write_emu3, 90),
     "emu3p5": (write_emu3p5, 64),
     "chameleon": (write_chameleon, 32),
@@ -40,8 +40,18 @@ LAYOUTS: tuple[Layout, ...] = ("hub", "transformers")
 """Those that every family has."""
 
 
+MAX_SIDE = 256
+MAX_HEAD = 1024
+
+
 def write_tiny(
-    family: str, folder: Path, *, side: int | None = None, layout: Layout = "hub", seed: int = 0
+    family: str,
+    folder: Path,
+    *,
+    side: int | None = None,
+    layout: Layout = "hub",
+    head_size: int | None = None,
+    seed: int = 0,
 ) -> None:
     """Write a checkpoint of ``family`` that ``from_pretrained`` and the adapter read.
 
@@ -50,10 +60,12 @@ def write_tiny(
         folder: where to write it; must not contain a ``config.json`` yet.
         side: codes along each side of an image; None: as many as the real checkpoints have.
         layout: the hub's folder, what ``save_pretrained`` writes today, or DeepSeek's own (Janus).
+        head_size: of the decoder's attention; None: less than the CPU kernels of engines take.
         seed: of the weights.
 
     Raises:
-        UserError: an unknown family, a side below 1, or a folder that is in use or not writable.
+        UserError: an unknown family, a side below 1, an odd head size, or a folder that is in use
+            or not writable.
     """
     if family not in FAMILIES:
         raise UserError(f"there is no tiny {family!r}; allowed: {', '.join(FAMILIES)}.")
@@ -61,13 +73,17 @@ def write_tiny(
         raise UserError(f"--layout is {layout!r}; allowed for {family}: {', '.join(LAYOUTS)}.")
     if (folder / "config.json").exists():
         raise UserError(f"{folder} holds a checkpoint already; choose another folder.")
-    if side is not None and side < 1:
-        raise UserError(f"--side is {side}; allowed: 1 or more codes along each side.")
+    if side is not None and not 1 <= side <= MAX_SIDE:
+        raise UserError(f"--side is {side}; allowed: 1 to {MAX_SIDE} codes along each side.")
+    if head_size is not None and (not 2 <= head_size <= MAX_HEAD or head_size % 2):
+        raise UserError(
+            f"--head-size is {head_size}; allowed: an even number up to {MAX_HEAD}, such as 32."
+        )
     torch.manual_seed(seed)
     write, real_side = FAMILIES[family]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder, real_side if side is None else side, layout)
+        write(folder, real_side if side is None else side, layout, head_size)
     except OSError as error:
         raise UserError(f"{folder} can't be written: {error}") from error
 

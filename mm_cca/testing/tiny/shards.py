@@ -1,11 +1,16 @@
-"""Weights and JSON files as the hub's folders hold them."""
+"""Weights, JSON files and tokenizers as the hub's folders hold them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers import AutoTokenizer
+
+from mm_cca.testing.tiny.sizes import Layout
 
 INDEX = "model.safetensors.index.json"
 
@@ -30,6 +35,21 @@ def write_shards(folder: Path, tensors: dict[str, torch.Tensor], shards: int = 2
 
 def write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def with_tokenizer_files(folder: Path, write: Callable[[Path], None], layout: Layout) -> Any:
+    """The tokenizer whose files of the hub ``write`` makes; in the folder are those of a layout.
+
+    ``transformers``: what the tokenizer read from the hub's files saves today.
+    """
+    if layout == "hub":
+        write(folder)
+        return AutoTokenizer.from_pretrained(folder)
+    with TemporaryDirectory() as hub:
+        write(Path(hub))
+        tokenizer = AutoTokenizer.from_pretrained(hub)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
 
 
 def old_merges(merges: list[Any]) -> list[str]:

@@ -12,6 +12,7 @@ Layout: TypeAlias = Literal["hub", "transformers", "deepseek"]
 ``deepseek``: Janus only, as DeepSeek's own code writes it."""
 
 HIDDEN = 32
+"""Of the decoder, unless a head size is asked for."""
 WEIGHT_SPREAD = 0.3
 """Standard deviation of the weights. With transformers' own, every distribution would be nearly
 uniform."""
@@ -26,6 +27,11 @@ CAPTIONS = [
 ]
 TEXT_VOCABULARY = 320
 CODEBOOK_SIZE = 64
+
+
+def hidden_size(heads: int, head_size: int | None) -> int:
+    """Of a decoder whose heads are as wide as its hidden states together."""
+    return HIDDEN if head_size is None else heads * head_size
 
 
 def spread(*parts: nn.Module) -> None:

@@ -29,9 +29,9 @@ from mm_cca.testing.tiny.old_chameleon import (
 from mm_cca.testing.tiny.sizes import (
     CAPTIONS,
     CODEBOOK_SIZE,
-    HIDDEN,
     TEXT_VOCABULARY,
     Layout,
+    hidden_size,
     spread,
     use_many_codes,
 )
@@ -40,8 +40,8 @@ NORM_ROWS = 2
 """Rows of Lumina-mGPT's norms for its four heads here, as 8 for 64 heads in the 34B model."""
 
 
-def write_chameleon(folder: Path, side: int, layout: Layout) -> None:
-    model = ChameleonForConditionalGeneration(_config(side, heads=2))
+def write_chameleon(folder: Path, side: int, layout: Layout, head_size: int | None) -> None:
+    model = ChameleonForConditionalGeneration(_config(side, 2, head_size))
     _randomise(model)
     vq = model.model.vqmodel
     vq.decoder = VQDecoder(vq.config)  # in the same weights file, as in Anole's conversion
@@ -59,8 +59,8 @@ def write_chameleon(folder: Path, side: int, layout: Layout) -> None:
         ChameleonProcessor(pictures, words, image_seq_length=side * side).save_pretrained(folder)
 
 
-def write_lumina_mgpt(folder: Path, side: int, layout: Layout) -> None:
-    config = _config(side, heads=4)
+def write_lumina_mgpt(folder: Path, side: int, layout: Layout, head_size: int | None) -> None:
+    config = _config(side, 4, head_size)
     config.model_parallel_size = NORM_ROWS
     config.mask_image_logits, config.z_loss_weight, config.dropout = False, 1e-5, 0.05
     model = ChameleonXLLMXForConditionalGeneration(config)
@@ -92,12 +92,13 @@ def _row_per_head(name: str, weight: torch.Tensor, config: ChameleonConfig) -> t
     return weight.repeat_interleave(config.num_attention_heads // NORM_ROWS, dim=0)
 
 
-def _config(side: int, heads: int) -> ChameleonConfig:
+def _config(side: int, heads: int, head_size: int | None) -> ChameleonConfig:
+    width = hidden_size(heads, head_size)
     vocabulary = chameleon_tokenizer().get_vocab()
     return ChameleonConfig(
         vocab_size=len(vocabulary),
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=heads,
         num_key_value_heads=heads,

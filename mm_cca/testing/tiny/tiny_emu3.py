@@ -19,9 +19,9 @@ from mm_cca.testing.tiny.shards import old_merges, write_json, write_shards
 from mm_cca.testing.tiny.sizes import (
     CAPTIONS,
     CODEBOOK_SIZE,
-    HIDDEN,
     TEXT_VOCABULARY,
     Layout,
+    hidden_size,
     spread,
 )
 
@@ -34,7 +34,7 @@ Emu3's are not the same."""
 BRACKETS = ["<|image token|>", "<|image start|>", "<|image end|>"]
 
 
-def write_emu3(folder: Path, side: int, layout: Layout) -> None:
+def write_emu3(folder: Path, side: int, layout: Layout, head_size: int | None) -> None:
     hub = layout == "hub"
     vq = Emu3VQVAE(
         Emu3VQVAEConfig(
@@ -55,7 +55,8 @@ def write_emu3(folder: Path, side: int, layout: Layout) -> None:
     else:
         words = small_emu3.build_tokenizer(CAPTIONS, TEXT_VOCABULARY, CODEBOOK_SIZE)
     positions = side * (side + 1) + 256
-    shape = small_emu3.DecoderShape(HIDDEN, 2 * HIDDEN, 2, 2, positions)
+    width = hidden_size(2, head_size)
+    shape = small_emu3.DecoderShape(width, 2 * width, 2, 2, positions)
     model = small_emu3.assemble(vq, words, shape, seed=int(torch.initial_seed()))
     spread(model.model.text_model, model.lm_head)
     model.generation_config = GenerationConfig(

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import ChameleonVQVAEConfig, Qwen3Config, Qwen3ForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from mm_cca.adapters.emu3p5 import SPECIAL_TOKENS, TOKENIZER_FOLDER, read_tokenizer
+from mm_cca.adapters.emu3p5_tokenizer import SPECIAL_TOKENS, TOKENIZER_FOLDER, read_tokenizer
 from mm_cca.adapters.ibq import FIELDS, IBQ, IMAGE_TOKENIZER
 from mm_cca.demo.small_emu3 import bpe
 from mm_cca.testing.tiny.sizes import (
@@ -27,7 +27,7 @@ from mm_cca.testing.tiny.sizes import (
 IMAGE_FOLDER = "Emu3.5-VisionTokenizer"
 
 
-def write_emu3p5(folder: Path, side: int, layout: Layout) -> None:
+def write_emu3p5(folder: Path, side: int, layout: Layout, head_size: int | None) -> None:
     words = folder / TOKENIZER_FOLDER
     _write_text_tokenizer(words)
     _write_image_tokenizer(folder / IMAGE_FOLDER)
@@ -39,7 +39,8 @@ def write_emu3p5(folder: Path, side: int, layout: Layout) -> None:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        head_dim=24,  # as in the real one, the heads are wider together than the hidden states
+        # As in the real one, the heads are wider together than the hidden states.
+        head_dim=24 if head_size is None else head_size,
         max_position_embeddings=side * (side + 1) + 256,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
@@ -58,6 +59,9 @@ def write_emu3p5(folder: Path, side: int, layout: Layout) -> None:
         return
     model.bfloat16().save_pretrained(folder, max_shard_size="60KB")
     _write_json(folder / "config.json", _hub_config(config, tokenizer.get_vocab()))
+    ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    written = {"_from_model_config": True, "transformers_version": "4.48.2"}
+    _write_json(folder / "generation_config.json", ids | written)
 
 
 def _hub_config(config: Qwen3Config, vocabulary: dict[str, int]) -> dict[str, Any]:

@@ -26,9 +26,9 @@ from mm_cca.testing.tiny.shards import old_merges, write_json, write_shards
 from mm_cca.testing.tiny.sizes import (
     CAPTIONS,
     CODEBOOK_SIZE,
-    HIDDEN,
     TEXT_VOCABULARY,
     Layout,
+    hidden_size,
     spread,
     use_many_codes,
 )
@@ -37,9 +37,9 @@ VISION_WIDTH = 64
 """16 heads of 4."""
 
 
-def write_janus(folder: Path, side: int, layout: Layout) -> None:
+def write_janus(folder: Path, side: int, layout: Layout, head_size: int | None) -> None:
     tokenizer = janus_tokenizer(roles=layout != "transformers")
-    model = _model(tokenizer, side)
+    model = _model(tokenizer, side, hidden_size(2, head_size))
     if layout == "transformers":
         model.save_pretrained(folder)
         size = {"height": 16 * side, "width": 16 * side}
@@ -102,11 +102,13 @@ def write_janus(folder: Path, side: int, layout: Layout) -> None:
     (folder / "chat_template.jinja").write_text(janus_template(PRO_ROLES), encoding="utf-8")
 
 
-def _model(tokenizer: PreTrainedTokenizerFast, side: int) -> JanusForConditionalGeneration:
+def _model(
+    tokenizer: PreTrainedTokenizerFast, side: int, hidden: int
+) -> JanusForConditionalGeneration:
     text = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
@@ -121,7 +123,7 @@ def _model(tokenizer: PreTrainedTokenizerFast, side: int) -> JanusForConditional
         num_attention_heads=16,
         image_size=16 * side,
         patch_size=16,
-        projection_dim=HIDDEN,
+        projection_dim=hidden,
         num_image_tokens=side * side,
     )
     vq = JanusVQVAEConfig(
@@ -131,8 +133,8 @@ def _model(tokenizer: PreTrainedTokenizerFast, side: int) -> JanusForConditional
         base_channels=32,
         channel_multiplier=[1, 1, 1, 1, 1],
         num_res_blocks=1,
-        projection_dim=HIDDEN,
-        image_token_embed_dim=HIDDEN,
+        projection_dim=hidden,
+        image_token_embed_dim=hidden,
     )
     config = JanusConfig(
         text_config=text.to_dict(),

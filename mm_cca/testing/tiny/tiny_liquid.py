@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -14,7 +16,6 @@ from tokenizers import (
     trainers,
 )
 from transformers import (
-    AutoTokenizer,
     ChameleonVQVAEConfig,
     GemmaConfig,
     GemmaForCausalLM,
@@ -23,6 +24,7 @@ from transformers import (
 from transformers.models.chameleon.modeling_chameleon import ChameleonVQVAE
 
 from mm_cca.adapters.vqgan import VQDecoder
+from mm_cca.testing.tiny.shards import with_tokenizer_files
 from mm_cca.testing.tiny.sizes import (
     CAPTIONS,
     CODEBOOK_SIZE,
@@ -38,7 +40,7 @@ _ADDED = ["<boi>", "<eoi>", "<unconditional>"]
 MERGES = 100
 
 
-def write_liquid(folder: Path, side: int, layout: Layout) -> None:
+def write_liquid(folder: Path, side: int, layout: Layout, head_size: int | None) -> None:
     """``vqgan.ckpt`` lies in the same folder; on the hub it is part of Meta's download."""
     vq = ChameleonVQVAE(
         ChameleonVQVAEConfig(
@@ -56,18 +58,16 @@ def write_liquid(folder: Path, side: int, layout: Layout) -> None:
     weights = vq.state_dict() | {f"decoder.{name}": tensor for name, tensor in decoder.items()}
     torch.save({"state_dict": weights}, folder / "vqgan.ckpt")
 
-    _write_tokenizer(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = _model(len(tokenizer), side)
+    tokenizer = with_tokenizer_files(folder, _write_tokenizer, layout)
+    model = _model(len(tokenizer), side, HIDDEN if head_size is None else head_size)
     if layout == "transformers":
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
         return
     model.bfloat16().save_pretrained(folder, max_shard_size="40KB")
     (folder / "config.json").write_text(json.dumps(_hub_config(model.config), indent=2))
 
 
-def _model(text_vocabulary: int, side: int) -> GemmaForCausalLM:
+def _model(text_vocabulary: int, side: int, head_size: int) -> GemmaForCausalLM:
     config = GemmaConfig(
         vocab_size=text_vocabulary + CODEBOOK_SIZE,
         hidden_size=HIDDEN,
@@ -75,7 +75,7 @@ def _model(text_vocabulary: int, side: int) -> GemmaForCausalLM:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        head_dim=HIDDEN,  # Gemma-7b's heads are wider than hidden_size / heads, too
+        head_dim=head_size,  # Gemma-7b's heads are wider than hidden_size / heads, too
         max_position_embeddings=side * side + 256,
     )
     model = GemmaForCausalLM(config)
@@ -117,10 +117,7 @@ def _hub_config(config: GemmaConfig) -> dict[str, object]:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """``tokenizer.json`` as Gemma's: BPE over whole texts, with bytes for what it lacks.
-
-    Gemma's SentencePiece file, which nothing here reads, is left out.
-    """
+    """``tokenizer.json`` as Gemma's: BPE over whole texts, with bytes for what it lacks."""
     learner = Tokenizer(models.BPE())
     learner.normalizer = normalizers.Replace(" ", "▁")
     learner.train_from_iterator(
@@ -129,7 +126,9 @@ def _write_tokenizer(folder: Path) -> None:
     learned = json.loads(learner.to_str())["model"]
     pieces = sorted(learned["vocab"], key=learned["vocab"].__getitem__)
     special = [*_FIRST, *_ADDED]
-    names = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    in_bytes = [f"<0x{byte:02X}>" for byte in range(256)]
+    names = [*special, *in_bytes, *pieces]
+    _write_sentencepiece(folder / "tokenizer.model", in_bytes, pieces)
     tokenizer = Tokenizer(
         models.BPE(
             vocab={name: number for number, name in enumerate(names)},
@@ -173,3 +172,27 @@ def _write_tokenizer(folder: Path) -> None:
         "use_default_system_prompt": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(named | rest, indent=2))
+
+
+def _write_sentencepiece(file: Path, in_bytes: list[str], pieces: list[str]) -> None:
+    """Gemma's own file: Liquid's added tokens are only in the JSON files (its TRAIN.md)."""
+    proto: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+    kinds = proto.ModelProto.SentencePiece.Type
+    unused = [f"<unused{number}>" for number in range(len(_ADDED))]
+    model = proto.ModelProto()
+    for name in ("<pad>", "<eos>", "<bos>"):
+        model.pieces.add(piece=name, score=0.0, type=kinds.CONTROL)
+    model.pieces.add(piece="<unk>", score=0.0, type=kinds.UNKNOWN)
+    for name in (*_FIRST[4:], *unused):
+        model.pieces.add(piece=name, score=0.0, type=kinds.USER_DEFINED)
+    for name in in_bytes:
+        model.pieces.add(piece=name, score=0.0, type=kinds.BYTE)
+    for rank, name in enumerate(pieces):
+        model.pieces.add(piece=name, score=-float(rank), type=kinds.NORMAL)
+    trained, normal = model.trainer_spec, model.normalizer_spec
+    trained.model_type = proto.TrainerSpec.ModelType.BPE
+    trained.vocab_size, trained.byte_fallback = len(model.pieces), True
+    trained.pad_id, trained.eos_id, trained.bos_id, trained.unk_id = range(4)
+    trained.pad_piece, trained.eos_piece, trained.bos_piece, trained.unk_piece = _FIRST[:4]
+    normal.name, normal.add_dummy_prefix, normal.remove_extra_whitespaces = "identity", False, False
+    file.write_bytes(model.SerializeToString())

@@ -17,11 +17,12 @@ from tokenizers import (
     trainers,
 )
 from torch import nn
-from transformers import AutoTokenizer, GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from mm_cca.adapters.cosmos import CosmosTokenizer, shape_of
 from mm_cca.adapters.cosmos_network import CosmosShape
-from mm_cca.testing.tiny.sizes import CAPTIONS, HIDDEN, TEXT_VOCABULARY, Layout, spread
+from mm_cca.testing.tiny.shards import with_tokenizer_files
+from mm_cca.testing.tiny.sizes import CAPTIONS, TEXT_VOCABULARY, Layout, hidden_size, spread
 
 COSMOS_FOLDER = "Cosmos-1.0-Tokenizer-DV8x16x16"
 SHAPE = CosmosShape(channels=(8, 16, 16), first=8, blocks=1, latent=8, levels=(4, 4, 4))
@@ -35,25 +36,23 @@ _WORDS = (
 )
 
 
-def write_simplear(folder: Path, side: int, layout: Layout) -> None:
+def write_simplear(folder: Path, side: int, layout: Layout, head_size: int | None) -> None:
     """The image tokenizer lies in ``COSMOS_FOLDER``; on the hub it is a folder of NVIDIA's."""
     write_cosmos(folder / COSMOS_FOLDER)
-    _write_tokenizer(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = _model(len(tokenizer), side)
+    tokenizer = with_tokenizer_files(folder, _write_tokenizer, layout)
+    model = _model(len(tokenizer), side, hidden_size(4, head_size))
     if layout == "transformers":
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
         return
     model.bfloat16().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(_hub_config(model.config), indent=2))
 
 
-def _model(text_vocabulary: int, side: int) -> Qwen2ForCausalLM:
+def _model(text_vocabulary: int, side: int, hidden: int) -> Qwen2ForCausalLM:
     config = Qwen2Config(
         vocab_size=text_vocabulary + 64,
-        hidden_size=HIDDEN,
-        intermediate_size=2 * HIDDEN,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,

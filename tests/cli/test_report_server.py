@@ -47,7 +47,9 @@ def test_serve_shows_only_the_report_and_its_images_and_ends_without_errors(
     root = address.removesuffix("report.html")
     assert status_of(address) == 200
     assert status_of(f"{root}samples/base%2Bcfg2/000000.png") == 200
-    for other in ("recipe.yaml", "train/model/config.json", "samples/../recipe.yaml", ""):
+    with urllib.request.urlopen(root, timeout=10) as reply:
+        assert reply.read() == (changed / "report.html").read_bytes()
+    for other in ("recipe.yaml", "train/model/config.json", "samples/../recipe.yaml", "train/"):
         assert status_of(root + other) == 404
     server.send_signal(signal.SIGINT)
     _, stderr = server.communicate(timeout=30)
@@ -62,7 +64,7 @@ def test_a_port_that_is_taken_or_serves_nothing(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert cli.main([*words, "--serve", "--port", port]) == 2
-    assert f"--port is {port}, which can't be opened" in capsys.readouterr().err
+    assert f"--port is {port}, which another program uses" in capsys.readouterr().err
     assert cli.main([*words, "--serve", "--port", "70000"]) == 2
     assert "up to 65535" in capsys.readouterr().err
     assert cli.main([*words, "--port", "8000"]) == 2
