@@ -88,6 +88,7 @@ class Chameleon(StandardDecoder):
         self._vocabulary: dict[str, int] = processor.tokenizer.get_vocab()
         with reading_checkpoint():  # computed from the config's vocabulary_map when first read
             codes = CodeTokens.of(module.model.vocabulary_mapping.img2bpe)
+        codes.refuse_other_codebook(module.model.vqmodel.config.num_embeddings)
         refuse_split_tokens(processor.tokenizer, [END_OF_TURN])
         pad_id = processor.tokenizer.pad_token_id
         super().__init__(

@@ -4,6 +4,7 @@ Meta's Chameleon, Anole and Lumina-mGPT have one model_type, one vocabulary and 
 weights, but another text around an image: read by the wrong adapter they draw, only badly.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ def _sign_of_lumina(config: dict[str, Any], path: str) -> str | None:
     keys = [key for key in LUMINA_KEYS if key in config]
     if keys:
         return f"config.json has {keys[0]}"
-    names = [name for name in config.get("architectures") or () if "XLLMX" in str(name)]
-    if names:
-        return f"config.json has the architecture {names[0]}"
+    name = re.search(r"\w*XLLMX\w*", str(config.get("architectures")))
+    if name:
+        return f"config.json has the architecture {name[0]}"
     rows = rows_of_query_norm(path) if Path(path).is_dir() else None
     heads = config.get("num_attention_heads", 32)
     if rows is not None and rows == config.get("model_parallel_size", 1) and rows != heads:

@@ -50,6 +50,7 @@ class Emu3(StandardDecoder):
             processor.fake_token_around_image,
         )
         refuse_split_tokens(processor.tokenizer, marks)
+        codes.refuse_other_codebook(module.model.vqmodel.config.codebook_size)
         super().__init__(module, processor, module.model.vqmodel, pad_id=pad_id, codes=codes)
 
     @classmethod

@@ -60,6 +60,10 @@ def render(template: str, prompts: list[str], tokens: dict[str, str]) -> list[st
     if "error" in answer:
         raise TemplateError(answer["error"])
     texts: list[str] = answer["texts"]
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise TemplateError("it writes half a character (a lone surrogate)") from None
     return texts
 
 

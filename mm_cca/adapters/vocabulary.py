@@ -78,6 +78,15 @@ class CodeTokens:
                 "is not its family's."
             )
 
+    def refuse_other_codebook(self, num_embeddings: int) -> None:
+        """Raises UserError if the image tokenizer does not have one code for each of these ids."""
+        if len(self.ids) != num_embeddings:
+            raise UserError(
+                f"this checkpoint has image tokens for {len(self.ids)} codes, but its image "
+                f"tokenizer has {num_embeddings}: vocabulary_map in config.json is not its "
+                "family's, or the image tokenizer is another model's."
+            )
+
     def of_codes(self, codes: torch.Tensor) -> torch.Tensor:
         """[...] codes -> [...] vocabulary ids."""
         return self.ids.to(codes.device)[codes]
