@@ -18,5 +18,7 @@ def quiet_process() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # such as NNPACK on other hardware
     # It tells at import of kernels for CPUs that are only faster.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # It sets its level itself when accelerate imports it, and tells that there is no GPU.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

@@ -227,8 +227,9 @@ def changes_of(stored: dict[str, Any], current: dict[str, Any]) -> dict[str, str
     return changes
 
 
-def _other_content(was: str, is_now: str) -> str:
-    return f"its content is another (sha256 was {was[:12]}..., is now {is_now[:12]}...)"
+def _other_content(was: object, is_now: object) -> str:
+    shown = [str(digest)[:12] for digest in (was, is_now)]
+    return f"its content is another (sha256 was {shown[0]}..., is now {shown[1]}...)"
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

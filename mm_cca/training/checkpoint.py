@@ -28,7 +28,7 @@ class _State(TypedDict):
     """What a checkpoint's own file must hold; ``files`` is name -> sha256."""
 
     step: int
-    best: NotRequired[float | None]
+    best: float | None
     files: NotRequired[dict[str, str]]
 
 
