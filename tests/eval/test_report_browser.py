@@ -411,17 +411,53 @@ def test_on_paper_no_column_falls_off(open_page: Open, report: Path):
     assert page.locator("#grid img").first.is_visible()
 
 
-def test_a_report_without_its_pictures_says_where_they_are(
-    browser: Browser, reported: Path, tmp_path: Path
-):
-    run = Path(shutil.copytree(reported.parent / "run", tmp_path / "run"))
+@pytest.fixture(scope="module")
+def light(reported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose report has no picture inside."""
+    run = Path(shutil.copytree(reported.parent / "run", tmp_path_factory.mktemp("light") / "run"))
     runs.do(reported, f"run.dir={run}", "eval.report_megabytes=0", stages=["report"])
-    alone = tmp_path / "sent" / "report.html"
-    alone.parent.mkdir()
-    (run / "report.html").rename(alone)
+    return run
+
+
+def alone(light: Path, folder: Path) -> Path:
+    """The report as somebody gets it who is sent only this file."""
+    return Path(shutil.copy(light / "report.html", folder / "report.html"))
+
+
+WHERE = "open the report inside the run folder run"
+
+
+def test_a_report_without_its_pictures_says_where_they_are(
+    browser: Browser, light: Path, tmp_path: Path
+):
     page = browser.new_page()
-    page.goto(alone.as_uri())
+    page.goto(alone(light, tmp_path).as_uri())
     page.locator("#pictures").scroll_into_view_if_needed()
-    page.locator("#not-here").wait_for(state="visible")
-    assert "open the report inside the run folder run" in page.locator("#not-here").inner_text()
+    for told in page.locator(".not-here").all():
+        told.wait_for(state="visible")
+        assert WHERE in told.inner_text()
+    assert page.locator(".not-here").count() == 2, "above the first screen's strip and the grid"
     page.close()
+
+
+def test_without_javascript_it_says_so_too(browser: Browser, light: Path, tmp_path: Path):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(alone(light, tmp_path).as_uri())
+    for told in page.locator(".probe p").all():
+        assert told.is_visible()
+        assert WHERE in told.inner_text()
+    assert page.locator(".probe p").count() == 2
+    for shots in (".card img", "noscript table img"):
+        alt = str(page.locator(shots).last.get_attribute("alt"))
+        assert re.search(r": .+ \(file samples/\S+/\d{6}\.png of the run folder\)$", alt)
+    context.close()
+
+
+def test_beside_its_pictures_it_says_nothing(open_page: Open, light: Path):
+    page = open_page(light / "report.html", scripts=False)
+    assert page.locator(".probe").count() == 2
+    for probe in page.locator(".probe").all():
+        box = probe.bounding_box()
+        assert box is None or box["height"] == 0
+        assert not probe.locator("p").is_visible()
