@@ -13,6 +13,7 @@ from mm_cca import cli
 from mm_cca.errors import UserError
 from mm_cca.eval.compare_runs import ScoredRun, compare_runs
 from mm_cca.eval.metrics.intervals import mean_interval, share_difference_interval
+from tests.support.browsing import WIDTHS, Open, assert_readable
 from tests.support.scored_runs import scored_folder, scored_run
 
 CAPTIONS = ["a", "b", "c", "d"]
@@ -137,6 +138,19 @@ def test_a_picture_that_is_gone_and_a_recipe_for_a_folder(
     assert cli.main(["compare", str(folders[0]), str(recipe), "--into", str(page)]) == 0
     assert page.read_text().count("data:image/webp") == 7
     assert page.read_text().count(">missing<") == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_the_page_fits(open_page: Open, folders: tuple[Path, Path], scheme: str):
+    assert cli.main(["compare", *map(str, folders)]) == 0
+    page = open_page(folders[1] / "compare-one.html", width=390, scheme=scheme)
+    assert page.evaluate(WIDTHS) == [390, 390]
+    pictures = page.locator(".pairs img")
+    assert pictures.evaluate_all("all => all.map((image) => image.naturalWidth)") == [16] * 8
+    box = pictures.last.bounding_box()
+    assert box is not None
+    assert box["x"] + box["width"] <= 390
+    assert_readable(page, "h1", ".muted", ".verdicts li", ".pairs th", ".pairs small")
 
 
 @pytest.mark.parametrize(

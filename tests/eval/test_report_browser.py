@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +12,7 @@ from playwright.sync_api import Browser, Page
 from mm_cca.eval.report import gallery as pictures
 from mm_cca.eval.report import thumbnails
 from tests.support import runs
-
-Open = Callable[..., Page]
-
-
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[Open]:
-    """Opens files; at the end no page may have complained or asked for anything else."""
-    contexts, complaints, requests = [], [], []
-
-    def opened(
-        path: Path, *, width: int = 1280, scheme: str = "light", scripts: bool = True
-    ) -> Page:
-        context = browser.new_context(
-            viewport={"width": width, "height": 800},
-            color_scheme=scheme,  # type: ignore[arg-type]
-            java_script_enabled=scripts,
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(path.as_uri())
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    outside = [url for url in requests if not url.startswith(("data:", "file:///"))]
-    assert outside == []
+from tests.support.browsing import WIDTHS, Open, assert_readable, contrast
 
 
 @pytest.fixture(scope="module")
@@ -240,35 +209,20 @@ def test_dark_mode_reaches_the_plots(open_page: Open, report: Path):
         assert all(contrast(background, ink) > 3 for ink in inks)
 
 
-def contrast(one: str, other: str) -> float:
-    """WCAG's ratio of two rgb() colours."""
-
-    def luminance(colour: str) -> float:
-        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    dark, light = sorted((luminance(one), luminance(other)))
-    return (light + 0.05) / (dark + 0.05)
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_enough_contrast(open_page: Open, report: Path, scheme: str):
     page = open_page(report, scheme=scheme)
-    background = page.locator("body").evaluate("one => getComputedStyle(one).backgroundColor")
-    for what in ("p", ".muted", ".badge", "nav a", "td small", ".grid thead th.cca", ".thumb"):
-        ink = page.locator(what).first.evaluate("one => getComputedStyle(one).color")
-        assert contrast(background, ink) >= 4.5, what
+    whats = ("p", ".muted", ".badge", "nav a", "td small", ".grid thead th.cca", ".thumb")
+    assert_readable(page, *whats)
 
 
 def test_a_phone_scrolls_down_only(open_page: Open, report: Path):
     page = open_page(report, width=390)
-    widths = "[document.documentElement.scrollWidth, innerWidth]"
-    assert page.evaluate(widths) == [390, 390]
+    assert page.evaluate(WIDTHS) == [390, 390]
     table = page.locator("#scores-1 .scroll").first
     assert table.evaluate("box => box.scrollWidth > box.clientWidth"), "scrolls in its box"
     page.locator('.thumb[data-column="cca"]').first.click()
-    assert page.evaluate(widths) == [390, 390]
+    assert page.evaluate(WIDTHS) == [390, 390]
     box = page.get_by_role("dialog").bounding_box()
     assert box is not None
     assert box["x"] >= 0
