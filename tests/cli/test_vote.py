@@ -98,16 +98,17 @@ def test_votes_are_kept_taken_back_and_continued(run: Path):
 
 def test_votes_on_something_else_are_refused(run: Path):
     ballot_of(run).vote(0, "left")
-    with pytest.raises(UserError, match=r"has votes on another seed \(0, here 3\)"):
+    with pytest.raises(UserError, match="has votes in the order of --seed 0, not of --seed 3"):
         ballot_of(run, seed=3)
     manifest = run / "samples" / "cca" / "manifest.jsonl"
     lines = manifest.read_text().splitlines()
     manifest.write_text("\n".join([*lines[1:], lines[0].replace('"sha256": "', '"sha256": "0')]))
-    with pytest.raises(UserError, match="has votes on other images"):
+    with pytest.raises(UserError, match="has votes on other images: of another --split"):
         ballot_of(run)
     stored = json.loads((run / "votes.json").read_text())
     (run / "votes.json").write_text(json.dumps(stored | {"first": "cca of another"}))
-    with pytest.raises(UserError, match="has votes on another first"):
+    told = "has votes on cca of another against base of run, not on cca of run against base of run"
+    with pytest.raises(UserError, match=told):
         ballot_of(run)
     (run / "votes.json").write_text("{}")
     with pytest.raises(UserError, match="Delete it to vote anew"):
@@ -120,6 +121,28 @@ def serving(ballot: Ballot) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
+
+
+def test_each_split_and_seed_has_a_file_of_its_own(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def vote_once(handler: partial[_VoteHandler], *_: object) -> None:
+        """As a visitor who casts one vote and leaves."""
+        (ballot,) = handler.args
+        ballot.vote(ballot.current, "left")
+
+    def voted(*words: str) -> list[str]:
+        arguments = ["vote", str(run), "cca", "base", *words]
+        assert cli.main(arguments) == 0
+        return capsys.readouterr().out.splitlines()
+
+    monkeypatch.setattr("mm_cca.cli.commands.vote.serve_pages", vote_once)
+    told = [voted(), voted("--seed", "3"), voted("--split", "train"), voted("--seed", "3")]
+    files = [lines[0].rsplit(" ", 1)[1] for lines in told]
+    names = ["cca-base", "cca-base-seed3", "cca-base-on-train", "cca-base-seed3"]
+    assert files == [str(run / "votes" / f"{name}.json") for name in names]
+    assert [len(json.loads(Path(file).read_text())["votes"]) for file in files] == [1, 2, 1, 2]
+    assert "8 pairs, 1 voted on" in told[3][0]
 
 
 @pytest.fixture
