@@ -128,7 +128,8 @@ def test_a_sweep_and_a_larger_one(recipe: Path, tmp_path: Path, capsys: pytest.C
         ("lambda_=1,learning_rate=0.001", "base+cfg2"),
         ("lambda_=3,learning_rate=0.001", "base+cfg2"),
     ]
-    assert "against base+cfg2 in alignment: difference" in page
+    assert page.count(" against base+cfg2</p>") == 2
+    assert page.count("<span>alignment: difference ") == 2
     # Six prompts by the base, the guided base and two points.
     assert page.count("data:image/webp;base64,") == 6 * 4
     assert "diverged: step 1" in page
@@ -253,9 +254,14 @@ def test_a_sweep_over_seeds_shows_their_mean(two_seeds: tuple[Path, str]):
         if "values" in arm
     ]
     assert point["scores"]["train"]["alignment"]["value"] == pytest.approx(sum(values) / 2)
-    (verdict,) = summary["verdicts"]
+    (verdict,) = summary["verdicts"]  # of distances on four prompts there is none
     assert (verdict["point"], verdict["seeds"], verdict["rival"]) == ("cca", 2, "base+cfg2")
-    assert "Means over seeds" in (folder / "sweep.html").read_text()
+    page = (folder / "sweep.html").read_text()
+    assert "Means over seeds" in page
+    assert "No verdict in FD, KD, recall: that needs 8 prompts" in page
+    others = page.split("Pictures of the other seeds</summary>")[1].split("</details>")[0]
+    assert "seed=1</th>" in others
+    assert others.count("data:image/webp") == 4
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
