@@ -176,6 +176,12 @@ def test_on_a_phone_the_page_fits(open_page: Open, folders: tuple[Path, Path], s
     box = pictures.last.bounding_box()
     assert box is not None
     assert box["x"] + box["width"] <= 390
+    assert page.locator(".pairs small").first.inner_text() == "cca, A: 1.0"
+    difference = page.locator(".differences td").nth(2)
+    assert difference.inner_text().split("\n") == ["+2.2", "[+1.5, +3.0]"]
+    place = difference.bounding_box()
+    assert place is not None
+    assert place["x"] + place["width"] <= 390, "the difference comes before what it is made of"
     assert_readable(page, "h1", ".muted", ".verdicts li", ".pairs th", ".pairs small")
 
 
