@@ -162,13 +162,24 @@ class Ballot:
             return []
         advice = "Delete it to vote anew, or choose another file with --into."
         stored = json_of(self.path, VotesFile, advice)
-        for field, value in self._facts.items():
-            if stored[field] != value:  # type: ignore[literal-required]
-                what = "other images" if field == "pairs_sha256" else f"another {field}"
-                here = "" if field == "pairs_sha256" else f" ({stored[field]!r}, here {value!r})"  # type: ignore[literal-required]
-                raise UserError(f"{self.path} has votes on {what}{here}. {advice}")
+        if (other := self._other(stored)) is not None:
+            raise UserError(f"{self.path} has votes {other}. {advice}")
         # More than are asked about now: kept, so that nothing is lost.
         return stored["votes"]
+
+    def _other(self, stored: VotesFile) -> str | None:
+        """What the votes of a file are about, if about something else."""
+        facts = self._facts
+        if (stored["first"], stored["second"]) != (facts["first"], facts["second"]):
+            return (
+                f"on {stored['first']} against {stored['second']}, not on {facts['first']} "
+                f"against {facts['second']}"
+            )
+        if stored["seed"] != facts["seed"]:
+            return f"in the order of --seed {stored['seed']}, not of --seed {facts['seed']}"
+        if stored["pairs_sha256"] != facts["pairs_sha256"]:
+            return "on other images: of another --split, or drawn before these"
+        return None
 
     def _write(self) -> None:
         found = preference_of(self.votes)

@@ -27,8 +27,9 @@ from mm_cca.eval.features.extract import Features
 from mm_cca.eval.metrics.intervals import CONFIDENCE
 from mm_cca.eval.per_prompt import PER_PROMPT, read_per_prompt
 from mm_cca.eval.scores import PER_IMAGE, ArmScores
+from mm_cca.eval.set_differences import better_of, set_difference
 from mm_cca.eval.summary_files import SUMMARY, read_summary
-from mm_cca.eval.summary_types import ImageNumbers, Interval, SplitNumbers, Summary, judged
+from mm_cca.eval.summary_types import ImageNumbers, SplitNumbers, Summary, judged
 
 FEWEST_PROMPTS = 3
 """Of fewer prompts no interval can be told."""
@@ -212,13 +213,14 @@ def _paired_scores(
             continue
         score = MeanScore(PER_IMAGE[name], measured, groups, parts)
         values = score.value("A", ALL), score.value("B", ALL)
-        difference = None
+        difference, lacking = None, f"which needs {FEWEST_PROMPTS} prompts"
         if count >= FEWEST_PROMPTS:
             difference = score.difference(
                 [Fold("B", "A", ALL)], confidence=CONFIDENCE, widening=1.0
             )
-        better = None if difference is None else _better(name, difference)
-        scores.append(ScoreDifference(name, values, difference, better))
+            lacking = ""
+        better = None if difference is None else better_of(name, difference)
+        scores.append(ScoreDifference(name, values, difference, better, lacking=lacking))
     return scores
 
 
@@ -229,19 +231,15 @@ def _set_scores(
     pair: ArmPair,
     differing: Collection[str],
 ) -> list[ScoreDifference]:
-    """Numbers of whole sets, as each run has them."""
+    """Numbers of whole sets, as each run has them; with what both keep, an interval."""
     ours, theirs = (
         {arm["name"]: arm for arm in judged(run.summary["arms"], judge)}[name]["scores"][split]
         for run, judge, name in zip(runs, judges, pair, strict=True)
     )
+    # The groups of prompts that are left out in turn are drawn by the seed of sampling.
+    same_groups = "seeds.sampling" not in differing
     return [
-        ScoreDifference(name, (ours[name]["value"], theirs[name]["value"]), None, None)
+        set_difference(name, ours[name], theirs[name], same_groups=same_groups)
         for name in _metrics(split, runs, judges, differing)
         if name not in PER_IMAGE
     ]
-
-
-def _better(metric: str, difference: Interval) -> str | None:
-    if difference["low"] <= 0 <= difference["high"]:
-        return None
-    return "B" if (difference["low"] > 0) == METRICS[metric].higher_is_better else "A"

@@ -11,8 +11,9 @@ class ScoreDifference(NamedTuple):
     Attributes:
         metric: its name.
         values: of A and of B. Of a mean over prompts: over those that both drew.
-        difference: B minus A, paired by prompt; None for a score of a whole set of images, whose
-            difference has no interval without the images' features.
+        difference: B minus A, paired by prompt; None where its interval can't be told.
+        own: each side's own interval, if it has one.
+        lacking: why there is no difference with an interval, in words; empty where there is one.
         better: the run that is better, ``A`` or ``B``, where the interval excludes 0.
     """
 
@@ -20,6 +21,8 @@ class ScoreDifference(NamedTuple):
     values: tuple[float, float]
     difference: Interval | None
     better: str | None
+    own: tuple[Interval | None, Interval | None] = (None, None)
+    lacking: str = ""
 
 
 class ArmPair(NamedTuple):

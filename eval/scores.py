@@ -4,6 +4,7 @@
 Shapes: n images of a split, F feature size, c distinct captions.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,8 +32,10 @@ from mm_cca.eval.metrics.jackknife import (
     frechet_without,
     groups_of_prompts,
     jackknife_interval,
+    mean_without,
     recall_without,
 )
+from mm_cca.eval.metrics.kernel import kernel_pseudo_values
 from mm_cca.eval.metrics.prdc import density_coverage, precision_recall
 from mm_cca.eval.metrics.retrieval import among_best, cosines, retrieval_ranks
 from mm_cca.eval.summary_types import Interval, Score, Scores
@@ -138,6 +141,9 @@ EXTRAPOLATED = ("frechet_distance", reconstruction_name("frechet_distance"))
 RECALLS = ("recall", reconstruction_name("recall"))
 PLOTTED = (*EXTRAPOLATED, *RECALLS)
 """Fidelity and diversity, which are plotted with an interval."""
+KERNELS = ("kernel_distance", reconstruction_name("kernel_distance"))
+LEFT_OUT = (*PLOTTED, *KERNELS)
+"""Kept without each group of prompts, too, so that two runs' differences have an interval."""
 
 
 def measure(features: Features, truth: SplitTruth) -> ArmScores:
@@ -175,7 +181,7 @@ def scores_of(recipe: Recipe, measured: ArmScores, truth: SplitTruth) -> Scores:
             scores[name] = OF_SETS[name](sets[METRICS[name].reference])
             if name in EXTRAPOLATED:
                 scores[name]["extrapolated"] = _extrapolated(name, measured, truth, seed)
-            if name in PLOTTED:
+            if name in LEFT_OUT:
                 scores[name] |= _spread(name, scores[name]["value"], measured, truth, seed)
         else:
             metric = PER_IMAGE[name]
@@ -200,17 +206,34 @@ def _extrapolated(name: str, measured: ArmScores, truth: SplitTruth, seed: int) 
 
 
 def _spread(name: str, value: float, measured: ArmScores, truth: SplitTruth, seed: int) -> Score:
-    """The interval over prompts of a number of the whole set; nothing where prompts are few."""
+    """A number of the whole set without each group of prompts, and of those plotted the interval;
+    nothing where prompts are few."""
     reference = truth.compared_with(METRICS[name])
     assert reference is not None
     prompts = groups_of_prompts(int(truth.groups.max()) + 1, seed=seed)
     if len(prompts) < FEWEST_PROMPTS:
         return {"value": value}
-    features = measured.features.scorer
+    left_out = _left_out(name, measured.features.scorer, truth, reference, prompts)
+    score: Score = {"value": value}
+    if name in PLOTTED:
+        most = 1.0 if name in RECALLS else math.inf
+        score = cast(Score, jackknife_interval(value, left_out, most=most))
+    return {**score, "left_out": left_out.tolist()}
+
+
+def _left_out(
+    name: str,
+    features: torch.Tensor,
+    truth: SplitTruth,
+    reference: ReferenceSet,
+    prompts: np.ndarray,
+) -> np.ndarray:
+    """[G] values of a metric of [n, F] features, each without one group of the [P] ``prompts``."""
+    if name in EXTRAPOLATED:
+        target = reference.target(FeatureSource.SCORER)
+        return frechet_without(features, truth.groups, target, prompts)
+    assert reference.features is not None
+    real = reference.features.scorer
     if name in RECALLS:
-        assert reference.features is not None
-        recalls = recall_without(features, reference.features.scorer, prompts[truth.groups])
-        return cast(Score, jackknife_interval(value, recalls, most=1.0))
-    target = reference.target(FeatureSource.SCORER)
-    distances = frechet_without(features, truth.groups, target, prompts)
-    return cast(Score, jackknife_interval(value, distances))
+        return recall_without(features, real, prompts[truth.groups])
+    return mean_without(kernel_pseudo_values(features, real, truth.groups), prompts)

@@ -20,7 +20,9 @@ class Score(TypedDict):
     ``low`` and ``high`` belong to means over prompts, Frechet distances and recalls (not in
     summaries of older versions), ``deviation`` to the Inception score;
     ``count`` (of prompts) and ``chance`` (share right by guessing) to attributes; ``extrapolated``
-    (to infinitely many images) to Frechet distances of the scorer.
+    (to infinitely many images) to Frechet distances of the scorer. ``left_out`` has the values
+    without each group of prompts (``metrics/jackknife.py``), for differences between runs: of
+    Frechet distances, recalls and, up to a constant that all arms share, kernel distances.
     """
 
     value: float
@@ -30,6 +32,7 @@ class Score(TypedDict):
     count: NotRequired[int]
     chance: NotRequired[float]
     extrapolated: NotRequired[float]
+    left_out: NotRequired[list[float]]
 
 
 Scores = dict[str, Score]
@@ -301,14 +304,15 @@ class BestArms(TypedDict):
 
 
 class SweepVerdict(TypedDict):
-    """A point's alignment minus that of the best guided base, ``rival``, by one judge on one split;
-    over the ``seeds`` of the point."""
+    """A point's ``metric`` minus that of the best guided base, ``rival``, by one judge on one
+    split; over the ``seeds`` of the point."""
 
     point: str
     seeds: int
     judge: str
     split: str
     rival: str
+    metric: str
     difference: Interval
     confidence: float
     standing: Standing

@@ -2,17 +2,22 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 
-from mm_cca.config.metrics import LEAD
+from mm_cca.config.metrics import LEAD, SWEEP_VERDICTS
 from mm_cca.eval.compare_runs import ScoredRun, compare_runs
 from mm_cca.eval.metrics.intervals import CONFIDENCE
 from mm_cca.eval.summary_types import (
+    ArmEntry,
     ImageNumbers,
     JudgedArm,
+    Score,
     SplitNumbers,
+    SplitScores,
     Standing,
+    Summary,
     SweepVerdict,
     judged,
 )
@@ -25,7 +30,7 @@ STANDINGS: dict[str | None, Standing] = {"A": "behind", "B": "ahead", None: "lev
 def sweep_verdicts(
     base: ScoredRun, points: Mapping[str, Sequence[ScoredRun]]
 ) -> list[SweepVerdict]:
-    """Alignment of a point without guidance minus that of the best guided base, prompt by prompt.
+    """Points without guidance minus the best guided base in ``SWEEP_VERDICTS``, prompt by prompt.
 
     Seeds of a point are pooled: an image counts as the mean over the seeds. The guided arm was
     chosen on the same prompts, which favours the base.
@@ -35,7 +40,8 @@ def sweep_verdicts(
         points: name -> the runs of its seeds.
 
     Returns:
-        one entry per point, judge and split, where the base has guided arms.
+        one entry per point, judge, split and metric whose difference has an interval, where the
+        base has guided arms.
     """
     return [
         verdict
@@ -57,13 +63,14 @@ def _verdicts(
             if (part.split, pair.judge) != (split, judge):
                 continue
             for score in pair.scores:
-                if score.metric == LEAD and score.difference is not None:
+                if score.metric in SWEEP_VERDICTS and score.difference is not None:
                     yield {
                         "point": name,
                         "seeds": len(seeds),
                         "judge": judge,
                         "split": split,
                         "rival": rival,
+                        "metric": score.metric,
                         "difference": score.difference,
                         "confidence": CONFIDENCE,
                         "standing": STANDINGS[score.better],
@@ -78,10 +85,40 @@ def _best_guided(arms: Sequence[JudgedArm], split: str) -> str | None:
 
 
 def pooled(seeds: Sequence[ScoredRun]) -> ScoredRun:
-    """One run whose alignments are means over the seeds; ranks are those of the first one."""
+    """One run with means over the seeds of alignments and of the scores of whole sets; all other
+    numbers are those of the first one."""
     first = seeds[0]
     numbers = {split: _pooled_split([s.numbers[split] for s in seeds]) for split in first.numbers}
-    return replace(first, numbers=numbers)
+    arms = [
+        {**arm, "scores": _pooled_scores([_arm(seed, arm["name"])["scores"] for seed in seeds])}
+        for arm in first.summary["arms"]
+    ]
+    summary: Summary = {**first.summary, "arms": cast(list[ArmEntry], arms)}
+    return replace(first, summary=summary, numbers=numbers)
+
+
+def _arm(run: ScoredRun, name: str) -> ArmEntry:
+    return next(arm for arm in run.summary["arms"] if arm["name"] == name)
+
+
+def _pooled_scores(seeds: Sequence[dict[str, SplitScores]]) -> dict[str, SplitScores]:
+    return {
+        judge: {
+            split: {
+                name: _pooled_score([seed[judge][split][name] for seed in seeds]) for name in scores
+            }
+            for split, scores in of_judge.items()
+        }
+        for judge, of_judge in seeds[0].items()
+    }
+
+
+def _pooled_score(seeds: Sequence[Score]) -> Score:
+    score: Score = {"value": float(np.mean([seed["value"] for seed in seeds]))}
+    left_out = [seed.get("left_out", []) for seed in seeds]
+    if all(left_out) and len({len(each) for each in left_out}) == 1:
+        score["left_out"] = np.mean(left_out, axis=0).tolist()
+    return score
 
 
 def _pooled_split(seeds: Sequence[SplitNumbers]) -> SplitNumbers:

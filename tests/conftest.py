@@ -21,6 +21,7 @@ from mm_cca.demo import small_emu3 as tiny
 from mm_cca.testing.tiny import FAMILIES, LAYOUTS, write_tiny
 from mm_cca.testing.tiny.sizes import Layout
 from tests.support import runs
+from tests.support.browsing import Open, Tabs
 from tests.support.third_party import write_third_party
 from tests.support.training import LONG, at
 
@@ -188,3 +189,10 @@ def browser() -> Iterator[Browser]:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield started
         started.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Open]:
+    """Opens pages; at the end none may have complained or asked for anything else."""
+    with Tabs(browser) as tabs:
+        yield tabs.open

@@ -34,21 +34,23 @@ def jackknife_interval(
     value: float,
     left_out: np.ndarray,
     *,
+    least: float = 0.0,
     most: float = math.inf,
     confidence: float = CONFIDENCE,
 ) -> Interval:
-    """A statistic that is never negative, and its t interval.
+    """A statistic, or the difference of two on the same prompts, and its t interval.
 
     Args:
         value: of all prompts.
         left_out: [G] values with one group left out.
+        least: the smallest value it can have.
         most: the largest value it can have.
         confidence: share of such intervals that hold the true value.
     """
     count = len(left_out)
     squares = float(((left_out - left_out.mean()) ** 2).sum())
     half = quantile_of(count, confidence) * math.sqrt((count - 1) / count * squares)
-    return {"value": value, "low": max(0.0, value - half), "high": min(most, value + half)}
+    return {"value": value, "low": max(least, value - half), "high": min(most, value + half)}
 
 
 def frechet_without(
@@ -64,6 +66,12 @@ def frechet_without(
     """
     kept = np.arange(left_out.max() + 1)[:, None] != left_out[None]
     return FrechetSample(features, groups, target).distances(kept.astype(np.float64))
+
+
+def mean_without(values: np.ndarray, left_out: np.ndarray) -> np.ndarray:
+    """[G] means of [P] values, each without one group; [P] ``left_out`` is the group of each."""
+    sizes, sums = np.bincount(left_out), np.bincount(left_out, weights=values)
+    return (values.sum() - sums) / (len(values) - sizes)
 
 
 def recall_without(

@@ -75,6 +75,8 @@ def compare_page(
             rows=rows,
             metrics=METRICS,
             text=score_text,
+            own=own_text,
+            without=without_interval(found),
             difference=difference_text,
             better=_better,
             exact=all(each.side <= EXACT_SIDE for each in pictures),
@@ -160,6 +162,15 @@ def score_text(score: ScoreDifference, which: int) -> str:
     return f"{score.values[which]:.{METRICS[score.metric].digits}f}"
 
 
+def own_text(score: ScoreDifference, which: int) -> str:
+    """The side's own interval where the difference has none; empty if there is none either."""
+    own = score.own[which]
+    if own is None or score.difference is not None:
+        return ""
+    digits = METRICS[score.metric].digits
+    return f"{own['low']:.{digits}f} to {own['high']:.{digits}f}"
+
+
 def difference_text(score: ScoreDifference) -> str:
     """B minus A with its 95 % interval, if it has one."""
     digits = METRICS[score.metric].digits
@@ -173,6 +184,20 @@ def _better(score: ScoreDifference) -> str:
     if score.difference is None:
         return "no interval"
     return "no difference found" if score.better is None else f"{score.better} is better"
+
+
+def without_interval(found: RunComparison) -> str:
+    """Which differences have no interval, and why; empty if all have one."""
+    labels: dict[str, list[str]] = {}
+    for split in found.splits:
+        same = same_pairs(split)
+        for score in (s for each in split.judged if each.pair not in same for s in each.scores):
+            if score.lacking:
+                labels.setdefault(score.lacking, []).append(METRICS[score.metric].label)
+    parts = [f"{', '.join(dict.fromkeys(names))}, {why}" for why, names in labels.items()]
+    if not parts:
+        return ""
+    return f"Differences without an interval: {'; '.join(parts)}."
 
 
 def _shown(difference: ProtocolDifference) -> tuple[str, str]:
@@ -206,10 +231,10 @@ def print_comparison(found: RunComparison) -> None:
             told = ", ".join(pair.name for pair in same)
             console.print(f"the same in A and B: {told}", soft_wrap=True, markup=False)
     console.print(
-        "B - A: paired by prompt, with 95 % intervals; of distances without one. The page has all "
-        "scores.",
-        highlight=False,
+        "B - A: paired by prompt, with 95 % intervals. The page has all scores.", highlight=False
     )
+    if told := without_interval(found):
+        console.print(told, soft_wrap=True, markup=False, highlight=False)
 
 
 def _table(split: SplitComparison, judge: str) -> Table:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from mm_cca.config.read_files import is_there, json_lines_of, unreadable
 from mm_cca.eval.report.svg import COLLAPSE, COLOURS, HEALTHY, canvas, svg_of, svg_style
@@ -161,6 +162,7 @@ def _panel(name: str, series: dict[str, Series]) -> str:
             axes.set_ylim(low, high)
         axes.set_title(PANELS[name], fontsize=9, loc="left")
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(series) > 1:
             axes.legend()
         ends = ", ".join(f"{source} ends at {one.last:.3g}" for source, one in series.items())

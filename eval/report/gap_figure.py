@@ -19,34 +19,47 @@ LINES = {
 CURVES = {"own": "own caption", "wrong": "another image's caption"}
 
 
+Curves = Mapping[str, Sequence[float]]
+Bands = Mapping[str, Sequence[Sequence[float]]]
+
+
 def draw_gaps(
     path: Path,
-    rows: Mapping[str, Sequence[float]],
-    bins: Mapping[str, Sequence[float]],
+    curves: tuple[Curves, Curves],
+    bands: tuple[Bands, Bands],
     title: str,
 ) -> None:
     """Write a PNG.
 
     Args:
         path: the file.
-        rows: what ``code_gaps.by_row`` returns.
-        bins: what ``code_gaps.by_relevance`` returns.
+        curves: what ``code_gaps.by_row`` and ``by_relevance`` return.
+        bands: what ``code_gap_bands.band_by_row`` and ``band_by_relevance`` return.
         title: of the figure.
     """
+    rows, bins = curves
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10)
     left, right = figure.subplots(1, 2)
     for name, label in LINES.items():
-        left.plot(range(1, len(rows[name]) + 1), rows[name], marker="o", markersize=3, label=label)
+        _curve(left, range(1, len(rows[name]) + 1), rows[name], bands[0][name], label)
     _label(left, "row of codes", "nats per code")
     left.set_ylim(bottom=0)
     for name, label in CURVES.items():
-        right.plot(bins["relevance"], bins[name], marker="o", markersize=3, label=label)
+        _curve(right, bins["relevance"], bins[name], bands[1][name], label)
     right.axhline(0, linewidth=0.8, color="grey")
     _label(right, "relevance of the code to its caption (nats)", "gap: tuned minus base (nats)")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=DPI, format="png")
+
+
+def _curve(
+    axes: Axes, x: Sequence[float], y: Sequence[float], band: Sequence[Sequence[float]], label: str
+) -> None:
+    (line,) = axes.plot(x, y, marker="o", markersize=3, label=label)
+    low, high = zip(*band, strict=True)
+    axes.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
 
 
 def _label(axes: Axes, x: str, y: str) -> None:

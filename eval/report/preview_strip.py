@@ -5,7 +5,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from mm_cca.eval.report.thumbnails import read_image, thumbnail
+from mm_cca.eval.report.thumbnails import is_exact, read_image, thumbnail
 from mm_cca.runs.preview_record import picture_of, read_record
 
 MOST = 8
@@ -21,11 +21,12 @@ class PreviewRow(TypedDict):
 
 
 class PreviewStrip(TypedDict):
-    """``steps`` are the columns; 0 is the base."""
+    """``steps`` are the columns; 0 is the base. ``exact``: small pictures, which are enlarged."""
 
     steps: list[int]
     count: int
     guidance_scale: float
+    exact: bool
     rows: list[PreviewRow]
 
 
@@ -45,6 +46,7 @@ def strip_of(training: Path) -> PreviewStrip | None:
         "steps": steps,
         "count": len(drawn),
         "guidance_scale": record.guidance_scale,
+        "exact": _is_small(picture_of(training, steps[-1], 0, guided=False)),
         "rows": [
             {
                 "prompt": prompt,
@@ -57,6 +59,13 @@ def strip_of(training: Path) -> PreviewStrip | None:
             for guided in (False, True)
         ],
     }
+
+
+def _is_small(path: Path) -> bool:
+    try:
+        return is_exact(read_image(path))
+    except ValueError:
+        return False
 
 
 def _thumb(path: Path) -> str | None:

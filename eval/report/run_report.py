@@ -33,7 +33,13 @@ from mm_cca.eval.report.panel_text import (
     standing_in_words,
 )
 from mm_cca.eval.report.preview_strip import PreviewStrip, strip_of
-from mm_cca.eval.report.static_grid import THUMB_SHOWN, ZOOM_SHOWN, first_page, side_shown
+from mm_cca.eval.report.static_grid import (
+    THUMB_SHOWN,
+    ZOOM_SHOWN,
+    first_file,
+    first_page,
+    side_shown,
+)
 from mm_cca.eval.report.tables import ScoreColumn, best_guided, print_table, score_columns
 from mm_cca.eval.report.thumbnails import Budget
 from mm_cca.eval.report.wording import VerdictTexts, verdict_texts
@@ -121,6 +127,8 @@ def render(
     columns = score_columns(arms)
     grids, problems = _grids(recipe, run, arms, numbers, leading)
     training, ours = recipe_of_training(recipe), name_of(summary)
+    strip = picture_strip(grids)
+    first_pages = [first_page(grid, recipe.eval.grid_prompts) for grid in grids]
     return (
         templates()
         .get_template("report.html.j2")
@@ -132,8 +140,14 @@ def render(
             examined_order=ORDER,
             sentences=judge_sentences(summary),
             forests={split: forest(summary, split, ours) for split in splits},
-            strip=picture_strip(grids),
-            first_pages=[first_page(grid, recipe.eval.grid_prompts) for grid in grids],
+            strip=strip,
+            first_pages=first_pages,
+            outside={
+                "strip": first_file(source for row in strip.rows for source in row.sources),
+                "grid": first_file(
+                    cell.source for page in first_pages for row in page.rows for cell in row.cells
+                ),
+            },
             strip_side=side_shown(recipe.data.image_size, STRIP_SHOWN, STRIP_SHOWN),
             grid_side=side_shown(recipe.data.image_size, ZOOM_SHOWN, THUMB_SHOWN),
             headlines={split: headline_texts(summary, split) for split in splits},

@@ -1,5 +1,6 @@
 """The first page of the image grid as plain HTML, for browsers without JavaScript."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -79,6 +80,11 @@ def file_of(grid: Grid, name: str, row: int) -> str:
     if name == REAL:
         return f"real/{index}.webp"
     return f"samples/{quote(name, safe='')}/{index}.png"
+
+
+def first_file(sources: Iterable[str | None]) -> str | None:
+    """The first picture that the page reads from the run folder; None if it has them all."""
+    return next((one for one in sources if one and not one.startswith("data:")), None)
 
 
 def side_shown(image_size: tuple[int, int] | list[int], room: int, otherwise: int) -> int:

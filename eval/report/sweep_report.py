@@ -1,11 +1,12 @@
 """sweep.json, sweep.html and the sweep's tables in the terminal: all points next to the base."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from mm_cca.config.load import dump
-from mm_cca.config.metrics import LEAD, METRICS
+from mm_cca.config.metrics import LEAD, METRICS, SWEEP_VERDICTS
 from mm_cca.config.schema import Recipe
 from mm_cca.config.sweep_grid import Sweep
 from mm_cca.eval.per_prompt import PER_PROMPT, read_per_prompt
@@ -114,7 +115,7 @@ def _render(sweep: Sweep, summary: SweepSummary) -> str:
     splits = list(summary["protocol"]["num_prompts"])
     leading = leading_judge(summary["judges"])
     views = {judge["name"]: judged(summary["arms"], judge["name"]) for judge in summary["judges"]}
-    arms = pooled_arms(views[leading])
+    arms, verdicts = pooled_arms(views[leading]), summary["verdicts"]
     return (
         templates()
         .get_template("sweep.html.j2")
@@ -123,6 +124,7 @@ def _render(sweep: Sweep, summary: SweepSummary) -> str:
             leading=leading,
             views=views,
             examined_order=ORDER,
+            by_point=by_point(verdicts),
             columns={judge: score_columns(view) for judge, view in views.items()},
             splits=splits,
             plots={
@@ -135,9 +137,10 @@ def _render(sweep: Sweep, summary: SweepSummary) -> str:
             },
             pictures=_pictures(sweep, summary, leading),
             exact=max(sweep.base.data.image_size) <= EXACT_SIDE,
-            lead=METRICS[LEAD],
+            metrics=METRICS,
+            unjudged=unjudged(verdicts),
             difference=lambda v: difference_in_words(
-                v["difference"], METRICS[LEAD], v["confidence"]
+                v["difference"], METRICS[v["metric"]], v["confidence"]
             ),
             badges=BADGES,
             recipe_yaml=dump(sweep.base),
@@ -145,8 +148,9 @@ def _render(sweep: Sweep, summary: SweepSummary) -> str:
     )
 
 
-def _pictures(sweep: Sweep, summary: SweepSummary, judge: str) -> dict[str, PictureTable]:
-    """By split, of the base, its best guided arm, and every point (of several seeds the first)."""
+def _pictures(sweep: Sweep, summary: SweepSummary, judge: str) -> dict[str, list[PictureTable]]:
+    """By split: of the base, its best guided arm, and every point's first seed; if there are more
+    seeds, a second table of those."""
     base = RunFolder.of(sweep.base)
     numbers = read_per_prompt(base.eval / PER_PROMPT)
     budget = Budget(sweep.base.eval.report_megabytes)
@@ -155,12 +159,35 @@ def _pictures(sweep: Sweep, summary: SweepSummary, judge: str) -> dict[str, Pict
         best = summary["best"][judge][split]["base"]
         of_base = [name for name in ("base", best) if name in of_split["judges"][judge]]
         folders = {name: base.samples / name for name in of_base if name is not None}
+        others: dict[str, Path] = {}
         for name, recipe in sweep.points.items():
             if name not in summary["diverged"]:
                 shown = name_without_seed(name, sweep.values[name].values)
-                folders.setdefault(shown, RunFolder.of(recipe).samples / "cca")
-        tables[split] = picture_table(folders, of_split, budget)
+                samples = RunFolder.of(recipe).samples / "cca"
+                if folders.setdefault(shown, samples) != samples:
+                    others[name] = samples
+        each = [folders, others] if others else [folders]
+        tables[split] = [picture_table(columns, of_split, budget) for columns in each]
     return tables
+
+
+def by_point(
+    verdicts: Sequence[SweepVerdict],
+) -> dict[tuple[str, str], dict[str, list[SweepVerdict]]]:
+    """Judge and split -> point -> its verdicts, of which alignment's comes first."""
+    found: dict[tuple[str, str], dict[str, list[SweepVerdict]]] = {}
+    for verdict in verdicts:
+        points = found.setdefault((verdict["judge"], verdict["split"]), {})
+        points.setdefault(verdict["point"], []).append(verdict)
+    return found
+
+
+def unjudged(verdicts: Sequence[SweepVerdict]) -> list[str]:
+    """Labels of the metrics that have no verdict on any point, though others have one."""
+    present = {verdict["metric"] for verdict in verdicts}
+    return (
+        [METRICS[name].label for name in SWEEP_VERDICTS if name not in present] if present else []
+    )
 
 
 def _on_axis(axis: str) -> str:

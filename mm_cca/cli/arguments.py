@@ -36,7 +36,7 @@ def add_recipe(
     num_overrides: str = "*",
 ) -> None:
     """``RECIPE key=value ...``; ``num_overrides`` as argparse's nargs."""
-    recipe_help = "a YAML file or the name of a built-in recipe"
+    recipe_help = "a YAML file, the name of a built-in recipe, or a run folder"
     verb.add_argument("recipe", nargs="?" if optional else None, help=recipe_help)
     verb.add_argument("overrides", nargs=num_overrides, metavar="key=value", help=example)
 
@@ -51,7 +51,11 @@ def add_average(verbs: Verbs) -> None:
         "run.trained=DIR samples, and `mm-cca export DIR` exports.",
     )
     average.add_argument(
-        "runs", nargs="+", type=usable_path, metavar="RUN", help="two or more run folders"
+        "runs",
+        nargs="+",
+        type=usable_path,
+        metavar="RUN",
+        help="two or more run folders, or recipes that were run",
     )
     average.add_argument(
         "--into", required=True, type=usable_path, metavar="DIR", help="a new run folder"

@@ -97,6 +97,7 @@ def add_vote(verbs: Verbs) -> None:
         "--into",
         type=usable_path,
         metavar="FILE",
-        help="the file of votes (default: votes/ARM-ARM.json in the run folder)",
+        help="the file of votes (default: votes/ARM-ARM.json in the run folder, with "
+        "a name of its own for every --split and --seed)",
     )
     vote.add_argument("--port", type=int, default=0, help="the port (default: any free one)")

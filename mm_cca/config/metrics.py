@@ -302,6 +302,8 @@ def in_sentence(present: Iterable[str]) -> list[str]:
 LEAD = "alignment"
 """The metric that comes first in a verdict, and that names the best guided arm in tables."""
 DEFAULT = [name for name, metric in METRICS.items() if metric.is_default]
+SWEEP_VERDICTS = (LEAD, "frechet_distance", "kernel_distance", "recall")
+"""What the points of a sweep are compared with the guided base in."""
 NEEDED_BY_SWEEP = tuple(name for name, metric in METRICS.items() if metric.on_sweep_page)
 """Columns and plots of sweep.html."""
 

@@ -122,8 +122,7 @@ def by_relevance(gaps: CodeGaps, num_bins: int) -> dict[str, list[float]]:
     Returns:
         ``relevance``, ``own`` and ``wrong`` -> [Q] means, in the order of growing relevance.
     """
-    order = gaps.relevance.flatten().argsort()
-    bins = np.array_split(order.numpy(), num_bins)
+    bins = bins_of_relevance(gaps, num_bins)
     return {
         name: [float(values.flatten()[indices].mean()) for indices in bins]
         for name, values in (
@@ -132,6 +131,11 @@ def by_relevance(gaps: CodeGaps, num_bins: int) -> dict[str, list[float]]:
             ("wrong", gaps.wrong),
         )
     }
+
+
+def bins_of_relevance(gaps: CodeGaps, num_bins: int) -> list[np.ndarray]:
+    """The numbers of the codes of all images, of the least relevant first, in [Q] equal parts."""
+    return np.array_split(gaps.relevance.flatten().argsort().numpy(), num_bins)
 
 
 def wrong_gap_by_quarter(gaps: CodeGaps) -> list[float]:

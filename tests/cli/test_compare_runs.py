@@ -12,7 +12,9 @@ from PIL import Image
 from mm_cca import cli
 from mm_cca.errors import UserError
 from mm_cca.eval.compare_runs import ScoredRun, compare_runs
+from mm_cca.eval.comparison_types import ScoreDifference
 from mm_cca.eval.metrics.intervals import mean_interval, share_difference_interval
+from tests.support.browsing import WIDTHS, Open, assert_readable
 from tests.support.scored_runs import scored_folder, scored_run
 
 CAPTIONS = ["a", "b", "c", "d"]
@@ -45,6 +47,29 @@ def test_the_better_run_is_named_only_where_the_interval_excludes_nothing():
         scored_run("one", CAPTIONS, low), scored_run("two", CAPTIONS, [9.0, 2.0, 3.0, -4.0])
     )
     assert level.splits[0].judged[0].scores[0].better is None
+
+
+def test_distances_have_an_interval_by_what_both_runs_keep():
+    ours, theirs = (scored_run(name, CAPTIONS, [1, 2, 3, 4]) for name in ("one", "two"))
+
+    def distance() -> ScoreDifference:
+        (judged,) = compare_runs(ours, theirs).splits[0].judged
+        return next(score for score in judged.scores if score.metric == "frechet_distance")
+
+    (a, b) = (run.summary["arms"][0]["scores"]["judge"]["train"] for run in (ours, theirs))
+    a["frechet_distance"] = {"value": 5.0, "low": 4.0, "high": 6.0, "left_out": [5.0, 5.2, 4.8]}
+    assert distance().difference is None
+    assert "scored by an mm_cca that keeps" in distance().lacking
+    assert distance().own == ({"value": 5.0, "low": 4.0, "high": 6.0}, None)
+    b["frechet_distance"] = {"value": 3.0, "left_out": [3.1, 3.2, 2.7]}
+    # Left out: -1.9, -2.0, -2.1; the error is sqrt(2 / 3 * 0.02), and t of 2 is 4.303.
+    half = 4.302653 * (2 / 3 * 0.02) ** 0.5
+    expected = {"value": -2.0, "low": -2.0 - half, "high": -2.0 + half}
+    assert distance().difference == pytest.approx(expected)
+    assert (distance().better, distance().lacking) == ("B", "")
+    theirs.summary["protocol"]["seeds"] = {"sampling": 1}
+    assert distance().difference is None
+    assert distance().lacking == "which the same sample.seed in both runs would allow"
 
 
 def test_several_images_of_a_prompt_count_once():
@@ -120,9 +145,11 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 def test_terminal_and_page(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
     assert cli.main(["compare", *map(str, folders)]) == 0
     told = capsys.readouterr().out
-    assert max(map(len, told.splitlines()[:-1])) <= 80
+    assert max(map(len, told.splitlines()[:-2])) <= 80
     assert "+2.2 [+1.5, +3.0]" in told
+    assert "Differences without an interval: FD, which needs 8 prompts" in told
     page = (folders[1] / "compare-one.html").read_text()
+    assert "Differences without an interval: FD, which needs 8 prompts" in page
     assert "cca of two is above that of one in alignment" in page
     assert page.count("data:image/webp") == 8
 
@@ -137,6 +164,25 @@ def test_a_picture_that_is_gone_and_a_recipe_for_a_folder(
     assert cli.main(["compare", str(folders[0]), str(recipe), "--into", str(page)]) == 0
     assert page.read_text().count("data:image/webp") == 7
     assert page.read_text().count(">missing<") == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_the_page_fits(open_page: Open, folders: tuple[Path, Path], scheme: str):
+    assert cli.main(["compare", *map(str, folders)]) == 0
+    page = open_page(folders[1] / "compare-one.html", width=390, scheme=scheme)
+    assert page.evaluate(WIDTHS) == [390, 390]
+    pictures = page.locator(".pairs img")
+    assert pictures.evaluate_all("all => all.map((image) => image.naturalWidth)") == [16] * 8
+    box = pictures.last.bounding_box()
+    assert box is not None
+    assert box["x"] + box["width"] <= 390
+    assert page.locator(".pairs small").first.inner_text() == "cca, A: 1.0"
+    difference = page.locator(".differences td").nth(2)
+    assert difference.inner_text().split("\n") == ["+2.2", "[+1.5, +3.0]"]
+    place = difference.bounding_box()
+    assert place is not None
+    assert place["x"] + place["width"] <= 390, "the difference comes before what it is made of"
+    assert_readable(page, "h1", ".muted", ".verdicts li", ".pairs th", ".pairs small")
 
 
 @pytest.mark.parametrize(

@@ -248,12 +248,36 @@ def test_paths_that_no_file_can_have(name: str, capsys: pytest.CaptureFixture[st
     assert "can't be a path" in capsys.readouterr().err
 
 
+def metadata_of(path: Path) -> Path:
+    """GenEval's lines."""
+    path.write_text("".join(json.dumps({"tag": "x", "prompt": text}) + "\n" for text in PROMPTS))
+    return path
+
+
+def benchmark(folder: Path) -> Path:
+    """HPS's four styles, all prompts in one."""
+    folder.mkdir()
+    for style in ("anime", "concept-art", "paintings", "photo"):
+        texts = PROMPTS if style == "photo" else []
+        (folder / f"{style}.json").write_text(json.dumps(texts))
+    return folder
+
+
+PROMPT_FILES = {"dpg": items, "geneval": metadata_of, "hpsv2": benchmark}
+
+
 @pytest.mark.parametrize(
     ("form", "ending"),
     [
         ("adm-npz", "evaluator.py REFERENCE.npz {out}/samples.npz"),
         ("dpg", "bash dpg_bench/dist_eval.sh {out} 16"),
         ("t2i-compbench", "BLIP_vqa.py --out_dir={out}"),
+        (
+            "geneval",
+            "python geneval/evaluation/evaluate_images.py {out} --outfile results.jsonl "
+            "--model-path DETECTOR",
+        ),
+        ("hpsv2", "python -c 'import hpsv2; hpsv2.evaluate('\"'\"'{out}'\"'\"')'"),
     ],
 )
 def test_it_ends_with_the_evaluators_command_for_this_size(
@@ -261,8 +285,8 @@ def test_it_ends_with_the_evaluators_command_for_this_size(
 ):
     run, out = write_arm(tmp_path / "run"), tmp_path / "out"
     words = ["export-samples", str(run), "cca", str(out), "--format", form]
-    if form == "dpg":
-        words += ["--prompts", str(items(tmp_path / "prompts"))]
+    if form in PROMPT_FILES:
+        words += ["--prompts", str(PROMPT_FILES[form](tmp_path / "prompts"))]
     assert cli.main(words) == 0
     told = capsys.readouterr().out
     assert told.rstrip().endswith(ending.format(out=out))

@@ -54,6 +54,9 @@ def test_gaps_equal_scoring_one_by_one(trained: Path, tiny_folder: Path):
         assert found["per_image"]["wrong_gap"] == pytest.approx(wrong_gap, abs=1e-3)
         assert found["num_images"] == 5
         assert sum(found["wrong_gap_by_quarter_of_relevance"]) == pytest.approx(wrong_gap, abs=1e-3)
+        for name, values in found["by_row"].items():
+            for mean, (low, high) in zip(values, found["by_row_intervals"][name], strict=True):
+                assert low - 1e-6 <= mean <= high + 1e-6
         assert Image.open(trained / "gaps" / f"cca.{split}.png").width > 600
 
 

@@ -24,6 +24,7 @@ from mm_cca.cli.commands.card_snippets import PROMPT as CARD_PROMPT
 from mm_cca.cli.commands.export import export_model
 from mm_cca.modeling.sampler import SamplingSettings, sample_codes
 from mm_cca.runs.folder import open_run
+from mm_cca.sampling.manifest import manifest_of
 from mm_cca.testing.tiny import image_tokenizer_of, tokenizer_of
 from tests.support import runs
 
@@ -143,14 +144,14 @@ def test_a_prompt_template_is_written_as_it_is(trained_runs: dict[str, Path]):
     assert f'a "{CARD_PROMPT}" \\n\nsketch' in texts
 
 
-def greedy_codes(opened: ImageModel) -> list[int]:
-    """Of our own sampler without guidance."""
+def greedy_codes(opened: ImageModel, guidance_scale: float = 1.0) -> list[int]:
+    """Of our own sampler."""
     codes, _ = sample_codes(
         opened.at(),
         [PROMPT],
         (4, 4),
         np.zeros((1, 16)),
-        SamplingSettings(),
+        SamplingSettings(guidance_scale=guidance_scale),
         pick=lambda logits, _: logits.argmax(dim=-1),
     )
     return codes[0].tolist()
@@ -173,8 +174,32 @@ def test_janus_is_exported_with_a_scale_that_stock_generate_takes(
 
 
 def test_a_plain_fine_tune_keeps_its_guidance(hub_folders: Path, tmp_path: Path):
+    """With stock classes, too: the best code of the guided distribution, as our sampler has it."""
     run = trained("emu3", hub_folders, tmp_path, objective="nll")
-    export_model(run, tmp_path / "out", merge=True)
-    assert GenerationConfig.from_pretrained(tmp_path / "out").guidance_scale == 3.0
-    (lines,) = blocks(tmp_path / "out")
-    assert "seed=0, guidance_scale=2)" in lines
+    out, here = tmp_path / "out", tmp_path / "here"
+    export_model(run, out, merge=True)
+    assert GenerationConfig.from_pretrained(out).guidance_scale == 3.0
+    ours, stock = blocks(out)
+    assert "seed=0, guidance_scale=2)" in ours
+    assert "guidance_scale=2,\n" in stock
+    greedy = stock.replace("do_sample=True", "do_sample=False")
+    run_all({here: f"{greedy}\n{PRINTED['emu3']}"}, "stock")
+    codes = json.loads((here / "printed.txt").read_text().splitlines()[-1])
+    opened = mm_cca.load_run(out)
+    assert codes == greedy_codes(opened, 2.0) != greedy_codes(opened)
+    assert image_in(here).size == (32, 32)
+
+
+def test_four_sample_pictures_are_on_the_card(reported: Path, tmp_path: Path):
+    out, samples = tmp_path / "out", reported.parent / "run" / "samples" / "cca"
+    export_model(reported.parent / "run", out)
+    text = (out / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", text)
+    assert len(shown) == len({file for _, file in shown}) == 4
+    prompts = {f"{line['index']:06d}.png": line["prompt"] for line in manifest_of(samples)}
+    for caption, file in shown:
+        with Image.open(out / file) as picture, Image.open(samples / Path(file).name) as drawn:
+            assert picture.size == (16, 16)
+            assert picture.convert("RGB").tobytes() == drawn.convert("RGB").tobytes()
+        assert caption == prompts[Path(file).name]
+    assert {path.name for path in (out / "samples").iterdir()} == {Path(f).name for _, f in shown}

@@ -6,6 +6,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +20,7 @@ from mm_cca.errors import UserError
 from mm_cca.eval.ballot import Ballot, Vote, VotedArm, preference_of
 from mm_cca.eval.metrics.intervals import share_interval
 from mm_cca.eval.report.vote_page import preference_sentence
+from tests.support.browsing import WIDTHS, Open, assert_readable
 from tests.support.scored_runs import scored_folder, scored_run
 
 CAPTIONS = ["a", "b", "c", "d", "e", "f", "g", "h"]
@@ -96,29 +98,58 @@ def test_votes_are_kept_taken_back_and_continued(run: Path):
 
 def test_votes_on_something_else_are_refused(run: Path):
     ballot_of(run).vote(0, "left")
-    with pytest.raises(UserError, match=r"has votes on another seed \(0, here 3\)"):
+    with pytest.raises(UserError, match="has votes in the order of --seed 0, not of --seed 3"):
         ballot_of(run, seed=3)
     manifest = run / "samples" / "cca" / "manifest.jsonl"
     lines = manifest.read_text().splitlines()
     manifest.write_text("\n".join([*lines[1:], lines[0].replace('"sha256": "', '"sha256": "0')]))
-    with pytest.raises(UserError, match="has votes on other images"):
+    with pytest.raises(UserError, match="has votes on other images: of another --split"):
         ballot_of(run)
     stored = json.loads((run / "votes.json").read_text())
     (run / "votes.json").write_text(json.dumps(stored | {"first": "cca of another"}))
-    with pytest.raises(UserError, match="has votes on another first"):
+    told = "has votes on cca of another against base of run, not on cca of run against base of run"
+    with pytest.raises(UserError, match=told):
         ballot_of(run)
     (run / "votes.json").write_text("{}")
     with pytest.raises(UserError, match="Delete it to vote anew"):
         ballot_of(run)
 
 
+@contextmanager
+def serving(ballot: Ballot) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_VoteHandler, ballot)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_each_split_and_seed_has_a_file_of_its_own(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def vote_once(handler: partial[_VoteHandler], *_: object) -> None:
+        """As a visitor who casts one vote and leaves."""
+        (ballot,) = handler.args
+        ballot.vote(ballot.current, "left")
+
+    def voted(*words: str) -> list[str]:
+        arguments = ["vote", str(run), "cca", "base", *words]
+        assert cli.main(arguments) == 0
+        return capsys.readouterr().out.splitlines()
+
+    monkeypatch.setattr("mm_cca.cli.commands.vote.serve_pages", vote_once)
+    told = [voted(), voted("--seed", "3"), voted("--split", "train"), voted("--seed", "3")]
+    files = [lines[0].rsplit(" ", 1)[1] for lines in told]
+    names = ["cca-base", "cca-base-seed3", "cca-base-on-train", "cca-base-seed3"]
+    assert files == [str(run / "votes" / f"{name}.json") for name in names]
+    assert [len(json.loads(Path(file).read_text())["votes"]) for file in files] == [1, 2, 1, 2]
+    assert "8 pairs, 1 voted on" in told[3][0]
+
+
 @pytest.fixture
 def served(run: Path) -> Iterator[tuple[Ballot, str]]:
     ballot = ballot_of(run, num_votes=2)
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_VoteHandler, ballot)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield ballot, f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with serving(ballot) as url:
+        yield ballot, url
 
 
 def posted(url: str, origin: str | None = None, **fields: str) -> str:
@@ -142,6 +173,54 @@ def test_the_page_is_blind_until_the_end(served: tuple[Ballot, str]):
     end = posted(f"{url}/vote", pair="1", side="right")
     assert "prefer cca of run to base of run" in end
     assert ballot.current is None
+
+
+def test_the_keys_lead_to_the_end_page(open_page: Open, run: Path):
+    ballot = ballot_of(run, num_votes=6)
+    with serving(ballot) as url:
+        page = open_page(url)
+
+        def press(key: str, then: str) -> None:
+            page.keyboard.press(key)
+            page.get_by_text(then).wait_for()
+
+        press("1", "Pair 2 of 6")
+        press("2", "Pair 3 of 6")
+        press("0", "Pair 4 of 6")
+        press("Backspace", "Pair 3 of 6")
+        press("Backspace", "Pair 2 of 6")
+        page.keyboard.press("3")  # of no meaning
+        # The second arm, base, whatever its side.
+        for number in range(1, 5):
+            key = "2" if ballot.pairs[number].first_is_left else "1"
+            press(key, f"Pair {number + 2} of 6")
+        press("0", "6 votes")
+        heading = page.get_by_role("heading").inner_text()
+        stored = json.loads((run / "votes.json").read_text())
+        choices = [vote["choice"] for vote in stored["votes"]]
+        assert choices[1:] == ["second"] * 4 + ["neither"]
+        assert choices[0] == ("first" if ballot.pairs[0].first_is_left else "second")
+        first = choices.count("first")
+        worth = share_interval(np.array([float(first)] + [0.0] * 4 + [0.5]))
+        assert stored["preference"]["share"] == pytest.approx(worth)
+        assert f"{100 * worth['value']:.0f} % prefer cca of run to base of run" in heading
+        assert str(run / "votes.json") in page.locator("main").inner_text()
+        press("Backspace", "Pair 6 of 6")
+    assert len(ballot_of(run, num_votes=6).votes) == 5
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_both_pages_fit(open_page: Open, run: Path, scheme: str):
+    with serving(ballot_of(run, num_votes=1)) as url:
+        page = open_page(url, width=390, scheme=scheme)
+        assert page.evaluate(WIDTHS) == [390, 390]
+        pictures = page.locator(".pair img")
+        assert pictures.evaluate_all("all => all.map((image) => image.naturalWidth)") == [16, 16]
+        assert_readable(page, ".prompt", ".muted", "button")
+        page.get_by_alt_text("the left picture").click()
+        page.get_by_text("of 1 votes for").wait_for()
+        assert page.evaluate(WIDTHS) == [390, 390]
+        assert_readable(page, ".prompt", ".muted", "main p", "button")
 
 
 @pytest.mark.parametrize(

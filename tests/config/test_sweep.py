@@ -1,5 +1,7 @@
 """A sweep: its points, what they share, diverged points, and extending it."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from mm_cca.config.sweep_grid import plan_sweep, points_of
 from mm_cca.errors import UserError
 from mm_cca.eval.report.sweep_seeds import over_seeds, pooled_arms
 from tests.support import runs
+from tests.support.browsing import WIDTHS, Open, assert_readable
 
 
 @pytest.fixture
@@ -125,7 +128,8 @@ def test_a_sweep_and_a_larger_one(recipe: Path, tmp_path: Path, capsys: pytest.C
         ("lambda_=1,learning_rate=0.001", "base+cfg2"),
         ("lambda_=3,learning_rate=0.001", "base+cfg2"),
     ]
-    assert "against base+cfg2 in alignment: difference" in page
+    assert page.count(" against base+cfg2</p>") == 2
+    assert page.count("<span>alignment: difference ") == 2
     # Six prompts by the base, the guided base and two points.
     assert page.count("data:image/webp;base64,") == 6 * 4
     assert "diverged: step 1" in page
@@ -227,12 +231,22 @@ def test_seeds_are_one_point_of_the_plots():
     assert pooled[1]["scores"]["train"]["alignment"] == {"value": 71.0, "low": 70.0, "high": 72.0}
 
 
-def test_a_sweep_over_seeds_shows_their_mean(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    assert cli.main(["sweep", str(recipe), "train.seed=[0,1]", "sample.num_images=4"]) == 0
-    assert "mean over seeds" in capsys.readouterr().out
-    summary = json.loads((tmp_path / "run" / "sweep.json").read_text())
+@pytest.fixture(scope="module")
+def two_seeds(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a sweep over seeds, and what was printed."""
+    folder, printed = tmp_path_factory.mktemp("seeds"), io.StringIO()
+    values = runs.tiny_recipe(folder, tiny_folder, runs.two_splits(folder / "data.parquet"))
+    values["train"].update(max_steps=2, reference="cached")
+    file = runs.write_recipe(folder / "recipe.yaml", values)
+    with contextlib.redirect_stdout(printed):
+        assert cli.main(["sweep", str(file), "train.seed=[0,1]", "sample.num_images=4"]) == 0
+    return folder / "run", printed.getvalue()
+
+
+def test_a_sweep_over_seeds_shows_their_mean(two_seeds: tuple[Path, str]):
+    folder, printed = two_seeds
+    assert "mean over seeds" in printed
+    summary = json.loads((folder / "sweep.json").read_text())
     (point,) = summary["over_seeds"]["emoji-clip"]
     values = [
         arm["scores"]["emoji-clip"]["train"]["alignment"]["value"]
@@ -240,6 +254,20 @@ def test_a_sweep_over_seeds_shows_their_mean(
         if "values" in arm
     ]
     assert point["scores"]["train"]["alignment"]["value"] == pytest.approx(sum(values) / 2)
-    (verdict,) = summary["verdicts"]
+    (verdict,) = summary["verdicts"]  # of distances on four prompts there is none
     assert (verdict["point"], verdict["seeds"], verdict["rival"]) == ("cca", 2, "base+cfg2")
-    assert "Means over seeds" in (tmp_path / "run" / "sweep.html").read_text()
+    page = (folder / "sweep.html").read_text()
+    assert "Means over seeds" in page
+    assert "No verdict in FD, KD, recall: that needs 8 prompts" in page
+    others = page.split("Pictures of the other seeds</summary>")[1].split("</details>")[0]
+    assert "seed=1</th>" in others
+    assert others.count("data:image/webp") == 4
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_the_page_fits(open_page: Open, two_seeds: tuple[Path, str], scheme: str):
+    page = open_page(two_seeds[0] / "sweep.html", width=390, scheme=scheme)
+    assert page.evaluate(WIDTHS) == [390, 390]
+    pictures = page.locator(".pairs img")
+    assert pictures.evaluate_all("all => all.every((image) => image.naturalWidth === 16)")
+    assert_readable(page, "h1", ".muted", ".verdicts li", ".pairs th", "td small")

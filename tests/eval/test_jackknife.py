@@ -12,6 +12,7 @@ from mm_cca.eval.metrics.jackknife import (
     frechet_without,
     groups_of_prompts,
     jackknife_interval,
+    mean_without,
     recall_without,
 )
 from mm_cca.eval.metrics.prdc import precision_recall
@@ -19,6 +20,13 @@ from mm_cca.eval.metrics.prdc import precision_recall
 
 def features(count: int, seed: int, size: int = 4) -> torch.Tensor:
     return torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_mean_without_a_group():
+    found = mean_without(np.array([1.0, 2.0, 3.0, 6.0]), np.array([0, 1, 0, 1]))
+    assert found.tolist() == [4.0, 2.0]
+    negative = jackknife_interval(-2.0, np.array([-1.0, -2.0, -3.0]), least=-np.inf)
+    assert negative["low"] + negative["high"] == pytest.approx(-4.0)
 
 
 @pytest.mark.parametrize(("chunk", "nearest"), [(1024, 32), (7, 32), (7, 5)])

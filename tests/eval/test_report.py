@@ -100,6 +100,7 @@ def test_previews_are_a_strip_over_the_steps(reported: Path, changed: Path):
         runs.picture(number).save(path)
     page = report_of(reported, changed)
     strip = page.split("<h3>Previews</h3>")[1].split("</table>")[0]
+    assert '<table class="previews pixels">' in strip
     assert re.findall(r'<th scope="col">([^<]*)', strip) == ["prompt", "base", "step 3"]
     assert "without guidance and with guidance 2.5" in strip
     shown = re.findall(r'base64,([^"]*)" alt="([^"]*)"', strip)

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +12,7 @@ from playwright.sync_api import Browser, Page
 from mm_cca.eval.report import gallery as pictures
 from mm_cca.eval.report import thumbnails
 from tests.support import runs
-
-Open = Callable[..., Page]
-
-
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[Open]:
-    """Opens files; at the end no page may have complained or asked for anything else."""
-    contexts, complaints, requests = [], [], []
-
-    def opened(
-        path: Path, *, width: int = 1280, scheme: str = "light", scripts: bool = True
-    ) -> Page:
-        context = browser.new_context(
-            viewport={"width": width, "height": 800},
-            color_scheme=scheme,  # type: ignore[arg-type]
-            java_script_enabled=scripts,
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(path.as_uri())
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    outside = [url for url in requests if not url.startswith(("data:", "file:///"))]
-    assert outside == []
+from tests.support.browsing import WIDTHS, Open, assert_readable, contrast
 
 
 @pytest.fixture(scope="module")
@@ -240,35 +209,20 @@ def test_dark_mode_reaches_the_plots(open_page: Open, report: Path):
         assert all(contrast(background, ink) > 3 for ink in inks)
 
 
-def contrast(one: str, other: str) -> float:
-    """WCAG's ratio of two rgb() colours."""
-
-    def luminance(colour: str) -> float:
-        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    dark, light = sorted((luminance(one), luminance(other)))
-    return (light + 0.05) / (dark + 0.05)
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_enough_contrast(open_page: Open, report: Path, scheme: str):
     page = open_page(report, scheme=scheme)
-    background = page.locator("body").evaluate("one => getComputedStyle(one).backgroundColor")
-    for what in ("p", ".muted", ".badge", "nav a", "td small", ".grid thead th.cca", ".thumb"):
-        ink = page.locator(what).first.evaluate("one => getComputedStyle(one).color")
-        assert contrast(background, ink) >= 4.5, what
+    whats = ("p", ".muted", ".badge", "nav a", "td small", ".grid thead th.cca", ".thumb")
+    assert_readable(page, *whats)
 
 
 def test_a_phone_scrolls_down_only(open_page: Open, report: Path):
     page = open_page(report, width=390)
-    widths = "[document.documentElement.scrollWidth, innerWidth]"
-    assert page.evaluate(widths) == [390, 390]
+    assert page.evaluate(WIDTHS) == [390, 390]
     table = page.locator("#scores-1 .scroll").first
     assert table.evaluate("box => box.scrollWidth > box.clientWidth"), "scrolls in its box"
     page.locator('.thumb[data-column="cca"]').first.click()
-    assert page.evaluate(widths) == [390, 390]
+    assert page.evaluate(WIDTHS) == [390, 390]
     box = page.get_by_role("dialog").bounding_box()
     assert box is not None
     assert box["x"] >= 0
@@ -411,17 +365,53 @@ def test_on_paper_no_column_falls_off(open_page: Open, report: Path):
     assert page.locator("#grid img").first.is_visible()
 
 
-def test_a_report_without_its_pictures_says_where_they_are(
-    browser: Browser, reported: Path, tmp_path: Path
-):
-    run = Path(shutil.copytree(reported.parent / "run", tmp_path / "run"))
+@pytest.fixture(scope="module")
+def light(reported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose report has no picture inside."""
+    run = Path(shutil.copytree(reported.parent / "run", tmp_path_factory.mktemp("light") / "run"))
     runs.do(reported, f"run.dir={run}", "eval.report_megabytes=0", stages=["report"])
-    alone = tmp_path / "sent" / "report.html"
-    alone.parent.mkdir()
-    (run / "report.html").rename(alone)
+    return run
+
+
+def alone(light: Path, folder: Path) -> Path:
+    """The report as somebody gets it who is sent only this file."""
+    return Path(shutil.copy(light / "report.html", folder / "report.html"))
+
+
+WHERE = "open the report inside the run folder run"
+
+
+def test_a_report_without_its_pictures_says_where_they_are(
+    browser: Browser, light: Path, tmp_path: Path
+):
     page = browser.new_page()
-    page.goto(alone.as_uri())
+    page.goto(alone(light, tmp_path).as_uri())
     page.locator("#pictures").scroll_into_view_if_needed()
-    page.locator("#not-here").wait_for(state="visible")
-    assert "open the report inside the run folder run" in page.locator("#not-here").inner_text()
+    for told in page.locator(".not-here").all():
+        told.wait_for(state="visible")
+        assert WHERE in told.inner_text()
+    assert page.locator(".not-here").count() == 2, "above the first screen's strip and the grid"
     page.close()
+
+
+def test_without_javascript_it_says_so_too(browser: Browser, light: Path, tmp_path: Path):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(alone(light, tmp_path).as_uri())
+    for told in page.locator(".probe p").all():
+        assert told.is_visible()
+        assert WHERE in told.inner_text()
+    assert page.locator(".probe p").count() == 2
+    for shots in (".card img", "noscript table img"):
+        alt = str(page.locator(shots).last.get_attribute("alt"))
+        assert re.search(r": .+ \(file samples/\S+/\d{6}\.png of the run folder\)$", alt)
+    context.close()
+
+
+def test_beside_its_pictures_it_says_nothing(open_page: Open, light: Path):
+    page = open_page(light / "report.html", scripts=False)
+    assert page.locator(".probe").count() == 2
+    for probe in page.locator(".probe").all():
+        box = probe.bounding_box()
+        assert box is None or box["height"] == 0
+        assert not probe.locator("p").is_visible()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mm_cca.eval.compare_runs import ScoredRun
 from mm_cca.eval.metrics.intervals import mean_interval
 from mm_cca.eval.report.value_plot import value_plots
 from mm_cca.eval.summary_types import judged
@@ -22,6 +23,29 @@ def test_seeds_are_pooled_before_they_are_paired():
     assert verdict["difference"] == pytest.approx(mean_interval(np.array([2.0, 3.0, 3.0, 3.0])))
     assert (verdict["point"], verdict["seeds"], verdict["rival"]) == ("beta=1", 2, "base+cfg3")
     assert verdict["standing"] == "ahead"
+
+
+def with_distances(run: ScoredRun, value: float, left_out: list[float]) -> ScoredRun:
+    for arm in run.summary["arms"]:
+        scores = arm["scores"][JUDGE]["train"]
+        scores["frechet_distance"] = {"value": value, "left_out": left_out}
+    return run
+
+
+def test_distances_have_verdicts_where_every_run_keeps_its_left_out_values():
+    arms = ("base", "base+cfg2")
+    base = with_distances(scored_run("base", CAPTIONS, [1, 1, 2, 2], arms=arms), 9.0, [9, 9.5, 8.5])
+    seeds = [
+        with_distances(scored_run("p", CAPTIONS, [2, 4, 6, 8]), value, left_out)
+        for value, left_out in ((4.0, [4.0, 4.2, 3.8]), (6.0, [6.0, 6.8, 5.2]))
+    ]
+    alignment, distance = sweep_verdicts(base, {"beta=1": seeds})
+    assert (alignment["metric"], distance["metric"]) == ("alignment", "frechet_distance")
+    # Means over seeds 5 and [5, 5.5, 4.5]: each left-out difference is -4, as is the difference.
+    assert distance["difference"] == pytest.approx({"value": -4.0, "low": -4.0, "high": -4.0})
+    assert (distance["standing"], distance["seeds"]) == ("ahead", 2)
+    seeds[1].summary["arms"][0]["scores"][JUDGE]["train"]["frechet_distance"].pop("left_out")
+    assert [v["metric"] for v in sweep_verdicts(base, {"beta=1": seeds})] == ["alignment"]
 
 
 def test_without_a_guided_base_there_is_no_verdict():

@@ -5,6 +5,7 @@ import torch
 
 from mm_cca.adapters.base import ImageHead
 from mm_cca.modeling import code_gaps
+from mm_cca.modeling.code_gap_bands import band_by_relevance, band_by_row
 from mm_cca.modeling.code_gaps import CodeGaps, CodeKls
 from mm_cca.modeling.guidance import BaseStates
 from tests.support.closeness import assert_close
@@ -35,6 +36,28 @@ def test_divergences_equal_the_sum_over_the_codebook():
             kls = [sum(a.exp() * (a - b)) for a, b in ((p, u), (g, p), (own, p), (g, own))]
             values = [v[b, n] for v in vars(found).values()]
             assert_close(torch.stack(values).double(), torch.stack(kls))
+
+
+def test_bands_hold_the_means_and_vanish_where_images_agree():
+    torch.manual_seed(1)
+    per_row = torch.arange(3.0).repeat_interleave(2)  # alike in all images: nothing to be unsure of
+    gaps = _zeros(own=per_row.repeat(8, 1), wrong=torch.randn(8, N), relevance=torch.randn(8, N))
+    rows, band = code_gaps.by_row(gaps, 2), band_by_row(gaps, 2)
+    assert band["own_gap"] == [[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]
+    for mean, (low, high) in zip(rows["wrong_gap"], band["wrong_gap"], strict=True):
+        assert low < mean < high
+    bins, found = code_gaps.by_relevance(gaps, 4), band_by_relevance(gaps, 4)
+    for mean, (low, high) in zip(bins["wrong"], found["wrong"], strict=True):
+        assert low < mean < high
+    assert found == band_by_relevance(gaps, 4)
+
+
+def test_the_band_of_a_mean_is_as_wide_as_its_error():
+    values = torch.linspace(-1, 1, 64)
+    gaps = _zeros(own=values[:, None].expand(64, N).contiguous())
+    (((low, high),),) = (band_by_row(gaps, N)["own_gap"],)
+    error = float(values.std(correction=0)) / 8
+    assert (high - low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.1)
 
 
 def test_a_model_that_is_its_base_has_no_gap_and_the_kl_of_guidance():

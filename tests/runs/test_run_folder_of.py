@@ -1,9 +1,11 @@
 """A run is given as its folder, or as a recipe that was run."""
 
+import argparse
 from pathlib import Path
 
 import pytest
 
+from mm_cca import cli
 from mm_cca.config.shipped import find_recipe
 from mm_cca.errors import UserError
 from mm_cca.runs.folder import open_run, run_folder_of
@@ -49,3 +51,17 @@ def test_a_stage_takes_a_run_folder_as_its_recipe(tmp_path: Path):
     assert find_recipe(str(folder)) == folder / "recipe.yaml"
     with pytest.raises(UserError, match="not a run folder"):
         find_recipe(str(tmp_path))
+
+
+def test_every_command_says_that_it_takes_both():
+    (verbs,) = (a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction))
+    helps = {
+        (verb, action.dest): str(action.help)
+        for verb, of_verb in verbs.choices.items()
+        for action in of_verb._actions
+        if not action.option_strings and action.dest in ("recipe", "run", "runs") and verb != "cp"
+    }
+    assert {("average", "runs"), ("export-samples", "run"), ("report", "recipe")} <= set(helps)
+    for name, told in helps.items():
+        assert "run folder" in told, name
+        assert "recipe" in told, name

@@ -26,7 +26,7 @@ const gainOf = (row) => alignmentOf(grid().ours, row) - alignmentOf(grid().basel
 const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(1);
 
 // ---- files that are not beside the report
-const notHere = () => { byId("not-here").hidden = false; };
+const notHere = () => { for (const told of document.querySelectorAll(".not-here")) told.hidden = false; };
 for (const image of document.querySelectorAll(".card img")) {
   if (image.complete && !image.naturalWidth) notHere();
   image.addEventListener("error", notHere);

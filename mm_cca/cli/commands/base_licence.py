@@ -80,10 +80,16 @@ def licence_of(base: str) -> BaseLicence:
         return BaseLicence(None)
     fields = _metadata(text_of(path, "Restore it or remove it; it names the base's licence."))
     id_, name, link = (
-        value if isinstance(value := fields.get(key), str) else None
-        for key in ("license", "license_name", "license_link")
+        _text_of(fields.get(key)) for key in ("license", "license_name", "license_link")
     )
     return BaseLicence(id_, name, link)
+
+
+def _text_of(value: object) -> str | None:
+    """A field that is a text, or a list of texts, as the hub allows for a licence."""
+    listed = value if isinstance(value, list) else [value]
+    texts = [one for one in listed if isinstance(one, str)]
+    return ", ".join(texts) if texts and len(texts) == len(listed) else None
 
 
 def _metadata(card: str) -> dict[str, object]:

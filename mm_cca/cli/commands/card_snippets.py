@@ -53,9 +53,9 @@ def allowed(_, ids):  # codes, and a token at the end of each row
     return [words.eol_token_id] if ends_row else words.image_tokens
 
 
-tokens = model.generate(
+{unconditional}tokens = model.generate(
     **inputs,
-    guidance_scale=1.0,
+{guidance}
     do_sample=True,
     max_new_tokens=height * (width + 1),
     prefix_allowed_tokens_fn=allowed,
@@ -64,6 +64,14 @@ tokens = torch.nn.functional.pad(tokens, (0, 3))  # in place of the three that f
 image = model.decode_image_tokens(image_tokens=tokens, height=height, width=width)
 image = processor.postprocess(list(image.detach().float()), return_tensors="PIL.Image.Image")
 image["pixel_values"][0].save("image.png")"""
+EMU3_UNCONDITIONAL = """\
+empty = processor(text=[""], return_for_image_generation=True, return_tensors="pt", **size)
+empty = empty.to(model.device)  # the prompt of the second pass
+"""
+EMU3_GUIDANCE = """\
+    guidance_scale={scale:g},
+    negative_prompt_ids=empty["input_ids"],
+    negative_prompt_attention_mask=empty["attention_mask"],"""
 JANUS = """\
 from PIL import Image
 from transformers import JanusForConditionalGeneration, JanusProcessor
@@ -124,7 +132,7 @@ def _with_stock_classes(
         )
         told = JANUS_TOLD if guided is None else "With transformers:"
         return [told, _block(lines)]
-    if adapter == "emu3" and guided is None:
+    if adapter == "emu3":
         rows, columns = _emu3_grid(recipe)
         lines = EMU3.format(
             load=_load("Emu3", recipe, name, is_lora=is_lora),
@@ -132,6 +140,10 @@ def _with_stock_classes(
             rows=rows,
             columns=columns,
             area=rows * columns * EMU3_PIXELS**2,
+            unconditional="" if guided is None else EMU3_UNCONDITIONAL,
+            guidance="    guidance_scale=1.0,"
+            if guided is None
+            else EMU3_GUIDANCE.format(scale=guided),
         )
         return ["With transformers" + (" and peft:" if is_lora else ":"), _block(lines)]
     return [OTHERS[adapter]] if adapter in OTHERS else []

@@ -13,6 +13,7 @@ from mm_cca.config.schema import Recipe
 from mm_cca.data.token_cache import TokenCache, open_cache
 from mm_cca.errors import UserError
 from mm_cca.eval.report.gap_figure import draw_gaps
+from mm_cca.modeling.code_gap_bands import band_by_relevance, band_by_row
 from mm_cca.modeling.code_gaps import (
     CodeGaps,
     by_relevance,
@@ -81,6 +82,7 @@ def measure_gaps(
             raise UserError(f"split {split!r} has {count} images; at least {MIN_IMAGES} needed.")
         found = _gaps_of(recipe, (base, tuned), cache, grid, count, scale)
         rows, bins = by_row(found, grid[1]), by_relevance(found, BINS)
+        bands = band_by_row(found, grid[1]), band_by_relevance(found, BINS)
         path = run.root / "gaps" / f"{source}.{split}.json"
         write_json(
             path,
@@ -90,15 +92,19 @@ def measure_gaps(
                 "num_images": count,
                 "num_codes": grid[0] * grid[1],
                 "guidance_scale": scale,
-                "unit": "nats; per_image sums over codes, the others are means per code",
+                "unit": "nats; per_image sums over codes, the others are means per code; "
+                "intervals: 95 %, bootstrap over images",
                 "per_image": per_image(found),
                 "by_row": rows,
+                "by_row_intervals": bands[0],
                 "by_relevance": bins,
+                "by_relevance_intervals": bands[1],
                 "wrong_gap_by_quarter_of_relevance": wrong_gap_by_quarter(found),
                 "correlation_of_relevance_and_lowering": correlation(found),
             },
         )
-        draw_gaps(path.with_suffix(".png"), rows, bins, f"{source}, {split}, {count} images")
+        title = f"{source}, {split}, {count} images (shade: 95 % intervals over images)"
+        draw_gaps(path.with_suffix(".png"), (rows, bins), bands, title)
         print(_summary(split, found, scale), f"  {path} and .png", sep="\n")
 
 

@@ -5,7 +5,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 from mm_cca.cli.commands.report_server import serve_pages
 from mm_cca.errors import UserError
@@ -52,8 +52,11 @@ def _arm(run: Path, arm: str) -> VotedArm:
 
 
 def _file_name(own: Path, other: Path, args: argparse.Namespace) -> str:
+    """One for every pair of arms, split and seed: votes on one are none on another."""
     second = args.second if own == other else f"{args.second}-of-{other.resolve().name}"
-    return f"{args.first}-{second}"
+    split = "" if args.split is None else f"-on-{quote(args.split, safe='')}"
+    seed = f"-seed{args.seed}" if args.seed else ""
+    return f"{args.first}-{second}{split}{seed}"
 
 
 class _VoteHandler(BaseHTTPRequestHandler):
