@@ -17,7 +17,7 @@ EDITED = -1
 
 
 @dataclass(frozen=True)
-class Edits:
+class EditDraws:
     """The draws that an epoch's edits are made of.
 
     Attributes:
@@ -48,11 +48,11 @@ class Edits:
         assert edited is not None, "captions without an attribute are not planned as edits"
         return edited
 
-    def at(self, rows: np.ndarray, count: int) -> "Edits":
+    def at(self, rows: np.ndarray, count: int) -> "EditDraws":
         """These of ``count`` images, whose places are ``rows``."""
         which, value = np.zeros((2, count, self.which.shape[1]))
         which[rows], value[rows] = self.which, self.value
-        return Edits(self.lists, which, value)
+        return EditDraws(self.lists, which, value)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class EpochPlan:
     kinds: np.ndarray
     similarity: np.ndarray
     replaced: dict[str, int]
-    edits: Edits | None = None
+    edits: EditDraws | None = None
 
     def negatives(self, places: np.ndarray | None = None) -> np.ndarray:
         """[b] places of images, None for all -> [b, m] object array of their negative captions."""

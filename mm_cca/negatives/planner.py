@@ -12,7 +12,7 @@ from mm_cca.errors import UserError
 from mm_cca.negatives.captions import distinct, key_of
 from mm_cca.negatives.edit import attributes_of
 from mm_cca.negatives.embed import check_embedding, embed
-from mm_cca.negatives.epoch_plan import EDITED, Edits, EpochPlan
+from mm_cca.negatives.epoch_plan import EDITED, EditDraws, EpochPlan
 from mm_cca.negatives.guard import FINE, IDENTICAL, make_guard
 from mm_cca.negatives.hard import Candidates, draw, find_candidates
 from mm_cca.negatives.neighbours import make_search
@@ -86,7 +86,7 @@ class Planner:
         hard, shuffle = "hard" in settings.mixture, "shuffle" in settings.mixture
         guarded = shuffle and settings.max_similarity is not None
         vectors = embed(groups.texts, settings.embedding, show=show) if hard or guarded else None
-        # Edits are not compared with other captions.
+        # EditDraws are not compared with other captions.
         compared = groups.texts if hard or shuffle else ()
         self._guard = make_guard(compared, vectors, settings.max_similarity)
         # Keys find repeats among an image's negatives; a single negative can't be a repeat.
@@ -168,13 +168,13 @@ class Planner:
         plan.replaced["repeated"] = _count_repeats(draft)
         return plan
 
-    def _edits(self, epoch: int) -> Edits | None:
+    def _edits(self, epoch: int) -> EditDraws | None:
         if "edit" not in self._settings.mixture:
             return None
         n, columns = len(self._captions), range(self._settings.num_negatives)
         draws = [self._stream(epoch, _EDIT_STREAM, column).random((2, n)) for column in columns]
         which, value = np.stack(draws, axis=-1)
-        return Edits(self._lists, which, value)
+        return EditDraws(self._lists, which, value)
 
     def _draw_kinds(self, draft: _Draft, column: int) -> np.ndarray:
         """[n] kinds drawn by weight; a kind that is impossible is redrawn among the possible."""

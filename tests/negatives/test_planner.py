@@ -32,7 +32,7 @@ from mm_cca.negatives import (
 )
 from mm_cca.negatives.captions import spaced_words
 from mm_cca.negatives.embed import embed
-from mm_cca.negatives.epoch_plan import Edits
+from mm_cca.negatives.epoch_plan import EditDraws
 from mm_cca.negatives.guard import contains
 
 ALL = {"shuffle": 0.4, "hard": 0.3, "edit": 0.3}
@@ -345,7 +345,7 @@ def test_a_written_plan_is_read_back(tmp_path: Path):
         kinds=np.array([[0, 2], [1, 0], [0, 0]], np.int8),
         similarity=np.array([[0.5, np.nan], [0.25, 0], [1, -1]], np.float32),
         replaced={},
-        edits=Edits(load_words(), np.zeros((3, 2)), np.zeros((3, 2))),
+        edits=EditDraws(load_words(), np.zeros((3, 2)), np.zeros((3, 2))),
     )
     path = tmp_path / "plan.parquet"
     path.write_text("an old file")
