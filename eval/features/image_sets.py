@@ -84,7 +84,7 @@ def real_images_of(
     recipe: Recipe, run: RunFolder, split: str, rows: Sequence[int], size: list[int]
 ) -> ImageSet:
     """Real images by their row in the token cache."""
-    table = load_split(recipe.data, split).table
+    table = load_split(recipe.data, split, run.tokens).table
     source_rows = open_cache(run.tokens / split, recipe.data.variants).source_rows
     column = recipe.data.image_column
 
@@ -101,7 +101,7 @@ def real_bytes_digest(recipe: Recipe, run: RunFolder, split: str, rows: Sequence
     Raises:
         UserError: one of them can't be read, by name.
     """
-    table = load_split(recipe.data, split).table
+    table = load_split(recipe.data, split, run.tokens).table
     source_rows = open_cache(run.tokens / split, recipe.data.variants).source_rows
     places = [int(source_rows[row]) for row in rows]
 

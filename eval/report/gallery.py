@@ -71,7 +71,7 @@ class RealImages:
 
     def __init__(self, recipe: Recipe, run: RunFolder, split: str) -> None:
         self._data = recipe.data
-        self._table = load_split(recipe.data, split).table
+        self._table = load_split(recipe.data, split, run.tokens).table
         self._rows = open_cache(run.tokens / split, recipe.data.variants).source_rows
 
     def open(self, prompt: Prompt) -> Image.Image:

@@ -70,7 +70,7 @@ def prepare_split(
             checked before any image is encoded.
     """
     state = PartialState()
-    source = load_split(config, split)
+    source = load_split(config, split, folder.parent)
     if len(source.bad) > config.max_bad:  # hours of encoding would not mend them
         refuse_too_many(source.bad, config, folder / "bad_rows.jsonl")
     found = compare(source, folder, config, origin)

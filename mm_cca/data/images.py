@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset
 from mm_cca.config.schema import DataConfig
 from mm_cca.data.caption_column import caption_columns, captions_of
 from mm_cca.data.filters import TooSmallError, decode_large, fault_of_length
+from mm_cca.data.kept_index import INDEXES
 from mm_cca.data.pictures import decode_image, fitted, image_bytes, open_image
 from mm_cca.data.read_source import read_tables, with_images
 from mm_cca.errors import UserError
@@ -62,14 +63,16 @@ class Split:
     left_out: list[BadRow] = field(default_factory=list)
 
 
-def load_split(config: DataConfig, split: str) -> Split:
+def load_split(config: DataConfig, split: str, tokens: Path | None = None) -> Split:
     """Read one split and check every caption; images are checked when they are decoded.
+
+    ``tokens``, the folder of the token cache, keeps the indexes of tars at addresses.
 
     Raises:
         UserError: an unreadable source, a missing column, an unknown split, a column of something
             else, or no caption at all.
     """
-    table = _load_rows(config, split)
+    table = _load_rows(config, split, tokens)
     if not len(table):
         raise UserError(f"{config.path}, split {split!r}, has no rows.")
     columns = caption_columns(config)
@@ -140,8 +143,11 @@ def load_images(path: str, column: str, split: str, key: str) -> Dataset:
     return with_images(table.select_columns([column]), column, path)
 
 
-def _load_rows(config: DataConfig, split: str) -> Dataset:
-    source = read_tables(config.path, "data.path", subset=config.subset, revision=config.revision)
+def _load_rows(config: DataConfig, split: str, tokens: Path | None) -> Dataset:
+    kept = None if tokens is None else tokens / INDEXES
+    source = read_tables(
+        config.path, "data.path", subset=config.subset, revision=config.revision, kept=kept
+    )
     if config.split_column is None:
         if split not in source:
             raise UserError(

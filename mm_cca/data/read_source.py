@@ -3,6 +3,7 @@
 import glob
 import re
 from base64 import b64decode
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -27,7 +28,12 @@ _BASE64 = re.compile(r"(data:image/[\w.+-]+;base64,)?[A-Za-z0-9+/_=\s-]{64,}")
 
 
 def read_tables(
-    path_or_name: str, key: str, *, subset: str | None = None, revision: str | None = None
+    path_or_name: str,
+    key: str,
+    *,
+    subset: str | None = None,
+    revision: str | None = None,
+    kept: Path | None = None,
 ) -> DatasetDict:
     """Every split of a data set.
 
@@ -36,6 +42,7 @@ def read_tables(
         key: the recipe's key that named it, for messages.
         subset: the configuration of a data set of the hub.
         revision: its branch, tag or commit.
+        kept: folder that keeps the indexes of tars at addresses, beside the token cache.
 
     Raises:
         UserError: nothing that can be read, or a file that is damaged or empty.
@@ -49,7 +56,7 @@ def read_tables(
             return saved if isinstance(saved, DatasetDict) else DatasetDict({TRAIN: saved})
         if source.kind == "remote":
             addresses = source.addresses.items()
-            return DatasetDict({split: tar_table(tars) for split, tars in addresses})
+            return DatasetDict({split: tar_table(tars, kept) for split, tars in addresses})
         return DatasetDict({split: _read(source, split) for split in source.splits})
     except UserError:
         raise

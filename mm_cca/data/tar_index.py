@@ -9,9 +9,9 @@ import re
 import sys
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from mm_cca.config.read_files import refuse_no_file
 from mm_cca.data.image_folders import is_picture
+from mm_cca.data.kept_index import keep_index, read_index
 from mm_cca.data.remote_files import in_parallel, is_address, opened, persistently, versions_of
 from mm_cca.data.tar_members import TarMember
 
@@ -50,11 +51,12 @@ class _Member(tarfile.TarInfo):
         return member
 
 
-def tar_table(tars: Sequence[str]) -> Dataset:
+def tar_table(tars: Sequence[str], kept: Path | None = None) -> Dataset:
     """The samples of tars, in their order.
 
     Args:
         tars: absolute paths or addresses.
+        kept: folder of the indexes of what lies at addresses; None: it is indexed every time.
 
     Returns:
         texts as strings, numbers as int64, JSON as it is, pictures as undecoded cells with a path;
@@ -67,7 +69,7 @@ def tar_table(tars: Sequence[str]) -> Dataset:
     addresses = [tar for tar in tars if is_address(tar)]
     versions = versions_of(addresses)
     states = [versions[tar] if tar in versions else _state(tar) for tar in tars]
-    return _table(tuple(tars), tuple(states))
+    return _table(tuple(tars), tuple(states), kept)
 
 
 def _state(tar: str) -> tuple[int, int]:
@@ -77,14 +79,15 @@ def _state(tar: str) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=2)
-def _table(tars: tuple[str, ...], states: tuple[object, ...]) -> Dataset:
+def _table(tars: tuple[str, ...], states: tuple[object, ...], kept: Path | None) -> Dataset:
     """Kept for the other stages and splits of a run; ``states`` tell the same tars apart."""
     remote = any(is_address(tar) for tar in tars)
     found: list[pa.Table] = []
     with tqdm(
         total=len(tars), desc="indexing", unit="tar", disable=len(tars) < 2, file=sys.stderr
     ) as bar:
-        for table in in_parallel(_scan, tars) if remote else map(_scan, tars):
+        scan = partial(_indexed, versions=dict(zip(tars, states, strict=True)), kept=kept)
+        for table in in_parallel(scan, tars) if remote else map(_scan, tars):
             found.append(table)
             bar.update()
     joined = _joined([table for table in found if len(table)] or found[:1])
@@ -93,6 +96,17 @@ def _table(tars: tuple[str, ...], states: tuple[object, ...]) -> Dataset:
     for name in names:
         if _kind(name) == "picture":
             table = table.cast_column(name, _IMAGE)
+    return table
+
+
+def _indexed(tar: str, versions: Mapping[str, object], kept: Path | None) -> pa.Table:
+    """``_scan``, or what is kept of it."""
+    if kept is None or not is_address(tar):
+        return _scan(tar)
+    table = read_index(kept, tar, versions[tar])
+    if table is None:
+        table = _scan(tar)
+        keep_index(kept, tar, versions[tar], table)
     return table
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset, concatenate_datasets
+from pyarrow import compute
 
 from mm_cca.config.image_sizes import Size
 from mm_cca.data.contents import read_content
@@ -72,9 +73,17 @@ class TokenCache:
         """All captions of the rows, of several columns too, and the row of the data of each."""
         if self.texts is None:
             return self.captions, self.source_rows
-        pairs = zip(self.source_rows, self.texts, strict=True)
-        every = [(text, row) for row, texts in pairs for text in texts if text]
-        return [text for text, _ in every], [row for _, row in every]
+        has = self.has_caption()
+        places, columns = np.nonzero(has)
+        rows = np.arange(len(self)) if self._usable is None else self._usable
+        texts: MappedColumn[str] = MappedColumn(self._flat, rows[places] * has.shape[1] + columns)
+        return texts, self.source_rows.at(places)
+
+    def has_caption(self) -> np.ndarray:
+        """[n, K] whether an image has a caption in each of several columns."""
+        has = compute.binary_length(self._flat).to_numpy() > 0
+        of_rows = has.reshape(len(self._table), -1)
+        return of_rows if self._usable is None else of_rows[self._usable]
 
     def codes(self, rows: torch.Tensor, variants: torch.Tensor) -> torch.Tensor:
         """[B] rows of one size and [B] variants -> [B, N] int64 codes."""

@@ -8,6 +8,7 @@ from hashlib import blake2b
 import numpy as np
 
 from mm_cca.errors import UserError
+from mm_cca.negatives.packed import PackedTexts
 
 WORD = re.compile(r"\w+(?:[-'’]\w+)*")
 """``medium-light`` and ``o'clock`` are one word each."""
@@ -45,7 +46,7 @@ class Distinct:
         sizes: [D] rows of each label.
     """
 
-    texts: list[str]
+    texts: PackedTexts
     labels: np.ndarray
     order: np.ndarray
     ends: np.ndarray
@@ -63,11 +64,7 @@ def distinct(captions: Sequence[str]) -> Distinct:
     Raises:
         UserError: fewer than two distinct captions.
     """
-    normalised = [normalise(caption) for caption in captions]
-    # No numpy array of strings: it would allocate the length of the longest for every caption.
-    texts = sorted(set(normalised))
-    number = {text: i for i, text in enumerate(texts)}
-    labels = np.fromiter((number[text] for text in normalised), np.int64, count=len(normalised))
+    texts, labels = PackedTexts.of(map(normalise, captions)).sorted_distinct()
     if len(texts) < 2:
         raise UserError(
             f"all {len(captions)} captions are the same ({captions[0]!r}); CCA needs negative "

@@ -1,5 +1,6 @@
 """Caption embeddings: TF-IDF, or the text encoder of a model that the recipe names."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
@@ -84,7 +85,7 @@ def _tfidf(texts: Sequence[str]) -> Vectors:
         dtype=np.float32,
     )
     try:
-        vectorizer.fit(texts[::step])
+        vectorizer.fit(itertools.islice(texts, 0, None, step))
     except ValueError:  # captions without any word
         return SparseVectors(csr_matrix((len(texts), 1), dtype=np.float32))
     parts = [vectorizer.transform(texts[part]) for part in blocks(len(texts), BLOCK * 8)]

@@ -3,20 +3,23 @@
 Shapes: p pairs of labels, D distinct captions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import AnyStr
 
 import numpy as np
 
 from mm_cca.negatives.captions import spaced_words
+from mm_cca.negatives.packed import PackedTexts
 from mm_cca.negatives.vectors import Vectors
 
 FINE, IDENTICAL, SIMILAR, CONTAINED = range(4)
 """Verdicts; each but FINE is its index in ``REASONS`` plus one."""
 
 
-def contains(left: str, right: str) -> bool:
-    """Whether one of two ``spaced_words`` contains the other as a run of whole words."""
+def contains(left: AnyStr, right: AnyStr) -> bool:
+    """Whether one of two ``spaced_words``, or their UTF-8, contains the other as a run of whole
+    words."""
     return bool(left and right) and (left in right or right in left)
 
 
@@ -30,7 +33,7 @@ class Guard:
         max_similarity: captions above this cosine are too similar to be negatives; None: no limit.
     """
 
-    words: list[str]
+    words: PackedTexts
     vectors: Vectors | None
     max_similarity: float | None
 
@@ -42,9 +45,9 @@ class Guard:
 
     def contained(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         """[p] bool."""
-        words = self.words
+        raw = self.words.raw
         pairs = zip(left.tolist(), right.tolist(), strict=True)
-        contained = (contains(words[i], words[j]) for i, j in pairs)
+        contained = (contains(raw(i), raw(j)) for i, j in pairs)
         return np.fromiter(contained, dtype=bool, count=len(left))
 
     def verdicts(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -67,7 +70,7 @@ class Guard:
 
 
 def make_guard(
-    texts: Sequence[str], vectors: Vectors | None, max_similarity: float | None
+    texts: Iterable[str], vectors: Vectors | None, max_similarity: float | None
 ) -> Guard:
     """The guard of [D] normalised captions."""
-    return Guard([spaced_words(text) for text in texts], vectors, max_similarity)
+    return Guard(PackedTexts.of(map(spaced_words, texts)), vectors, max_similarity)

@@ -10,13 +10,15 @@ import numpy as np
 
 from mm_cca.errors import UserError
 from mm_cca.negatives.captions import distinct, key_of
-from mm_cca.negatives.edit import attributes_of, edit
+from mm_cca.negatives.edit import attributes_of
 from mm_cca.negatives.embed import check_embedding, embed
+from mm_cca.negatives.epoch_plan import EDITED, EditDraws, EpochPlan
 from mm_cca.negatives.guard import FINE, IDENTICAL, make_guard
 from mm_cca.negatives.hard import Candidates, draw, find_candidates
 from mm_cca.negatives.neighbours import make_search
+from mm_cca.negatives.packed import PackedTexts
 from mm_cca.negatives.redraw import redraw, repeats
-from mm_cca.negatives.settings import KINDS, REASONS, EpochPlan, NegativeSettings, check_settings
+from mm_cca.negatives.settings import KINDS, REASONS, NegativeSettings, check_settings
 from mm_cca.negatives.shuffle import shuffled
 from mm_cca.negatives.words import load_words
 
@@ -38,7 +40,10 @@ class NoNegativesError(UserError):
 
 @dataclass(frozen=True)
 class _Draft:
-    """An unfinished plan; ``used_keys`` holds [n, m] ``key_of`` every negative planned so far."""
+    """An unfinished plan.
+
+    ``used_keys`` holds [n, m] ``key_of`` every negative planned so far, if an image has several.
+    """
 
     epoch: int
     plan: EpochPlan
@@ -59,7 +64,8 @@ class Planner:
         """Embed the captions and check that every one can get a negative caption.
 
         Args:
-            captions: [n] captions.
+            captions: [n] captions, which must not change; of a memory-mapped column single ones
+                are read when a plan needs them.
             settings: see ``NegativeSettings``.
             seed: of the run.
             show: whether to show progress bars.
@@ -74,15 +80,14 @@ class Planner:
         self._seed = seed
         self._lists = load_words(settings.words)
         groups = distinct(captions)
-        # Texts are read here only; a planner of a million captions would hold them twice.
-        self._groups = replace(groups, texts=[])
-        self._captions = np.empty(len(captions), dtype=object)
-        self._captions[:] = list(captions)
+        # Texts are read here only; later the captions themselves, where one is needed.
+        self._groups = replace(groups, texts=PackedTexts.of(()))
+        self._captions = captions
         hard, shuffle = "hard" in settings.mixture, "shuffle" in settings.mixture
         guarded = shuffle and settings.max_similarity is not None
         vectors = embed(groups.texts, settings.embedding, show=show) if hard or guarded else None
-        # Edits are not compared with other captions.
-        compared = groups.texts if hard or shuffle else []
+        # EditDraws are not compared with other captions.
+        compared = groups.texts if hard or shuffle else ()
         self._guard = make_guard(compared, vectors, settings.max_similarity)
         # Keys find repeats among an image's negatives; a single negative can't be a repeat.
         keys = [key_of(t) if settings.num_negatives > 1 else 0 for t in groups.texts]
@@ -132,7 +137,7 @@ class Planner:
             "hard": "every other caption is too similar (max_similarity) or has no words in common",
             "edit": "they contain no attribute word",
         }
-        first = ", ".join(repr(caption) for caption in self._captions[rows[:3]].tolist())
+        first = ", ".join(repr(self._captions[row]) for row in rows[:3].tolist())
         raise NoNegativesError(
             f"negatives {kinds!r} can't be built for {len(rows)} of {len(self._captions)} captions "
             f"(such as {first}): "
@@ -146,10 +151,12 @@ class Planner:
         """The plan of epoch 0, 1, 2, ..."""
         n, m = len(self._captions), self._settings.num_negatives
         plan = EpochPlan(
-            negatives=np.empty((n, m), dtype=object),
+            self._captions,
+            rows=np.full((n, m), EDITED),
             kinds=np.zeros((n, m), np.int8),
             similarity=np.full((n, m), np.nan, np.float32),
             replaced=dict.fromkeys(REASONS, 0),
+            edits=self._edits(epoch),
         )
         draft = _Draft(epoch, plan, used_keys=np.zeros((n, m), np.uint64))
         for column in range(m):
@@ -158,8 +165,16 @@ class Planner:
             self._shuffle(draft, column, np.flatnonzero(kinds == SHUFFLE))
             self._hard(draft, column, np.flatnonzero(kinds == HARD))
             self._edit(draft, column, np.flatnonzero(kinds == EDIT))
-        plan.replaced["repeated"] = _count_repeats(plan.negatives)
+        plan.replaced["repeated"] = _count_repeats(draft)
         return plan
+
+    def _edits(self, epoch: int) -> EditDraws | None:
+        if "edit" not in self._settings.mixture:
+            return None
+        n, columns = len(self._captions), range(self._settings.num_negatives)
+        draws = [self._stream(epoch, _EDIT_STREAM, column).random((2, n)) for column in columns]
+        which, value = np.stack(draws, axis=-1)
+        return EditDraws(self._lists, which, value)
 
     def _draw_kinds(self, draft: _Draft, column: int) -> np.ndarray:
         """[n] kinds drawn by weight; a kind that is impossible is redrawn among the possible."""
@@ -201,35 +216,23 @@ class Planner:
 
     def _write_rows(self, draft: _Draft, column: int, rows: np.ndarray, chosen: np.ndarray) -> None:
         own, other = self._groups.labels[rows], self._groups.labels[chosen]
-        draft.plan.negatives[rows, column] = self._captions[chosen]
+        draft.plan.rows[rows, column] = chosen
         draft.plan.similarity[rows, column] = self._guard.similarity(own, other)
         draft.used_keys[rows, column] = self._keys[other]
 
     def _edit(self, draft: _Draft, column: int, rows: np.ndarray) -> None:
-        stream = self._stream(draft.epoch, _EDIT_STREAM, column)
-        which, value = stream.random((2, len(self._captions)))
+        # An edit is made when it is read; here only so that no other negative repeats it.
+        edits = draft.plan.edits
+        if edits is None or self._settings.num_negatives == 1:
+            return
         for row in rows.tolist():
             used_keys = set(draft.used_keys[row, :column].tolist())
-            negative = self._one_edit(row, which[row], value[row], used_keys)
-            draft.plan.negatives[row, column] = negative
-            if self._settings.num_negatives > 1:
-                draft.used_keys[row, column] = key_of(negative)
-
-    def _one_edit(self, row: int, which: float, value: float, used_keys: set[int]) -> str:
-        def is_used(text: str) -> bool:
-            return bool(used_keys) and key_of(text) in used_keys
-
-        caption = self._captions[row]
-        edited = edit(caption, self._lists, which=which, value=value, refused=is_used)
-        # With fewer edits than negatives, a repeated negative is better than none.
-        if edited is None:
-            edited = edit(caption, self._lists, which=which, value=value, refused=lambda _: False)
-        assert edited is not None, "captions without an attribute are not planned as edits"
-        return edited
+            edited = edits.make(self._captions[row], (row, column), used_keys)
+            draft.used_keys[row, column] = key_of(edited)
 
 
-def _count_repeats(negatives: np.ndarray) -> int:
-    """[n, m] negative captions -> how many repeat an earlier one of the same image."""
-    if negatives.shape[1] == 1:
-        return 0
-    return sum(len(row) - len(set(row)) for row in negatives.tolist())
+def _count_repeats(draft: _Draft) -> int:
+    """How many negatives repeat an earlier one of the same image, to the letter."""
+    keys = np.sort(draft.used_keys, axis=1)
+    rows = np.flatnonzero((keys[:, 1:] == keys[:, :-1]).any(axis=1))
+    return sum(len(row) - len(set(row)) for row in draft.plan.negatives(rows).tolist())

@@ -5,25 +5,23 @@ from pathlib import Path
 
 import numpy as np
 
-from mm_cca.negatives.settings import KINDS, EpochPlan
+from mm_cca.negatives.epoch_plan import EpochPlan
+from mm_cca.negatives.settings import KINDS
 from mm_cca.negatives.vectors import blocks
 
 ROWS = 1 << 16
 
 
-def write_plan(
-    path: Path, plan: EpochPlan, captions: Sequence[str], source_rows: Sequence[int]
-) -> None:
+def write_plan(path: Path, plan: EpochPlan, source_rows: Sequence[int]) -> None:
     """Write m rows for each image: image, prompt, negative, kind, similarity.
 
     Args:
         path: the file.
         plan: of n images.
-        captions: [n] the images' own captions.
         source_rows: [n] row of each image in the data.
 
     Raises:
-        ValueError: ``captions`` or ``source_rows`` are not n.
+        ValueError: ``source_rows`` are not n.
     """
     import pyarrow as pa
     from pyarrow import parquet
@@ -38,15 +36,16 @@ def write_plan(
         ]
     )
     n, m = plan.kinds.shape
-    if not len(captions) == len(source_rows) == n:
-        raise ValueError(f"{n} planned images, {len(captions)} captions, {len(source_rows)} rows")
+    if len(source_rows) != n:
+        raise ValueError(f"{n} planned images, {len(source_rows)} rows")
+    places = np.arange(n)
     with parquet.ParquetWriter(path, schema) as file:
         for part in blocks(n, max(1, ROWS // m)):
             similarity = plan.similarity[part].ravel()
             columns = [
                 pa.array(np.repeat(np.asarray(source_rows[part], dtype=np.int64), m)),
-                pa.array([text for text in captions[part] for _ in range(m)], pa.string()),
-                pa.array(plan.negatives[part].ravel().tolist(), pa.string()),
+                pa.array([text for text in plan.captions[part] for _ in range(m)], pa.string()),
+                pa.array(plan.negatives(places[part]).ravel().tolist(), pa.string()),
                 pa.array([KINDS[k] for k in plan.kinds[part].ravel().tolist()], pa.string()),
                 pa.array(similarity, mask=np.isnan(similarity)),
             ]

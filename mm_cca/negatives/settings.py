@@ -1,8 +1,6 @@
-"""Settings of the negative captions, and the plan of an epoch."""
+"""Settings of the negative captions."""
 
 from dataclasses import dataclass
-
-import numpy as np
 
 from mm_cca.errors import UserError
 
@@ -30,27 +28,6 @@ class NegativeSettings:
     candidates: int = 16
     max_similarity: float | None = 0.95
     words: str | None = None
-
-
-@dataclass(frozen=True)
-class EpochPlan:
-    """The negative captions of one epoch: n images, m negatives each.
-
-    Attributes:
-        negatives: [n, m] object array of negative captions.
-        kinds: [n, m] int8 index into ``KINDS``, the kind that was used in the end.
-        similarity: [n, m] float32 cosine of caption and negative; nan where not computed (edits,
-            and plans that need no embedding).
-        replaced: how many planned negatives were replaced, by reason: ``identical`` (to another
-            negative of the same image), ``similar``, ``contained``, ``impossible`` (the kind can't
-            be built for that caption). ``repeated`` counts negatives that were not replaced: with
-            fewer candidates or edits than ``num_negatives``, an image has the same one twice.
-    """
-
-    negatives: np.ndarray
-    kinds: np.ndarray
-    similarity: np.ndarray
-    replaced: dict[str, int]
 
 
 def check_settings(settings: NegativeSettings) -> None:

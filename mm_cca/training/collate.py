@@ -104,8 +104,9 @@ class Collator:
         (size,) = self._cache.by_size(pairs.rows, self._image_size)
         grid = grid_of(self._model, size)
         own, all_own = self._own_captions(pairs)
-        negatives: list[str] = pairs.negatives.T.flatten().tolist()
-        num_negatives = pairs.negatives.shape[1]
+        planned = pairs.negatives.read()
+        negatives: list[str] = planned.T.flatten().tolist()
+        num_negatives = planned.shape[1]
         ids = self._prompt_ids(own, grid)
         # Tokenised row by row, so only where needed.
         needed = (

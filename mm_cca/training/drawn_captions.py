@@ -10,7 +10,7 @@ import numpy as np
 from mm_cca.config.schema import Recipe
 from mm_cca.data.mapped_column import MappedColumn
 from mm_cca.data.token_cache import TokenCache
-from mm_cca.negatives import EpochPlan, NegativeSettings, Planner
+from mm_cca.negatives import EDITED, EpochPlan, NegativeSettings, Planner
 from mm_cca.negatives.planner import NoNegativesError
 
 _CAPTION_STREAM = 0x6361
@@ -41,7 +41,7 @@ class CaptionDraws:
     def __init__(self, cache: TokenCache, weights: Sequence[float], seed: int) -> None:
         assert cache.texts is not None
         self._cache = cache
-        self._has = np.array([[bool(text) for text in row] for row in cache.texts])
+        self._has = cache.has_caption()
         self._weights = weights
         self._seed = seed
 
@@ -89,13 +89,11 @@ class DrawnPlanner:
         n, m = len(captions), self._settings.num_negatives
         others = np.setdiff1d(np.arange(n), without)
         part = Planner(captions.at(others), self._settings, seed=self._seed).epoch(epoch)
-        negatives = np.empty((n, m), dtype=object)
-        negatives[without] = np.array(captions.at(without)[:], dtype=object)[:, None]
+        rows = np.repeat(np.arange(n)[:, None], m, axis=1)
         kinds, similarity = np.zeros((n, m), np.int8), np.full((n, m), np.nan, np.float32)
-        negatives[others], kinds[others], similarity[others] = (
-            part.negatives,
-            part.kinds,
-            part.similarity,
-        )
+        rows[others] = np.where(part.rows == EDITED, EDITED, others[part.rows])
+        kinds[others], similarity[others] = part.kinds, part.similarity
+        edits = None if part.edits is None else part.edits.at(others, n)
         impossible = part.replaced["impossible"] + len(without) * m
-        return EpochPlan(negatives, kinds, similarity, part.replaced | {"impossible": impossible})
+        replaced = part.replaced | {"impossible": impossible}
+        return EpochPlan(captions, rows, kinds, similarity, replaced, edits)

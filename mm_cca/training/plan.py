@@ -4,6 +4,7 @@ The memory of a step is that of a simulated one (``simulated_step.py``); weights
 are counted, and the optimizer's state follows from the shapes (``optimizer.state_bytes``).
 """
 
+import heapq
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ def _longest(cache: TokenCache | None, count: int) -> list[str]:
     """The longest captions, with which a step needs most; of a word if none are known."""
     if cache is None:
         return ["owl"] * count
-    captions = sorted(cache.every_caption()[0], key=len)[-count:]
+    captions = heapq.nlargest(count, cache.every_caption()[0], key=len)
     return (captions * count)[:count]
 
 

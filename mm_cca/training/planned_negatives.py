@@ -49,7 +49,6 @@ class PlanWriter:
         self._captions = cache.captions
         self._source_rows = cache.source_rows
         self._kept = np.arange(len(cache))
-        self._draws: CaptionDraws | None = None
         self.show = show
 
     def leave_out(self, left_out: LeftOut, draws: CaptionDraws | None = None) -> None:
@@ -58,7 +57,7 @@ class PlanWriter:
         ``draws`` tell the captions that plans are for, where images have several.
         """
         captions = self._captions if draws is None else draws.captions(0)
-        rows, self._kept, self._draws = self._source_rows, left_out.kept, draws
+        rows, self._kept = self._source_rows, left_out.kept
         if not (left_out.rows or left_out.too_few) or not self.show:
             return
         reasons = dict.fromkeys(left_out.rows, "no other caption can be its negative caption")
@@ -81,12 +80,9 @@ class PlanWriter:
         if not self.show:  # another rank writes
             return
         path = self._folder / f"epoch-{epoch:04d}.parquet"
-        captions = self._captions if self._draws is None else self._draws.captions(epoch)
         try:
             with atomic_path(path) as temporary:
-                write_plan(
-                    temporary, plan, captions.at(self._kept), self._source_rows.at(self._kept)
-                )
+                write_plan(temporary, plan, self._source_rows.at(self._kept))
             write_json(path.with_suffix(".json"), plan.replaced)
         except OSError as error:
             raise UserError(f"{path} can't be written: {error}. Free some space.") from error

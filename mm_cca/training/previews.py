@@ -41,11 +41,16 @@ def refuse_sharded(recipe: Recipe, accelerator: Accelerator) -> None:
     """Raises UserError for previews where weights are spread over ranks."""
     name = SHARDED.get(accelerator.distributed_type)
     if recipe.sample.every is not None and name is not None:
-        raise UserError(
-            f"sample.every is {recipe.sample.every} with {name}, whose weights the sampler can't "
-            "draw with while they are trained. Use sample.every=null, or plain data parallelism "
-            "(accelerate launch --multi_gpu)."
-        )
+        raise previews_of_shards(recipe, name)
+
+
+def previews_of_shards(recipe: Recipe, name: str) -> UserError:
+    """The message; ``name`` is what spreads the weights."""
+    return UserError(
+        f"sample.every is {recipe.sample.every} with {name}, whose weights the sampler can't "
+        "draw with while they are trained. Use sample.every=null, or plain data parallelism "
+        "(accelerate launch --multi_gpu)."
+    )
 
 
 class Previews:

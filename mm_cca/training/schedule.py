@@ -14,6 +14,7 @@ from mm_cca.errors import UserError
 from mm_cca.negatives import EpochPlan
 from mm_cca.training.bucket_order import BucketOrder
 from mm_cca.training.drawn_captions import CaptionDraws, DrawnPlanner
+from mm_cca.training.negative_texts import NegativeTexts
 from mm_cca.training.planned_negatives import (
     LeftOut,
     PlanWriter,
@@ -29,7 +30,7 @@ class Pairs:
     Attributes:
         start: index of the first pair in the order of training, counted from step 0.
         rows: [B] data row of each image (and of its own caption).
-        negatives: [B, m] object array of the negative captions; m is 0 if none are planned.
+        negatives: of each image; read when they are asked for.
         variants: [B] which augmented variant of the image.
         dropped: [B] whether all prompts are replaced by the unconditional prompt.
         columns: [B] which of an image's captions is its own one; None: it has one.
@@ -37,7 +38,7 @@ class Pairs:
 
     start: int
     rows: np.ndarray
-    negatives: np.ndarray
+    negatives: NegativeTexts
     variants: np.ndarray
     dropped: np.ndarray
     columns: np.ndarray | None = None
@@ -48,7 +49,7 @@ class Pairs:
         return Pairs(
             self.start + first,
             self.rows[own],
-            self.negatives[own],
+            self.negatives.part(own),
             self.variants[own],
             self.dropped[own],
             None if self.columns is None else self.columns[own],
@@ -107,45 +108,53 @@ class Schedule:
         self._draws = draws
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
-    def _make_epoch(self, epoch: int) -> list[Pairs]:
-        """The pairs of an epoch, by group."""
+    def _make_epoch(self, epoch: int) -> "_Epoch":
         n = len(self._rows)
         stream = np.random.default_rng([self._seed, epoch, 0x6F72])
         order = stream.permutation(n)
         variants = stream.integers(0, self._num_variants, n)
         dropped = stream.random(n) < self._uncond_ratio
-        if self._planner is None:
-            planned = np.empty((n, 0), dtype=object)
-        else:
-            plan = self._planner.epoch(epoch)
-            planned = plan.negatives
-            if self._on_plan is not None:
-                self._on_plan(epoch, plan)
-        columns = None if self._draws is None else self._draws.columns(epoch)
-        parts = []
-        for group in range(len(self._order.counts)):
-            own = order[self._groups[order] == group]
-            rows = self._rows[own]
-            arrays = rows, planned[own], variants[own], dropped[own]
-            parts.append(Pairs(epoch * n, *arrays, None if columns is None else columns[rows]))
-        return parts
+        plan = None if self._planner is None else self._planner.epoch(epoch)
+        if plan is not None and self._on_plan is not None:
+            self._on_plan(epoch, plan)
+        columns = None if self._draws is None else self._draws.columns(epoch)[self._rows]
+        groups = self._groups[order]
+        places = [order[groups == group] for group in range(len(self._order.counts))]
+        return _Epoch(plan, places, variants, dropped, columns)
 
     def step(self, step: int) -> Pairs:
         """The pairs of step 0, 1, 2, ...; a step may span two epochs."""
         group, number = self._order.at(step)
         start = number * self.batch_size
-        places = np.arange(start, start + self.batch_size)
-        epochs, offsets = np.divmod(places, self._order.counts[group])
-        parts = []
-        for epoch in np.unique(epochs).tolist():
-            inside = offsets[epochs == epoch]
-            parts.append(self._epoch(epoch)[group].part(int(inside[0]), int(inside[-1]) + 1))
-        names = ["rows", "negatives", "variants", "dropped"]
-        names += [] if self._draws is None else ["columns"]
+        count = np.arange(start, start + self.batch_size)
+        epochs, offsets = np.divmod(count, self._order.counts[group])
+        made = {epoch: self._epoch(epoch) for epoch in np.unique(epochs).tolist()}
+        inside = {epoch: made[epoch].places[group][offsets[epochs == epoch]] for epoch in made}
+
+        def of_all(name: str) -> np.ndarray:
+            return np.concatenate([getattr(made[epoch], name)[inside[epoch]] for epoch in made])
+
+        places = np.concatenate(list(inside.values()))
+        plans = {epoch: of.plan for epoch, of in made.items() if of.plan is not None}
         return Pairs(
             step * self.batch_size,
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in names),
+            self._rows[places],
+            NegativeTexts(epochs, places, plans),
+            of_all("variants"),
+            of_all("dropped"),
+            None if self._draws is None else of_all("columns"),
         )
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """The plan of an epoch, the places of each group's images in its order, and their [n] draws."""
+
+    plan: EpochPlan | None
+    places: list[np.ndarray]
+    variants: np.ndarray
+    dropped: np.ndarray
+    columns: np.ndarray | None
 
 
 def refuse_large_batch(batch_size: int, num_images: int) -> None:

@@ -14,6 +14,7 @@ from mm_cca.data.token_cache import open_cache
 from mm_cca.runs.folder import RunFolder
 from mm_cca.training.collate import Collator
 from mm_cca.training.model_files import save_model
+from mm_cca.training.negative_texts import NegativeTexts
 from mm_cca.training.schedule import Pairs
 from mm_cca.training.setup import TrainingSetup
 
@@ -48,7 +49,7 @@ def heldout_nll(
         counts = first + rank < len(parts)
         rows = parts[first + rank if counts else 0]
         none = np.zeros(len(rows), dtype=bool)
-        no_negatives = np.empty((len(rows), 0), dtype=object)
+        no_negatives = NegativeTexts.none(len(rows))
         batch = collate(Pairs(0, rows, no_negatives, np.zeros_like(rows), none))
         logps = policy(batch.prompts.ids, batch.prompts.mask, batch.codes, grid=batch.grid).logps
         if counts:

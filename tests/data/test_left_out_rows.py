@@ -101,7 +101,7 @@ def test_rows_left_out_keep_rows_negatives_and_captions_together():
     planner, left_out = plan_negatives(captions, settings, seed=0, may_leave_out=1)
     assert left_out.rows == [0]
     assert left_out.kept.tolist() == [1, 2, 3, 4]
-    negatives = planner.epoch(0).negatives[:, 0].tolist()
+    negatives = planner.epoch(0).negatives()[:, 0].tolist()
     assert sorted(negatives) == captions[1:]
     assert all(n != captions[row] for n, row in zip(negatives, left_out.kept, strict=True))
 

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from mm_cca.config.schema import Recipe
-from mm_cca.data import remote_files
+from mm_cca.data import remote_files, tar_index
 from mm_cca.data.contents import Origin, read_content
 from mm_cca.data.images import load_split
 from mm_cca.data.remote_files import expand
@@ -181,3 +181,42 @@ def test_braces():
         f"https://h/{name}/{n}.tar" for name in "ab" for n in (1, 2)
     ]
     assert expand("https://h/{x}.tar") == ["https://h/{x}.tar"]
+
+
+def indexed(path: Path, host: RangeServer) -> list[str]:
+    """Captions, as another process reads them."""
+    tar_index._table.cache_clear()
+    host.parts.clear()
+    data = config(f"{host.address}/{{00000..00001}}.tar", **COLUMNS)
+    return load_split(data, "train", path.parent / "tokens").captions
+
+
+def test_a_new_process_reads_no_headers(path: Path, host: RangeServer):
+    captions = indexed(path, host)
+    assert host.parts
+    assert indexed(path, host) == captions
+    assert host.parts == []
+
+
+def test_a_changed_tar_is_indexed_anew(path: Path, host: RangeServer):
+    captions = indexed(path, host)
+    add(path.parent / "data" / "00001.tar", 77, first=False)
+    assert indexed(path, host) == [*captions, "a new thing"]
+    assert {name for name, _, _ in host.parts} == {"00001.tar"}
+    kept = list((path.parent / "tokens" / "tar_index").glob("*.arrow"))
+    assert len(kept) == len(list((path.parent / "data").iterdir())), "an old index is left"
+
+
+@pytest.mark.parametrize("damage", ["cut", "other bytes", "no record"])
+def test_a_damaged_index_is_made_again(path: Path, host: RangeServer, damage: str):
+    captions = indexed(path, host)
+    for file in (path.parent / "tokens" / "tar_index").glob("*.arrow"):
+        data = file.read_bytes()
+        if damage == "no record":
+            file.with_suffix(".json").unlink()
+        else:
+            file.write_bytes(data[:-9] if damage == "cut" else data[:-9] + b"x" + data[-8:])
+    assert indexed(path, host) == captions
+    assert host.parts
+    assert indexed(path, host) == captions
+    assert host.parts == []

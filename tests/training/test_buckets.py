@@ -29,6 +29,7 @@ from mm_cca.training.schedule import Pairs
 from mm_cca.training.validation import heldout_nll
 from tests.support import runs
 from tests.support.buckets import SHAPES, SIZES, bucketed_recipe
+from tests.support.captions import negatives_of
 from tests.support.training import assert_same_training, at, schedule_of
 
 CPU = torch.device("cpu")
@@ -113,7 +114,7 @@ def test_beta_is_that_of_the_codes_of_each_size(finished: Path, tiny_folder: Pat
     terms = LossTerms.of(LossConfig(objective="cca", beta=0.02, beta_codes=576, lambda_=3.0))
     for row, num_codes in ((0, 16), (1, 15)):
         none = np.zeros(1, dtype=bool)
-        negatives = np.array([["blue tree"]], dtype=object)
+        negatives = negatives_of([["blue tree"]])
         batch = collate(Pairs(0, np.array([row]), negatives, np.zeros(1, dtype=int), none))
         assert batch.codes.shape == (2, num_codes)
         logps = torch.tensor([-40.0, -50.0])

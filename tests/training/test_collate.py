@@ -13,7 +13,9 @@ from mm_cca.data.texts import TextStream
 from mm_cca.data.token_cache import TokenCache
 from mm_cca.data.token_shards import FEATURES, MORE_FEATURES, TEXTS
 from mm_cca.training.collate import Collator, MicroBatch
+from mm_cca.training.negative_texts import NegativeTexts
 from mm_cca.training.schedule import Pairs
+from tests.support.captions import negatives_of
 
 CAPTIONS = ["red owl", "small waving hand", "Red  OWL"]
 GRID = (4, 4)
@@ -21,7 +23,7 @@ GRID = (4, 4)
 PAIRS = Pairs(
     start=6,
     rows=np.array([0, 0, 1]),
-    negatives=np.array([[CAPTIONS[1]], [CAPTIONS[2]], [CAPTIONS[0]]], dtype=object),
+    negatives=negatives_of([[CAPTIONS[1]], [CAPTIONS[2]], [CAPTIONS[0]]]),
     variants=np.array([1, 0, 1]),
     dropped=np.array([False, False, True]),
 )
@@ -78,7 +80,7 @@ def test_both_halves_hold_the_same_images(collate: Collator):
 
 
 def test_nll_needs_the_own_prompts_only(collate: Collator, tiny_model: UnifiedModel):
-    batch = collate(replace(PAIRS, negatives=np.empty((3, 0), dtype=object)))
+    batch = collate(replace(PAIRS, negatives=NegativeTexts.none(3)))
     owl, _, _ = tiny_model.prompt_ids(CAPTIONS, GRID)
     assert _prompts(batch) == [owl, owl, tiny_model.unconditional_ids([], GRID)]
     assert batch.codes[:, 0].tolist() == [1, 0, 11]
@@ -88,7 +90,7 @@ def test_nll_needs_the_own_prompts_only(collate: Collator, tiny_model: UnifiedMo
 def test_several_negatives_come_in_blocks(collate: Collator, tiny_model: UnifiedModel):
     """Rows 0..2 own prompts, 3..5 the first negative caption of each image, 6..8 the second."""
     two = [["a", "b"], ["c", CAPTIONS[2]], ["e", "f"]]
-    batch = collate(replace(PAIRS, negatives=np.array(two, dtype=object)))
+    batch = collate(replace(PAIRS, negatives=negatives_of(two)))
     a, b, c, same = tiny_model.prompt_ids(["a", "b", "c", CAPTIONS[2]], GRID)
     empty = tiny_model.unconditional_ids([], GRID)
     assert _prompts(batch)[3:] == [a, c, empty, b, same, empty]
@@ -124,10 +126,10 @@ def test_another_caption_of_the_image_is_no_negative(tiny_model: UnifiedModel):
     pairs = replace(
         PAIRS,
         columns=np.array([1, 0, 0]),
-        negatives=np.array([["Red  OWL"], ["small waving hand"], ["red owl"]], dtype=object),
+        negatives=negatives_of([["Red  OWL"], ["small waving hand"], ["red owl"]]),
         dropped=np.zeros(3, dtype=bool),
     )
     batch = collate(pairs)
-    prompts = ["an owl", "red owl", "small waving hand", *pairs.negatives[:, 0]]
+    prompts = ["an owl", "red owl", "small waving hand", "Red  OWL", "small waving hand", "red owl"]
     assert _prompts(batch) == tiny_model.prompt_ids(prompts, GRID)
     assert batch.counts_as_positive.tolist() == [True, False, False]

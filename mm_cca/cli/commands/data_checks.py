@@ -73,7 +73,7 @@ def refuse_changed_data(recipe: Recipe, run: RunFolder) -> None:
         content = read_content(split) if Stage.ended(split) else None
         if content is None or origin.signature in (None, content.signature):
             continue
-        found = compare(load_split(recipe.data, name), split, recipe.data, origin)
+        found = compare(load_split(recipe.data, name, run.tokens), split, recipe.data, origin)
         refuse_other_data(recipe, run, split, origin, found)
         if found.changes:
             raise UserError(

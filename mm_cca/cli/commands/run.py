@@ -14,7 +14,7 @@ from mm_cca.cli.commands.quiet import quiet_libraries
 from mm_cca.config.schema import STAGES, AnyRecipe, Recipe, ScorerRecipe, TokenizerRecipe
 from mm_cca.errors import UserError
 from mm_cca.runs.folder import RunFolder, recipe_of_training
-from mm_cca.runs.stage import locked
+from mm_cca.runs.stage import Stage, locked
 from mm_cca.runs.threads import use_free_cores
 
 
@@ -33,6 +33,8 @@ def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
             )
     quiet_libraries()
     run = RunFolder.of(recipe)
+    if isinstance(recipe, Recipe) and "train" in stages:
+        _refuse_previews_of_shards(recipe, run)
     # accelerate would read this variable only after the ranks have failed to connect.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     if state.device.type == "cpu" and state.num_processes == 1:
@@ -47,6 +49,18 @@ def run_job(recipe: AnyRecipe, stages: Sequence[str]) -> None:
     # The main rank writes scores and report; the others wait for it.
     state.wait_for_everyone()
     state.destroy_process_group()
+
+
+def _refuse_previews_of_shards(recipe: Recipe, run: RunFolder) -> None:
+    """As training itself does, but before ``prepare`` reads weights or encodes images."""
+    draws = recipe.sample.every is not None and "cca" in recipe.run.sources
+    if not draws or recipe.run.trained is not None or Stage.ended(run.train):
+        return
+    for kind in ("FSDP", "DeepSpeed"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{kind.upper()}"):
+            from mm_cca.training.previews import previews_of_shards
+
+            raise previews_of_shards(recipe, kind)
 
 
 def run_stages(recipe: AnyRecipe, run: RunFolder, stages: Sequence[str]) -> None:
