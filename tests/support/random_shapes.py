@@ -71,7 +71,11 @@ def emu3(shape: Decoder) -> Emu3:
         **shape.keys(EMU3_VOCABULARY, 9216), attention_dropout=0.0, pad_token_id=0
     )
     vq = Emu3VQVAEConfig(
-        base_channels=32, channel_multiplier=[1, 1, 1, 1], num_res_blocks=1, hidden_size=32
+        codebook_size=EMU3_CODES,
+        base_channels=32,
+        channel_multiplier=[1, 1, 1, 1],
+        num_res_blocks=1,
+        hidden_size=32,
     )
     config = Emu3Config(
         text_config=text.to_dict(),
