@@ -65,7 +65,7 @@ def test_the_measurement_equals_scoring_one_by_one(recipe: Path, tiny_folder: Pa
     unconditional, negative = [], []
     for step in range(2):
         pairs = schedule.step(step)
-        for row, (other,) in zip(pairs.rows.tolist(), pairs.negatives, strict=True):
+        for row, (other,) in zip(pairs.rows.tolist(), pairs.negatives.read(), strict=True):
             codes = cache.codes(torch.tensor([row]), torch.tensor([0]))
             own, negative_ids = model.prompt_ids([cache.captions[row], other], (4, 4))
             empty = model.unconditional_ids(own, (4, 4))
