@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import torch
 from PIL import Image
 
 from mm_cca.adapters.base import UnifiedModel
+from mm_cca.cli.commands import prepare as prepare_command
+from mm_cca.cli.commands.prepare import IMAGE_TOKENIZER
 from mm_cca.config.schema import Recipe
 from mm_cca.data import picture_reader
 from mm_cca.data.images import decode_image
@@ -163,3 +166,20 @@ def test_the_sheet_shows_what_was_encoded(
     page = (tmp_path / "run/data/train.html").read_text()
     assert "&lt;b&gt;owls&lt;/b&gt; &amp; hands" in page
     assert page.count("<tr>") == 1 + ROWS
+
+
+def test_a_prepare_that_ended_after_the_last_shard_shows_them_all_the_same(
+    tmp_path: Path, tiny_folder: Path, rows, monkeypatch: pytest.MonkeyPatch
+):
+    path = recipe_of(tmp_path, tiny_folder, rows)
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare_command, "write_data_sheet", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(path)
+    stage = tmp_path / "run/tokens/train/stage.json"
+    assert not json.loads(stage.read_text())["done"]
+    prepare(path)
+    again = json.loads(stage.read_text())
+    assert again["done"]
+    assert len(again[IMAGE_TOKENIZER]) == 64
+    assert {file.name for file in (tmp_path / "run/data").iterdir()} == {"train.html", "train.png"}

@@ -132,9 +132,11 @@ def prepare_tokens(recipe: Recipe, run: RunFolder, stages: Sequence[str] = ("pre
                 begin=partial(run.begin, stage, recipe),
             )
             if main:
+                if tokenizer is None and not done:  # killed between the last shard and this line
+                    tokenizer = tokenizer_digest(seen.load_model())
+                seen.show(run, stage.folder)
                 more = {} if tokenizer is None else {IMAGE_TOKENIZER: tokenizer}
                 stage.finish(**more)
-                seen.show(run, stage.folder)
         PartialState().wait_for_everyone()
 
 
@@ -154,7 +156,7 @@ class _Seen:
         """Write the contact sheet and the table of captions into the run folder."""
         if self.model is None or self.source is None:
             return
-        cache = open_cache(split, self.recipe.data.variants)
+        cache = open_cache(split, self.recipe.data.variants, unfinished=True)
         files = write_data_sheet(run.root / "data", self.recipe, self.source, cache, self.model)
         print(f"look at the data before training: {files[0]} and {files[1].name}", file=sys.stderr)
 
