@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, DatasetInfo, concatenate_datasets
 from pyarrow import compute
 
 from mm_cca.config.image_sizes import Size
@@ -160,4 +160,6 @@ def _refuse_missing(folder: Path) -> None:
 
 def all_shards(folder: Path) -> Dataset:
     """All rows of a split, also those with a problem. Raises UserError for a damaged shard."""
-    return concatenate_datasets([read_shard(path) for path in shards_of(folder)])
+    shards = [read_shard(path) for path in shards_of(folder)]
+    # Without the shards' homepages and licences, which nothing here has checked.
+    return concatenate_datasets(shards, info=DatasetInfo())

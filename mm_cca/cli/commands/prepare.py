@@ -132,12 +132,17 @@ def prepare_tokens(recipe: Recipe, run: RunFolder, stages: Sequence[str] = ("pre
                 begin=partial(run.begin, stage, recipe),
             )
             if main:
-                if tokenizer is None and not done:  # killed between the last shard and this line
+                if not done and tokenizer is None and not _knows_tokenizer(stage):
                     tokenizer = tokenizer_digest(seen.load_model())
                 seen.show(run, stage.folder)
                 more = {} if tokenizer is None else {IMAGE_TOKENIZER: tokenizer}
                 stage.finish(**more)
         PartialState().wait_for_everyone()
+
+
+def _knows_tokenizer(stage: Stage) -> bool:
+    """False for one that was killed between its last shard and its end."""
+    return IMAGE_TOKENIZER in (recorded(stage.folder) or {})
 
 
 @dataclass
