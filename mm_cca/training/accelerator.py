@@ -8,6 +8,7 @@ from types import FrameType
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -15,13 +16,25 @@ from mm_cca.config.schema import TrainConfig
 from mm_cca.errors import UserError
 
 
-def new_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
-    """Device, precision, ranks and trackers."""
-    accelerator = Accelerator(
+def stage_accelerator(config: TrainConfig, folder: Path | None = None) -> Accelerator:
+    """Device, precision, ranks and, if there is a folder for them, trackers.
+
+    Each stage has its own, and one process may run stages of several recipes (a sweep, a notebook),
+    so accelerators made before in another precision are not to be used any more.
+    """
+    if is_initialized() and AcceleratorState().mixed_precision != config.mixed_precision:
+        # accelerate keeps a process's first precision and has no public way to another one.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(
         mixed_precision=config.mixed_precision,
-        log_with=config.trackers or None,
-        project_dir=str(folder),
+        log_with=(config.trackers or None) if folder else None,
+        project_dir=str(folder) if folder else None,
     )
+
+
+def new_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
+    """``stage_accelerator`` with what FSDP and DeepSpeed must know before they see a model."""
+    accelerator = stage_accelerator(config, folder)
     if accelerator.distributed_type == DistributedType.FSDP and config.mixed_precision != "no":
         # accelerate would also round the model's outputs, and bfloat16 is too coarse for a sum of
         # thousands of log-probabilities; gradients are summed over ranks in float32.

@@ -37,6 +37,7 @@ from mm_cca.runs.files import atomic_path
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.places import digests_of
 from mm_cca.runs.stage import Stage, recorded
+from mm_cca.training.accelerator import stage_accelerator
 from mm_cca.training.collate import Collator, MicroBatch
 from mm_cca.training.drawn_pictures import open_drawn
 from mm_cca.training.reference import RefScores, live_scores
@@ -140,7 +141,7 @@ def prepare_reference(recipe: Recipe, run: RunFolder) -> None:
     Raises:
         UserError: the cache was made for another recipe or other weights, or the disk is full.
     """
-    accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
+    accelerator = stage_accelerator(recipe.train)
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
     num_places = _num_places(recipe)
     model = load_checkpoint(recipe.model)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mm_cca.config.schema import Recipe
 from mm_cca.runs.folder import RunFolder
+from mm_cca.training.accelerator import stage_accelerator
 
 PROJECT = "mm_cca"
 NAMED = ("wandb", "trackio")
@@ -75,8 +76,7 @@ def log_results(
         scores: by name.
         picture: with the arms' images, if there is one.
     """
-    # Without a precision of its own, as this process may have trained with another.
-    accelerator = Accelerator(log_with=recipe.train.trackers or None, project_dir=str(run.eval))
+    accelerator = stage_accelerator(recipe.train, run.eval)
     start_trackers(accelerator, recipe, f"{run.root.resolve().name} scores")
     values: dict[str, Any] = {**scores}
     for tracker in accelerator.trackers:

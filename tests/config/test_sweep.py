@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from mm_cca import cli
 from mm_cca.config.keys import Key
@@ -165,6 +166,22 @@ def test_a_point_that_diverged_is_tried_again_when_the_recipe_changed(
     assert cli.main(["sweep", str(recipe), *keys, "train.learning_rate=0.001"]) == 0
     assert not marker_file.exists()
     assert json.loads((tmp_path / "run" / "sweep.json").read_text())["diverged"] == {}
+
+
+def test_points_of_different_precision(recipe: Path, tmp_path: Path):
+    """A process has one precision for accelerate, which also sees it when scores are tracked."""
+    keys = ["train.trackers=[tensorboard]", "train.reference=copy"]
+    assert cli.main(["sweep", str(recipe), "train.mixed_precision=[bf16,no]", *keys]) == 0
+    losses = {}
+    for precision in ("bf16", "no"):
+        point = tmp_path / "run" / "points" / f"mixed_precision={precision}"
+        assert list((point / "eval").rglob("events.out.tfevents*"))
+        AcceleratorState._reset_state()
+        alone = f"run.dir={tmp_path / precision}"
+        runs.do(recipe, f"train.mixed_precision={precision}", "train.reference=copy", alone)
+        losses[precision] = runs.metrics(tmp_path / precision / "train")
+        assert runs.metrics(point / "train") == losses[precision]
+    assert losses["bf16"] != losses["no"]
 
 
 def test_a_named_reference_folder_is_split_where_points_differ(recipe: Path, tmp_path: Path):

@@ -4,8 +4,6 @@ import argparse
 import math
 from dataclasses import dataclass, replace
 
-from accelerate import Accelerator
-
 from mm_cca.adapters import load_checkpoint
 from mm_cca.adapters.base import grid_of
 from mm_cca.cli.commands.prepare import prepare_tokens
@@ -17,6 +15,7 @@ from mm_cca.errors import UserError
 from mm_cca.modeling.logprobs import CodeLogProbs
 from mm_cca.runs.folder import RunFolder
 from mm_cca.runs.stage import locked
+from mm_cca.training.accelerator import stage_accelerator
 from mm_cca.training.base_measurement import LEAST_PAIRS, measure_base
 from mm_cca.training.beta_rule import (
     BEND,
@@ -103,7 +102,7 @@ def measure(recipe: Recipe, run: RunFolder, num_pairs: int) -> BaseMeasurement:
     Raises:
         UserError: no token cache yet, captions from which no negatives can be built, or NaN.
     """
-    accelerator = Accelerator(mixed_precision=recipe.train.mixed_precision)
+    accelerator = stage_accelerator(recipe.train)
     cache = open_cache(run.tokens / recipe.data.train_split, recipe.data.variants)
     # Whatever the recipe's objective: cca always plans negatives.
     schedule = training_schedule(recipe, cache, LossTerms.of(replace(recipe.loss, objective="cca")))
