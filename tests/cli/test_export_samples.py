@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,8 @@ def test_adm_array_holds_the_images_shuffled_by_a_fixed_seed(
     assert found.shape == (6, 16, 16, 3)
     order = [3, 2, 5, 4, 0, 1]  # numpy's default_rng(0).permutation(6)
     assert (found == np.stack([pixels(runs.picture(i, 16)) for i in order])).all()
+    with zipfile.ZipFile(tmp_path / "out" / "samples.npz") as archive:
+        assert [e.date_time for e in archive.infolist()] == [(1980, 1, 1, 0, 0, 0)]  # no clock
     export_samples(run, "cca", tmp_path / "small", form="adm-npz", size=8)
     with np.load(tmp_path / "small" / "samples.npz") as file:
         small = runs.picture(order[0], 16).resize((8, 8), Image.Resampling.BICUBIC)

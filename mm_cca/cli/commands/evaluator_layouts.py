@@ -25,6 +25,7 @@ from mm_cca.errors import UserError
 HPS_STYLES = ("anime", "concept-art", "paintings", "photo")
 DPG_IMAGES = 4
 ADM_SEED = 0
+COPIED_AT_ONCE = 2**20
 LONGEST_NAME = 255
 """Bytes in a file name."""
 OnImageDone = Callable[[], object]
@@ -72,8 +73,13 @@ def write_adm(
         on_image_done()
     stored.flush()
     del stored
-    with zipfile.ZipFile(folder / "samples.npz", "w", zipfile.ZIP_STORED) as archive:
-        archive.write(array, array.name)
+    entry = zipfile.ZipInfo(array.name)  # without a date, so that equal images are equal files
+    with (
+        array.open("rb") as source,
+        zipfile.ZipFile(folder / "samples.npz", "w") as archive,
+        archive.open(entry, "w", force_zip64=True) as target,
+    ):
+        shutil.copyfileobj(source, target, COPIED_AT_ONCE)
     array.unlink()
 
 
