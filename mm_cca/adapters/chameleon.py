@@ -48,6 +48,8 @@ from mm_cca.errors import UserError
 
 END_OF_TURN = "<reserved08706>"
 SIDES = ("height", "width")
+MOST_CODES = 2**20
+"""Of one image, which processor_config.json may give."""
 log = logging.getLogger(__name__)
 
 
@@ -120,7 +122,8 @@ class Chameleon(StandardDecoder):
         with reading_checkpoint():
             kept = ChameleonProcessor.get_processor_dict(path)[0].get("image_seq_length", 1024)
             pictures = ChameleonImageProcessor.from_pretrained(path)
-        if type(kept) is not int or kept < 1 or math.isqrt(kept) ** 2 != kept:
+        fits = type(kept) is int and 1 <= kept <= MOST_CODES
+        if not fits or math.isqrt(kept) ** 2 != kept:
             raise CheckpointError(
                 f"processor_config.json: image_seq_length is {kept!r}; it must be the number of "
                 "codes of a square image, such as 1024: download the file again"
@@ -177,7 +180,7 @@ class Chameleon(StandardDecoder):
                 f"data.image_size is [{height}, {width}]; allowed for this checkpoint: multiples "
                 f"of {span.unit}, the unit of its size tokens."
             )
-        only = round(self._processor.image_seq_length**0.5)
+        only = math.isqrt(self._processor.image_seq_length)
         if span.size_zero is None and grid != (only, only):
             right = only * side
             raise UserError(

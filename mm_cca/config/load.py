@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from mm_cca.config.declarations import declared
 from mm_cca.config.image_sizes import split_sizes
 from mm_cca.config.paths import exists
+from mm_cca.config.precision import settle_precision
 from mm_cca.config.raw_values import shown, wrong_value
 from mm_cca.config.read_files import text_of
 from mm_cca.config.read_yaml import MAX_BYTES, parse_yaml, read_yaml
@@ -90,6 +91,7 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     if errors:
         listed = "\n".join(f"  - {error}" for error in sorted(errors))
         raise UserError(f"{path} has {len(errors)} mistake(s):\n{listed}")
+    settle_precision(typed)
     return typed
 
 

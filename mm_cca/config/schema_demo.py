@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mm_cca.config.keys import DEMO, MAX_SEED, key
+from mm_cca.config.schema_train import Precision
 
 
 @dataclass
@@ -43,8 +44,9 @@ class TokenizerConfig:
     """Weight of the commitment loss, which keeps the encoder near the codebook."""
     reseed_every: int = key(50, at_least=1, at_most=1_000_000_000, decides=(DEMO,))
     """Steps between replacements of unused codes by vectors of the data."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = key("no", decides=(DEMO,))
-    """Autocast of the forward pass: bf16, fp16, or no."""
+    mixed_precision: Precision = key("no", decides=(DEMO,))
+    """Autocast of the forward pass: bf16, fp16, no, or auto: bf16 where the hardware has units for
+    it, otherwise no."""
     seed: int = key(0, at_least=0, at_most=MAX_SEED, decides=(DEMO,))
     """Seed of the initial weights and of the order of the images."""
 
@@ -102,7 +104,8 @@ class ScorerConfig:
     """AdamW's weight decay, on matrices only."""
     warmup_steps: int = key(100, at_least=0, at_most=1_000_000_000, decides=(DEMO,))
     """Steps over which the learning rate rises linearly from 0."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = key("no", decides=(DEMO,))
-    """Autocast of the forward pass: bf16, fp16, or no."""
+    mixed_precision: Precision = key("no", decides=(DEMO,))
+    """Autocast of the forward pass: bf16, fp16, no, or auto: bf16 where the hardware has units for
+    it, otherwise no."""
     seed: int = key(0, at_least=0, at_most=MAX_SEED, decides=(DEMO,))
     """Seed of the initial weights and of the order of the pairs."""

@@ -22,7 +22,7 @@ WITH_DRAWN = ("ddo",)
 """Objectives that need pictures drawn by the base, and a reference."""
 WITH_BASE = ("cca_code", "distill", "gft")
 """Objectives that need the whole distributions of the base along the images."""
-Precision = Literal["no", "bf16", "fp16"]
+Precision = Literal["no", "bf16", "fp16", "auto"]
 WITH_REFERENCE = objective_has(*CONTRASTIVE, *WITH_DRAWN, *WITH_BASE)
 WITH_NEGATIVES = objective_has(*CONTRASTIVE)
 HARD = Condition(
@@ -244,8 +244,9 @@ class TrainConfig:
     max_grad_norm: float = key(1.0, above=0, at_most=1_000_000_000, decides=(TRAIN,))
     """Gradients whose norm over all weights is larger are scaled down to it."""
     mixed_precision: Precision = key("no", decides=(TRAIN, REFERENCE))
-    """Autocast of the forward pass: bf16 (about twice as fast where the hardware has it), fp16, or
-    no. The weights stay in model.dtype."""
+    """Autocast of the forward pass: bf16 (about twice as fast where the hardware has units for it,
+    many times slower on a processor that has none), fp16, no, or auto, which is bf16 where the
+    hardware has units for it and otherwise no. The weights stay in model.dtype."""
     gradient_checkpointing: bool = key(False)
     """Recompute activations in the backward pass instead of keeping them: less memory, about a
     third slower, the same result."""

@@ -1,6 +1,7 @@
 """The accelerator of a training run, and stopping all its ranks together."""
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from mm_cca.config.precision import has_bf16_units
 from mm_cca.config.schema import TrainConfig
 from mm_cca.errors import UserError
 
@@ -35,6 +37,12 @@ def stage_accelerator(config: TrainConfig, folder: Path | None = None) -> Accele
 def new_accelerator(config: TrainConfig, folder: Path) -> Accelerator:
     """``stage_accelerator`` with what FSDP and DeepSpeed must know before they see a model."""
     accelerator = stage_accelerator(config, folder)
+    if config.mixed_precision == "bf16" and not has_bf16_units():
+        accelerator.print(
+            "warning: train.mixed_precision is bf16, for which this machine has no units: a step "
+            "takes many times as long as in float32. Use train.mixed_precision=auto or no.",
+            file=sys.stderr,
+        )
     if accelerator.distributed_type == DistributedType.FSDP and config.mixed_precision != "no":
         # accelerate would also round the model's outputs, and bfloat16 is too coarse for a sum of
         # thousands of log-probabilities; gradients are summed over ranks in float32.
