@@ -1,6 +1,8 @@
 """``mixed_precision: auto``, and the units that a device has for it."""
 
 from mm_cca.config.schema import AnyRecipe, Recipe, TokenizerRecipe
+from mm_cca.config.schema_demo import ScorerConfig, TokenizerConfig
+from mm_cca.config.schema_train import TrainConfig
 
 CPU_UNITS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """Names in ``torch.cpu.get_capabilities``: of x86, then of ARM."""
@@ -9,10 +11,13 @@ CPU_UNITS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 def settle_precision(recipe: AnyRecipe) -> None:
     """Put the precision that this machine trains in where the recipe says auto, so that whatever is
     recorded about a run names it."""
+    config: TrainConfig | TokenizerConfig | ScorerConfig
     if isinstance(recipe, Recipe):
         config = recipe.train
+    elif isinstance(recipe, TokenizerRecipe):
+        config = recipe.tokenizer
     else:
-        config = recipe.tokenizer if isinstance(recipe, TokenizerRecipe) else recipe.scorer
+        config = recipe.scorer
     if config.mixed_precision == "auto":
         config.mixed_precision = "bf16" if has_bf16_units() else "no"
 
