@@ -7,7 +7,8 @@ from pathlib import Path
 from mm_cca.config.schema import Recipe
 from mm_cca.errors import UserError
 from mm_cca.eval.compare_runs import ScoredRun, compare_runs
-from mm_cca.eval.report.compare_page import PicturesOfRun, compare_page, print_comparison
+from mm_cca.eval.report.compare_page import PicturesOfRun, compare_page
+from mm_cca.eval.report.compare_tables import print_comparison
 from mm_cca.runs.files import write_text
 from mm_cca.runs.folder import RunFolder, open_run
 
