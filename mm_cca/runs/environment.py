@@ -7,6 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mm_cca.config.precision import has_bf16_units
+
 PACKAGES = (
     "torch",
     "transformers",
@@ -34,6 +36,7 @@ def environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else other.type if other else "cpu",
         "num_devices": torch.accelerator.device_count(),
         "threads": torch.get_num_threads(),
+        "bf16_units": has_bf16_units(),
         "git_commit": _git_commit(),
     }
 
