@@ -75,6 +75,22 @@ def judge_sentences(summary: Summary) -> list[JudgeSentence]:
     return sentences
 
 
+def sentence_lines(summary: Summary) -> list[str]:
+    """The same in the terminal, where they come last."""
+    lines: list[str] = []
+    for sentence in judge_sentences(summary):
+        compared = f"{sentence.compared}, {sentence.cost}:"
+        if compared not in lines:
+            lines.append(compared)
+        parts = [
+            f"on {part.split} "
+            + ", ".join(f"{found.words} in {found.metrics}" for found in part.findings)
+            for part in sentence.splits
+        ]
+        lines.append(f"  {sentence.judge}: {'; '.join(parts)}")
+    return lines
+
+
 def _first_comparisons(summary: Summary, judge: JudgeEntry) -> list[VerdictEntry]:
     """Of every split: the comparison that comes first."""
     found = []

@@ -137,17 +137,24 @@ def no_headline(summary: Summary) -> str | None:
 
 
 def headline_lines(summary: Summary) -> list[str]:
-    """The verdict in the terminal."""
+    """The comparisons in the terminal, with the cautions that the warnings above have not said."""
     if (reason := no_headline(summary)) is not None:
         return [reason]
     lines = []
+    said = tuple(summary["warnings"])
     for split in summary["protocol"]["num_prompts"]:
         texts = headline_texts(summary, split)
         for text in texts.verdicts:
             lines.append(f"{prompts_in_words(split)}: {text.sentence}")
-            lines += [f"  caution: {caution}" for caution in text.cautions]
-        lines += [f"{prompts_in_words(split)}: caution: {caution}" for caution in texts.cautions]
+            lines += [f"  caution: {each}" for each in text.cautions if not _ends_one(each, said)]
+        new = [each for each in texts.cautions if not _ends_one(each, said)]
+        lines += [f"{prompts_in_words(split)}: caution: {caution}" for caution in new]
     return lines
+
+
+def _ends_one(caution: str, warnings: Iterable[str]) -> bool:
+    """Whether a warning, which opens with judge and split, says it."""
+    return any(warning.endswith(f": {caution}") for warning in warnings)
 
 
 def figures_of(examination: Examination) -> list[Figure]:

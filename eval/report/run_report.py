@@ -40,7 +40,8 @@ from mm_cca.eval.report.static_grid import (
     first_page,
     side_shown,
 )
-from mm_cca.eval.report.tables import ScoreColumn, best_guided, print_table, score_columns
+from mm_cca.eval.report.tables import ScoreColumn, best_guided, score_columns
+from mm_cca.eval.report.terminal import print_table
 from mm_cca.eval.report.thumbnails import Budget
 from mm_cca.eval.report.wording import VerdictTexts, verdict_texts
 from mm_cca.eval.summary_files import SUMMARY, read_summary

@@ -1,14 +1,11 @@
-"""Which columns a table of scores has, which arm is the best guided one, the terminal's tables."""
+"""The columns of a table of scores, the best guided arm, and tables for the terminal."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
 from mm_cca.config.metrics import LEAD, METRICS
-from mm_cca.eval.report.panel_text import headline_lines, judge_lines, warning_lines
 from mm_cca.eval.report.wording import prompts_in_words
 from mm_cca.eval.summary_types import (
     Interval,
@@ -70,21 +67,6 @@ def best_guided(arms: Iterable[JudgedArm], split: str, source: str = "base") -> 
     if not guided:
         return None
     return max(guided, key=lambda arm: arm["scores"][split][LEAD]["value"])["name"]
-
-
-def print_table(summary: Summary, report: Path) -> None:
-    """The headline, the warnings, the arm table of every judge, and the path of the report."""
-    console = Console()
-    for judge in summary["judges"]:
-        arms = judged(summary["arms"], judge["name"])
-        for split in summary["protocol"]["num_prompts"]:
-            best = best_guided(arms, split)
-            console.print(score_table(summary, judge["name"], split, bold="cca", best=best))
-    for line in [*judge_lines(summary["judges"]), *warning_lines(summary["warnings"])]:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-    for line in headline_lines(summary):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-    console.print(f"report: {report}", soft_wrap=True)
 
 
 def score_table(

@@ -7,7 +7,12 @@ from matplotlib.axes import Axes
 
 from mm_cca.eval.report import forest as forest_module
 from mm_cca.eval.report.charts import bars_in_words, cost_plot, guidance_lines, interval_of
-from mm_cca.eval.report.first_screen import _first_prompts, judge_sentences, picture_strip
+from mm_cca.eval.report.first_screen import (
+    _first_prompts,
+    judge_sentences,
+    picture_strip,
+    sentence_lines,
+)
 from mm_cca.eval.report.forest import forest, row_name
 from mm_cca.eval.report.static_grid import side_shown
 from mm_cca.eval.report.tables import best_guided
@@ -130,6 +135,15 @@ def test_a_judge_has_one_sentence():
         ("behind", "behind", "FD"),
     ]
     assert judge_sentences(summary_of(barred=[])) == []
+
+
+def test_the_terminal_ends_with_the_same_sentences():
+    assert sentence_lines(two_judges()) == [
+        "CCA without guidance against the guided base, at 0.5x the forward passes:",
+        "  first: on train ahead in alignment and FD",
+        "  second: on train no difference found in alignment, behind in FD",
+    ]
+    assert sentence_lines(summary_of(barred=[])) == []
 
 
 @pytest.mark.parametrize(

@@ -142,12 +142,15 @@ def test_cautions_stand_with_the_headline():
     arms = [{"name": name, "forwards_per_image": passes} for name, passes in PASSES.items()]
     arms.append({"name": "base", "forwards_per_image": 64})
     summary: Any = {"headline": found, "arms": arms, "protocol": {"num_prompts": {"train": 8}}}
+    summary["warnings"] = ["A: heldout: many prompts"]
     texts = headline_texts(summary, "train")
     assert texts.cautions == ["few prompts"]
     assert [text.cautions for text in texts.verdicts] == [[], ["over-satisfied"]]
     assert [text.badge for text in texts.verdicts] == ["ahead", "no difference found"]
     lines = headline_lines(summary)
     assert lines[2:] == ["  caution: over-satisfied", "train prompts: caution: few prompts"]
+    summary["warnings"] = ["A: train: few prompts"]  # printed above, with "read with care"
+    assert headline_lines(summary)[2:] == ["  caution: over-satisfied"]
 
 
 def test_without_a_judge_there_is_no_verdict():
