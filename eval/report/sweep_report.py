@@ -20,7 +20,7 @@ from mm_cca.eval.report.sweep_seeds import name_without_seed, over_seeds, pooled
 from mm_cca.eval.report.tables import best_guided, score_columns, score_table, seed_table
 from mm_cca.eval.report.thumbnails import EXACT_SIDE, Budget
 from mm_cca.eval.report.value_plot import value_plots
-from mm_cca.eval.report.wording import BADGES, difference_in_words, prompts_in_words
+from mm_cca.eval.report.wording import BADGES, prompts_in_words
 from mm_cca.eval.summary_files import SUMMARY, read_summary
 from mm_cca.eval.summary_types import (
     ArmEntry,
@@ -139,9 +139,9 @@ def _render(sweep: Sweep, summary: SweepSummary) -> str:
             exact=max(sweep.base.data.image_size) <= EXACT_SIDE,
             metrics=METRICS,
             unjudged=unjudged(verdicts),
-            difference=lambda v: difference_in_words(
-                v["difference"], METRICS[v["metric"]], v["confidence"]
-            ),
+            judged_metrics=[n for n in SWEEP_VERDICTS if n in {v["metric"] for v in verdicts}],
+            confidences=sorted({f"{100 * v['confidence']:.3g}" for v in verdicts}),
+            difference=_difference,
             badges=BADGES,
             recipe_yaml=dump(sweep.base),
         )
@@ -180,6 +180,15 @@ def by_point(
         points = found.setdefault((verdict["judge"], verdict["split"]), {})
         points.setdefault(verdict["point"], []).append(verdict)
     return found
+
+
+def _difference(verdict: SweepVerdict) -> str:
+    """With its interval, for a cell of a table."""
+    digits = METRICS[verdict["metric"]].digits
+    value, low, high = (
+        f"{verdict['difference'][key]:+z.{digits}f}" for key in ("value", "low", "high")
+    )
+    return f"{value} ({low} to {high})"
 
 
 def unjudged(verdicts: Sequence[SweepVerdict]) -> list[str]:

@@ -129,8 +129,10 @@ def test_a_sweep_and_a_larger_one(recipe: Path, tmp_path: Path, capsys: pytest.C
         ("lambda_=1,learning_rate=0.001", "base+cfg2"),
         ("lambda_=3,learning_rate=0.001", "base+cfg2"),
     ]
-    assert page.count(" against base+cfg2</p>") == 2
-    assert page.count("<span>alignment: difference ") == 2
+    table = page[page.index('class="sweep-verdicts"') :]
+    table = table[: table.index("</table>")]
+    assert table.count("<td>base+cfg2</td>") == 2  # a row for each point
+    assert table.count('<b class="found ') == 2  # alignment alone: too few prompts for the others
     # Six prompts by the base, the guided base and two points.
     assert page.count("data:image/webp;base64,") == 6 * 4
     assert "diverged: step 1" in page
@@ -287,4 +289,4 @@ def test_on_a_phone_the_page_fits(open_page: Open, two_seeds: tuple[Path, str], 
     assert page.evaluate(WIDTHS) == [390, 390]
     pictures = page.locator(".pairs img")
     assert pictures.evaluate_all("all => all.every((image) => image.naturalWidth === 16)")
-    assert_readable(page, "h1", ".muted", ".verdicts li", ".pairs th", "td small")
+    assert_readable(page, "h1", ".muted", ".sweep-verdicts td", ".pairs th", "td small")
