@@ -25,12 +25,15 @@ from mm_cca.config.shipped import SHIPPED, find_recipe, shipped_recipes
 from mm_cca.errors import UserError
 
 
-def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
+def load_config(
+    path_or_name: str, overrides: Sequence[str] = (), *, settle: bool = True
+) -> AnyRecipe:
     """Read, merge and validate a recipe.
 
     Args:
         path_or_name: a YAML file, or the name of a built-in recipe (``mm-cca ls``).
         overrides: ``key=value`` with dotted keys; the value is parsed as YAML.
+        settle: put this machine's precision where the recipe says auto, which imports torch.
 
     Raises:
         UserError: every mistake in one message.
@@ -91,7 +94,8 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     if errors:
         listed = "\n".join(f"  - {error}" for error in sorted(errors))
         raise UserError(f"{path} has {len(errors)} mistake(s):\n{listed}")
-    settle_precision(typed)
+    if settle:
+        settle_precision(typed)
     return typed
 
 

@@ -15,7 +15,7 @@ def validate(args: argparse.Namespace) -> int:
     """Run ``mm-cca validate``."""
     from mm_cca.config.load import load_config
 
-    recipe = load_config(args.recipe, args.overrides)
+    recipe = load_config(args.recipe, args.overrides, settle=False)
     print(f"{args.recipe} is valid.")
     for key, path, command in _to_make(recipe):
         print(f"Note: {key} {path} is not there yet. Make it with: {command}")
