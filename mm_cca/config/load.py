@@ -25,15 +25,27 @@ from mm_cca.config.shipped import SHIPPED, find_recipe, shipped_recipes
 from mm_cca.errors import UserError
 
 
-def load_config(
-    path_or_name: str, overrides: Sequence[str] = (), *, settle: bool = True
-) -> AnyRecipe:
-    """Read, merge and validate a recipe.
+def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
+    """Read, merge and validate a recipe, with this machine's precision where it says auto.
 
     Args:
         path_or_name: a YAML file, or the name of a built-in recipe (``mm-cca ls``).
         overrides: ``key=value`` with dotted keys; the value is parsed as YAML.
-        settle: put this machine's precision where the recipe says auto, which imports torch.
+
+    Raises:
+        UserError: every mistake in one message.
+    """
+    recipe = config_as_written(path_or_name, overrides)
+    settle_precision(recipe)
+    return recipe
+
+
+def config_as_written(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
+    """``load_config`` without a look at the machine, for which torch may have to be imported.
+
+    Args:
+        path_or_name: a YAML file, or the name of a built-in recipe (``mm-cca ls``).
+        overrides: ``key=value`` with dotted keys; the value is parsed as YAML.
 
     Raises:
         UserError: every mistake in one message.
@@ -94,8 +106,6 @@ def load_config(
     if errors:
         listed = "\n".join(f"  - {error}" for error in sorted(errors))
         raise UserError(f"{path} has {len(errors)} mistake(s):\n{listed}")
-    if settle:
-        settle_precision(typed)
     return typed
 
 

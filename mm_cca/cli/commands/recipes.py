@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 def validate(args: argparse.Namespace) -> int:
     """Run ``mm-cca validate``."""
-    from mm_cca.config.load import load_config
+    from mm_cca.config.load import config_as_written
 
-    recipe = load_config(args.recipe, args.overrides, settle=False)
+    recipe = config_as_written(args.recipe, args.overrides)
     print(f"{args.recipe} is valid.")
     for key, path, command in _to_make(recipe):
         print(f"Note: {key} {path} is not there yet. Make it with: {command}")
