@@ -139,7 +139,7 @@ def _render(sweep: Sweep, summary: SweepSummary) -> str:
             exact=max(sweep.base.data.image_size) <= EXACT_SIDE,
             metrics=METRICS,
             unjudged=unjudged(verdicts),
-            judged_metrics=[n for n in SWEEP_VERDICTS if n in {v["metric"] for v in verdicts}],
+            judged_metrics=[name for name in SWEEP_VERDICTS if name in _metrics_of(verdicts)],
             confidences=sorted({f"{100 * v['confidence']:.3g}" for v in verdicts}),
             difference=_difference,
             badges=BADGES,
@@ -191,9 +191,13 @@ def _difference(verdict: SweepVerdict) -> str:
     return f"{value} ({low} to {high})"
 
 
+def _metrics_of(verdicts: Sequence[SweepVerdict]) -> set[str]:
+    return {verdict["metric"] for verdict in verdicts}
+
+
 def unjudged(verdicts: Sequence[SweepVerdict]) -> list[str]:
     """Labels of the metrics that have no verdict on any point, though others have one."""
-    present = {verdict["metric"] for verdict in verdicts}
+    present = _metrics_of(verdicts)
     return (
         [METRICS[name].label for name in SWEEP_VERDICTS if name not in present] if present else []
     )

@@ -1,6 +1,8 @@
 """The chameleon adapter against stock transformers and Meta's formulas, on tiny weights."""
 
+import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -230,3 +232,14 @@ def test_another_tokenizer_must_give_the_image_tokens_the_same_ids(folder: Path,
     assert same.prompt_ids(["owl"], GRID) == load_adapter("chameleon", str(folder)).prompt_ids(
         ["owl"], GRID
     )
+
+
+@pytest.mark.parametrize("number", [0, 15, 10**30])
+def test_a_number_of_codes_that_no_image_has_is_told_when_it_loads(
+    folder: Path, tmp_path: Path, number: int
+):
+    damaged = Path(shutil.copytree(folder, tmp_path / "damaged"))
+    file = damaged / "processor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_seq_length": number}))
+    with pytest.raises(UserError, match=f"image_seq_length is {number}; it must be"):
+        load_adapter("chameleon", str(damaged))
