@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from mm_cca.adapters.base import UnifiedModel, grid_of
-from mm_cca.cli.commands.engine_process import find_engine, running_engine
+from mm_cca.cli.commands.engine_process import running_engine
+from mm_cca.cli.commands.engine_python import find_engine
 from mm_cca.cli.commands.export_engine import export_for_engine
 from mm_cca.modeling.draws import image_stream
 from mm_cca.modeling.sampler import Sampler, SamplingSettings

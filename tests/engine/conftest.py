@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from mm_cca.cli.commands.engine_process import VARIABLE, EngineProcess, running_engine
+from mm_cca.cli.commands.engine_process import EngineProcess, running_engine
+from mm_cca.cli.commands.engine_python import VARIABLE
 from mm_cca.cli.commands.export_engine import EngineExport
 
 HERE = Path(__file__).parent
@@ -36,7 +37,7 @@ def engine_python() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def _small_cache() -> Iterator[None]:
-    """A GiB of keys and values, where vLLM would take four."""
+    """A GiB of keys and values, where ``running_engine`` takes four."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
         yield
@@ -46,9 +47,6 @@ def _small_cache() -> Iterator[None]:
 def started(python: Path, export: EngineExport, name: str = "log") -> Iterator[EngineProcess]:
     """The engine of an exported folder, ready."""
     log = export.folder.with_name(f"{export.folder.name}.{name}")
-    # Room for all prompts at once: of a seeded prompt in parts, vLLM 0.32 asks a generator for its
-    # offset, which those of the CPU don't have, and the engine dies.
-    room = ("--max-num-batched-tokens", "16384")
-    with running_engine(python, (*export.arguments, "--enforce-eager", *room), log) as engine:
+    with running_engine(python, (*export.arguments, "--enforce-eager"), log) as engine:
         engine.wait_until_ready()
         yield engine

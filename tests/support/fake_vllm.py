@@ -19,12 +19,18 @@ parser = argparse.ArgumentParser()
 for name in ("model", "served-model-name", "dtype", "host", "port", "max-model-len"):
     parser.add_argument(f"--{name}")
 parser.add_argument("--fail", action="store_true")
+parser.add_argument("--no-enable-chunked-prefill", action="store_true")
 args = parser.parse_args()
 assert "OMP_NUM_THREADS" not in os.environ
 assert Path(args.model, "config.json").exists()
 print("loading", args.model, flush=True)
+print("prompts in parts:", not args.no_enable_chunked_prefill, flush=True)
+print("cache:", os.environ.get("VLLM_CPU_KVCACHE_SPACE"), flush=True)
 if args.fail:
-    sys.exit("RuntimeError: no such kernel")
+    print("(Worker pid=7) WARNING 11-28 12:00:26 [utils.py:2] errors like `OSError: [Errno 24]`")
+    print("(Worker pid=7) ERROR 11-28 12:00:26 [cpu_worker.py:83] ValueError: no such kernel.")
+    print("noise\\n" * 20, flush=True)
+    sys.exit("RuntimeError: initialization failed. See root cause above.")
 length = int(args.max_model_len or 512)
 served = [args.served_model_name]
 with fake_engine(served=served, max_model_len=length, port=int(args.port)):
@@ -32,8 +38,15 @@ with fake_engine(served=served, max_model_len=length, port=int(args.port)):
 '''
 
 
-def write_fake_vllm(folder: Path, *packages: str) -> Path:
-    """An interpreter in ``folder`` that has the packages, such as ``vllm``."""
+def write_fake_vllm(folder: Path, *packages: str, build: str = "vllm-0.32.0") -> Path:
+    """An interpreter in ``folder`` that has the packages, such as ``vllm``.
+
+    ``build`` is the distribution's name and version, as a folder of site-packages spells them.
+    """
+    facts = folder / "site" / f"{build}.dist-info"
+    facts.mkdir(parents=True)
+    name, _, version = build.partition("-")
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     for package in packages:
         inner = folder / "site" / package / ("entrypoints/openai" if package == "vllm" else "")
         inner.mkdir(parents=True)

