@@ -43,12 +43,7 @@ def load_config(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
 def config_as_written(path_or_name: str, overrides: Sequence[str] = ()) -> AnyRecipe:
     """``load_config`` without a look at the machine, for which torch may have to be imported.
 
-    Args:
-        path_or_name: a YAML file, or the name of a built-in recipe (``mm-cca ls``).
-        overrides: ``key=value`` with dotted keys; the value is parsed as YAML.
-
-    Raises:
-        UserError: every mistake in one message.
+    Arguments and errors are those of ``load_config``.
     """
     from mm_cca.config.constraints import declared_checks, failures, invalid_choices
     from mm_cca.config.validate import problems

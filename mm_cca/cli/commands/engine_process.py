@@ -46,16 +46,18 @@ class EngineProcess:
         self._process, self.url, self.log = process, url, log
 
     def why_dead(self) -> str | None:
-        """How it ended: its first error, for what follows only says that there was one, and its
-        last lines. None while it runs."""
+        """How it ended, with the first error and the last lines of its log; None while it runs.
+
+        What follows an engine's first error often only says that there was one.
+        """
         status = self._process.poll()
         if status is None:
             return None
         how = f"signal {-status}" if status < 0 else f"status {status}"
         text = self.log.read_text("utf-8", "replace") if self.log.exists() else ""
         error = FIRST_ERROR.search(text)
-        reason = f": {error.group(1)[:1000].rstrip('.')}" if error else ""
-        return f"the engine has ended ({how}){reason}. The end of {self.log}:\n{_last_lines(text)}"
+        first = f"The first error in its log: {error.group(1)[:1000]}\n" if error else ""
+        return f"the engine has ended ({how}). {first}The end of {self.log}:\n{_last_lines(text)}"
 
     def wait_until_ready(self) -> None:
         """Wait as long as it takes to load, with a line that says so.

@@ -53,6 +53,15 @@ def find_engine(python: Path | None, *, needs_plugin: bool) -> Path:
     return chosen
 
 
+def is_cpu_build(python: Path) -> bool:
+    """Whether the engine of ``find_engine`` computes on the processor.
+
+    Raises:
+        UserError: it is not a Python that runs.
+    """
+    return CPU_BUILD in _packages(python)
+
+
 def _install_command(needs_plugin: bool) -> str:
     pip = "vllm-env/bin/pip"
     steps = ["python3 -m venv vllm-env"]
@@ -79,12 +88,3 @@ def _packages(python: Path) -> list[str]:
             "environment with vllm, such as vllm-env/bin/python."
         ) from error
     return found
-
-
-def is_cpu_build(python: Path) -> bool:
-    """Whether the engine of ``find_engine`` computes on the processor.
-
-    Raises:
-        UserError: it is not a Python that runs.
-    """
-    return CPU_BUILD in _packages(python)
