@@ -133,7 +133,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def picture_strip(grids: Sequence[Grid]) -> PictureStrip:
     """The first prompts of every split in turn: base, best guided base and the trained model."""
-    chosen = _first_prompts([len(grid["captions"]) for grid in grids])
+    chosen = _first_prompts([grid["captions"] for grid in grids])
     present: list[str] = [column["name"] for column in grids[0]["columns"]]
     ours = grids[0]["ours"]
     names = dict.fromkeys(["base", grids[0]["baseline"] or "base", ours])
@@ -146,12 +146,17 @@ def picture_strip(grids: Sequence[Grid]) -> PictureStrip:
     return PictureStrip(captions, rows, grids[0]["exact"])
 
 
-def _first_prompts(counts: Sequence[int]) -> list[tuple[int, int]]:
-    """(split, row) of the first prompts, equally many of every split where there are enough."""
+def _first_prompts(captions: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
+    """(split, row) of the first image of the first prompts, equally many of every split where there
+    are enough."""
+    firsts = [
+        [split.index(caption) for caption in list(dict.fromkeys(split))[:STRIP_PROMPTS]]
+        for split in captions
+    ]
     in_turn = [
-        (split, row)
-        for row in range(STRIP_PROMPTS)
-        for split in range(len(counts))
-        if row < counts[split]
+        (split, rows[place])
+        for place in range(STRIP_PROMPTS)
+        for split, rows in enumerate(firsts)
+        if place < len(rows)
     ]
     return sorted(in_turn[:STRIP_PROMPTS])

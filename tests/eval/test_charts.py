@@ -185,9 +185,12 @@ def test_the_forest_has_every_judge_of_every_comparison_and_better_is_to_the_rig
 
 
 def test_the_strip_has_the_first_prompts_of_every_split():
-    assert _first_prompts([1000, 300]) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-    assert _first_prompts([9]) == [(0, n) for n in range(6)]
-    assert _first_prompts([1, 9]) == [(0, 0)] + [(1, n) for n in range(5)]
+    many = [str(n) for n in range(1000)]
+    assert _first_prompts([many, many[:300]]) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert _first_prompts([many[:9]]) == [(0, n) for n in range(6)]
+    assert _first_prompts([many[:1], many[:9]]) == [(0, 0)] + [(1, n) for n in range(5)]
+    eight_each = [name for name in many for _ in range(8)]
+    assert _first_prompts([eight_each]) == [(0, 8 * n) for n in range(6)]
     columns = [
         {"name": name, "shown": True, "thumbs": {0: f"of {name}"}, "missing": [2]}
         for name in ("base", "base+cfg2", "cca")
